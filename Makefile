@@ -1,0 +1,42 @@
+# The project's commands. Each does all its set-up: a .venv with the pinned development requirements and the native build.
+PYTHON ?= python3
+VENV ?= .venv
+PY := $(VENV)/bin/python
+NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
+ARGS ?=
+
+.PHONY: train test bench lint format setup clean
+
+train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
+	$(PY) python/train.py $(ARGS)
+
+test: setup ## the whole test suite, and the C++ tests under sanitizers
+	$(PY) -m pytest $(ARGS)
+
+bench: setup ## kernel microbenchmarks against their peers
+	$(PY) -m pytest bench $(ARGS)
+
+lint: setup
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(VENV)/bin/clang-format --dry-run --Werror $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+
+format: setup
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	$(VENV)/bin/clang-format -i $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+
+setup: $(VENV)/.built
+
+$(VENV)/.requirements: requirements-dev.txt
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.requirements $(NATIVE)
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info toast_kernels/_C.*

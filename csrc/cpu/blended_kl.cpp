@@ -1,0 +1,1 @@
+#include "blended_kl.h"
