@@ -1,0 +1,113 @@
+"""The op toast_kernels::blended_kl and its autograd: loss and gradient are computed together, backward only scales."""
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from ..backends import choose
+from . import cpu, reference
+
+torch.library.define(
+    "toast_kernels::blended_kl",
+    "(Tensor logits, Tensor target, Tensor? target_b, Tensor? lam, Tensor? weight,"
+    " Tensor? soft_values, Tensor? soft_indices, Tensor? soft_logsumexp, Tensor? soft_filled, Tensor? alpha,"
+    " Tensor? past_values, Tensor? past_indices, Tensor? past_logsumexp, Tensor? past_entropy, Tensor? past_filled,"
+    " Tensor? past_index, Tensor? past_weight, Tensor? upstream,"
+    " float soft_temperature, float temperature, int ignore_index, float label_smoothing, str reduction,"
+    " bool need_gradient, bool need_stats)"
+    " -> (Tensor loss, Tensor gradient, Tensor stats, Tensor argmax)",
+)
+torch.library.impl("toast_kernels::blended_kl", "CPU", cpu.blended_kl)
+_op = torch.ops.toast_kernels.blended_kl.default
+
+
+@torch.library.register_fake("toast_kernels::blended_kl")
+def _(logits, *rest):
+    reduction, need_gradient, need_stats = rest[-3:]
+    num_rows, num_classes = logits.shape
+    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return (
+        logits.new_empty((num_rows,) if reduction == "none" else (), dtype=real),
+        logits.new_empty((num_rows, num_classes) if need_gradient else (0,)),
+        logits.new_empty((2, num_rows if need_stats else 0), dtype=real),
+        logits.new_empty((num_rows if need_stats else 0,), dtype=torch.int64),
+    )
+
+
+class BlendedKL(torch.autograd.Function):
+    """Forward keeps the gradient; the first backward scales it in place and hands it over.
+
+    A second backward through the same graph, and any backward of float16 logits, computes the gradient anew with
+    the upstream gradient folded in before rounding: what was handed over is never written to again, and a
+    GradScaler's scale reaches float16 gradients before they underflow.
+    """
+
+    @staticmethod
+    def forward(ctx, settings, need_stats, *tensors):
+        now = tensors[0].dtype != torch.float16
+        loss, gradient, stats, argmax = _op(*tensors, None, *settings, now, need_stats)
+        ctx.settings = settings
+        ctx.scale_only = now and torch.compiler.is_compiling()  # the compiler owns the memory: no hand-over
+        ctx.save_for_backward(*((gradient,) if ctx.scale_only else tensors))
+        ctx.gradient = gradient if now and not ctx.scale_only else None
+        ctx.mark_non_differentiable(stats, argmax)
+        return loss, stats, argmax
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, upstream, *_):
+        per_row = upstream.unsqueeze(-1) if upstream.dim() else upstream
+        if ctx.scale_only:
+            (gradient,) = ctx.saved_tensors
+            gradient = (gradient * per_row).to(gradient.dtype)
+        elif ctx.gradient is None:
+            gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False)[1]
+        else:
+            gradient, ctx.gradient = ctx.gradient, None
+            if upstream.dim() or upstream.item() != 1:
+                gradient.mul_(per_row)
+        return None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 3)
+
+
+def blended_kl(
+    logits,  # [N, C]
+    target,  # [N] int64 | [N, C] class probabilities | (y_a [N], y_b [N], lam [N])
+    weight=None,  # [C]
+    *,
+    soft_targets=None,
+    alpha=None,  # number or []
+    past=None,
+    past_index=None,  # [N]
+    past_weight=None,  # number or []
+    temperature,
+    ignore_index,
+    label_smoothing,
+    reduction,
+    need_stats,
+    backend,
+):
+    """Loss, stats [2, N] (cross_entropy, logsumexp) and argmax [N] of checked arguments; see functional.toast_loss."""
+    learned_target = isinstance(target, torch.Tensor) and target.requires_grad and torch.is_grad_enabled()
+    if choose(backend, logits.device) == "reference" or (learned_target and backend == "auto"):
+        loss, cross_entropy, logsumexp, argmax = reference.blended_kl(
+            logits, target, weight, soft_targets=soft_targets, alpha=alpha, past=past, past_index=past_index,
+            past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction,
+        )  # fmt: skip
+        return loss, (cross_entropy, logsumexp), argmax
+
+    target, target_b, lam = target if isinstance(target, tuple) else (target, None, None)
+    soft, last = soft_targets, past
+    tensors = (
+        logits, target, target_b, lam, weight,
+        *((None,) * 4 if soft is None else (soft.values, soft.indices, soft.logsumexp, soft.filled)),
+        None if soft is None else torch.as_tensor(alpha, dtype=torch.float64),
+        *((None,) * 5 if last is None else (last.values, last.indices, last.logsumexp, last.entropy, last.filled)),
+        past_index,
+        None if last is None else torch.as_tensor(past_weight, dtype=torch.float64),
+    )  # fmt: skip
+    soft_temperature = 1.0 if soft is None or soft.temperature is None else soft.temperature
+    settings = (soft_temperature, temperature, ignore_index, label_smoothing, reduction)
+    if logits.requires_grad and torch.is_grad_enabled():
+        return BlendedKL.apply(settings, need_stats, *tensors)
+    loss, _, stats, argmax = _op(*tensors, None, *settings, False, need_stats)
+    return loss, stats, argmax
