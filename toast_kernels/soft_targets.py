@@ -1,0 +1,298 @@
+"""SoftTargets: rows of class probabilities, one format for class soft targets and for past predictions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+_DENSE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
+_TOP_K_DTYPES = (torch.float32, torch.float64)
+_CHUNK = 1 << 22  # elements worked on at once: temporaries stay below about 100 MB whatever the size of the table
+
+
+@dataclass(eq=False)
+class SoftTargets:
+    """Rows s_1 ... s_R of probabilities over C classes, with each row's entropy kept beside it.
+
+    Make one with :meth:`from_logits`, :meth:`from_probs`, :meth:`view_logits` or :meth:`empty`. Three encodings:
+
+    ========  ====================================  =================================================
+    encoding  values                                row r stands for
+    ========  ====================================  =================================================
+    dense     [R, C] probabilities                  s_r = values[r]
+    top-k     [R, k] probabilities, indices [R, k]  values[r] at indices[r]; what is left of 1, spread
+                                                    evenly over the other C - k classes
+    logits    [R, C] logits                         s_r = softmax(values[r] / temperature)
+    ========  ====================================  =================================================
+
+    Fields:
+        values: see above; bfloat16, float32 or float64 (top-k: float32 or float64; logits: any floating dtype).
+        entropy: [R], float32 (float64 for float64 values): -sum_c s_rc log s_rc in nats of the row as it is stored,
+            after rounding; 0 log 0 is 0.
+        filled: bool [R]. A row that is not filled stands for no target at all; its values and entropy are 0.
+        num_classes: C.
+        indices: int32 [R, k], ascending within each row. Top-k only.
+        logsumexp: [R], logsumexp(values / temperature), in the dtype of entropy. Logits only.
+        temperature: what the logits were divided by; None when unknown (from_probs).
+
+    Everything is detached: soft targets are constants of the loss. The format is a choice of this library, not the
+    paper's. [choice]
+    """
+
+    values: Tensor
+    entropy: Tensor
+    filled: Tensor
+    num_classes: int
+    indices: Tensor | None = None
+    logsumexp: Tensor | None = None
+    temperature: float | None = None
+
+    @classmethod
+    @torch.no_grad()
+    def from_logits(
+        cls,
+        logits: Tensor,
+        temperature: float = 1.0,
+        *,
+        top_k: int | None = None,
+        dtype: torch.dtype | None = None,
+        filled: Tensor | None = None,
+    ) -> SoftTargets:
+        """s = softmax(logits / temperature), row by row.
+
+        Args:
+            logits: [R, C], floating. -inf is legal (probability 0) unless it fills the row; NaN and +inf are not.
+            temperature: finite, > 0.
+            top_k: keep the k largest of each row, 1 <= k <= C; among equal ones the lowest classes.
+            dtype: of values. Dense: bfloat16 for half-precision logits, otherwise the logits' own. Top-k: float32,
+                or float64 for float64 logits.
+            filled: bool [R], default all True. The other rows' logits are not looked at.
+
+        Raises:
+            TypeError, ValueError: an argument is not as described. On a GPU the look at the values is a host sync.
+        """
+        _check_matrix("logits", logits)
+        temperature = check_temperature(temperature)
+
+        def soften(rows: Tensor) -> Tensor:
+            return torch.softmax(_at_least_float32(rows) / temperature, dim=1)
+
+        expected = "logits must have no NaN, no +inf, and no row of -inf only"
+        table = cls._encode(logits, soften, expected, top_k, dtype, filled)
+        table.temperature = temperature
+        return table
+
+    @classmethod
+    @torch.no_grad()
+    def from_probs(
+        cls,
+        probs: Tensor,
+        *,
+        top_k: int | None = None,
+        dtype: torch.dtype | None = None,
+        filled: Tensor | None = None,
+    ) -> SoftTargets:
+        """Rows given as probabilities: each >= 0, each row summing to 1 within 1% (2^-7 is one rounding of bfloat16).
+
+        Rows are stored as they are, not normalised. Arguments and errors as in :meth:`from_logits`.
+        """
+        _check_matrix("probs", probs)
+
+        def check(rows: Tensor) -> Tensor:
+            rows = _at_least_float32(rows)
+            good = (rows >= 0).all(dim=1) & ((rows.sum(dim=1) - 1).abs() <= 1e-2)
+            return torch.where(good[:, None], rows, torch.nan)
+
+        return cls._encode(probs, check, "probs must be >= 0 with rows that sum to 1 within 1%", top_k, dtype, filled)
+
+    @classmethod
+    @torch.no_grad()
+    def view_logits(cls, logits: Tensor, temperature: float) -> SoftTargets:
+        """softmax(logits / temperature) without writing it: the logits themselves are kept, not copied.
+
+        Only logsumexp and entropy, [R] each, are computed. Values are not looked at (no host sync): a NaN in a row
+        shows as a NaN in its entropy. Arguments as in :meth:`from_logits`.
+        """
+        _check_matrix("logits", logits)
+        temperature = check_temperature(temperature)
+        logits = logits.detach()
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        entropy = logits.new_empty(len(logits), dtype=wide)
+        logsumexp = torch.empty_like(entropy)
+        for rows in _chunks(*logits.shape):
+            scaled = _at_least_float32(logits[rows]) / temperature
+            logsumexp[rows] = scaled.logsumexp(dim=1)
+            entropy[rows] = _entropy(torch.softmax(scaled, dim=1))
+        filled = torch.ones_like(entropy, dtype=torch.bool)
+        return cls(logits, entropy, filled, logits.shape[1], logsumexp=logsumexp, temperature=temperature)
+
+    @classmethod
+    def empty(
+        cls,
+        num_rows: int,
+        num_classes: int,
+        *,
+        top_k: int | None = None,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str | None = None,
+    ) -> SoftTargets:
+        """A table of rows that are not filled yet: dense, or top-k when top_k is given."""
+        allowed = _DENSE_DTYPES if top_k is None else _TOP_K_DTYPES
+        if dtype not in allowed:
+            kind = "dense" if top_k is None else "top-k"
+            raise TypeError(f"dtype of {kind} rows must be one of {', '.join(map(str, allowed))}, got {dtype}")
+        indices = None
+        if top_k is not None:
+            if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
+                raise ValueError(f"top_k must be an int in [1, {num_classes}] (the number of classes), got {top_k!r}")
+            indices = torch.arange(top_k, dtype=torch.int32, device=device).repeat(num_rows, 1)
+        values = torch.zeros(num_rows, num_classes if top_k is None else top_k, dtype=dtype, device=device)
+        entropy = values.new_zeros(num_rows, dtype=torch.promote_types(dtype, torch.float32))
+        filled = torch.zeros(num_rows, dtype=torch.bool, device=device)
+        return cls(values, entropy, filled, num_classes, indices)
+
+    @property
+    def encoding(self) -> str:
+        """The table's kind: "dense", "top-k" or "logits"."""
+        if self.indices is not None:
+            return "top-k"
+        return "dense" if self.logsumexp is None else "logits"
+
+    @property
+    def device(self) -> torch.device:
+        return self.values.device
+
+    def __len__(self) -> int:
+        return self.values.shape[0]
+
+    @torch.no_grad()
+    def dense(self) -> Tensor:
+        """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled."""
+        values = _at_least_float32(self.values)
+        if self.encoding == "logits":
+            probs = torch.softmax(values / self.temperature, dim=1)
+        elif self.encoding == "top-k":
+            probs = _rest(values, self.num_classes)[:, None].repeat(1, self.num_classes)
+            probs.scatter_(1, self.indices.long(), values)
+        else:
+            probs = values
+        return torch.where(self.filled[:, None], probs, 0)
+
+    def to(self, device: torch.device | str) -> SoftTargets:
+        """The same rows on another device; self when they are there already."""
+        device = torch.empty(0, device=device).device  # "cuda" means the current one
+        return self if device == self.device else self._map(lambda t: t.to(device))
+
+    def __getitem__(self, rows: Tensor | slice) -> SoftTargets:
+        """Some of the rows: a slice (views), an index tensor or a bool mask (copies)."""
+        if isinstance(rows, int):
+            raise TypeError("rows must be a slice, an index tensor or a bool mask, got an int")
+        return self._map(lambda t: t[rows])
+
+    @torch.no_grad()
+    def __setitem__(self, rows: Tensor | slice, other: SoftTargets) -> None:
+        """Overwrites some of the rows, in place, with those of a table of the same kind."""
+        for name in ("encoding", "num_classes", "temperature"):
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if mine != theirs:
+                raise ValueError(f"rows to store must have {name} {mine!r} like the table, got {theirs!r}")
+        if other.values.shape[1] != self.values.shape[1]:
+            raise ValueError(f"rows to store must have top_k {self.values.shape[1]}, got {other.values.shape[1]}")
+        for name, tensor in self._tensors():
+            tensor[rows] = getattr(other, name).to(tensor)
+
+    def state_dict(self) -> dict:
+        """All fields by name; loads with torch.load(weights_only=True)."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
+
+    @classmethod
+    def from_state_dict(cls, state: dict) -> SoftTargets:
+        """The inverse of :meth:`state_dict`; the tensors are copied."""
+        return cls(**state)._map(Tensor.clone)
+
+    def _tensors(self) -> Iterator[tuple[str, Tensor]]:
+        return ((name, value) for name, value in self.state_dict().items() if isinstance(value, Tensor))
+
+    def _map(self, function) -> SoftTargets:
+        return type(self)(**(self.state_dict() | {name: function(tensor) for name, tensor in self._tensors()}))
+
+    @classmethod
+    def _encode(cls, source: Tensor, to_probs: Callable, expected: str, top_k, dtype, filled) -> SoftTargets:
+        """The table of to_probs(source), a chunk of rows at a time; a NaN among these is an error."""
+        dtype = dtype or default_dtype(source.dtype, top_k)
+        table = cls.empty(*source.shape, top_k=top_k, dtype=dtype, device=source.device)
+        if filled is None:
+            filled = torch.ones_like(table.filled)
+        elif filled.dtype != torch.bool or filled.shape != table.filled.shape:
+            raise ValueError(f"filled must be bool [{len(table)}], got {filled.dtype} {list(filled.shape)}")
+        table.filled.copy_(filled)
+        for rows in _chunks(*source.shape):
+            kept = table.filled[rows]
+            probs = torch.where(kept[:, None], to_probs(source[rows]), 0)
+            bad = probs.isnan().any(dim=1)
+            if bad.any():
+                raise ValueError(f"{expected}; row {rows.start + int(bad.nonzero()[0])} is not so")
+            if top_k is None:
+                table.values[rows] = probs
+                table.entropy[rows] = _entropy(_at_least_float32(table.values[rows]))
+            else:
+                chosen = _largest(probs, top_k)
+                stored = probs.gather(1, chosen).to(dtype)
+                rest = _rest(stored, table.num_classes)
+                entropy = _entropy(stored) + (table.num_classes - top_k) * torch.special.entr(rest)
+                table.indices[rows] = chosen.int()
+                table.values[rows] = stored
+                table.entropy[rows] = torch.where(kept, entropy, 0)
+        return table
+
+
+def default_dtype(source: torch.dtype, top_k: int | None) -> torch.dtype:
+    """The dtype that rows made from `source` are stored in unless told otherwise."""
+    if top_k is None and source in (torch.float16, torch.bfloat16):
+        return torch.bfloat16
+    return torch.promote_types(source, torch.float32)
+
+
+def check_temperature(temperature: float) -> float:
+    """`temperature` as a float, or an error that says what is wrong with it."""
+    if isinstance(temperature, Tensor) or not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
+    return float(temperature)
+
+
+def _check_matrix(name: str, matrix: Tensor) -> None:
+    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
+        kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
+        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    if matrix.dim() != 2 or matrix.shape[1] == 0:
+        raise ValueError(f"{name} must have shape [R, C] with C >= 1, got {list(matrix.shape)}")
+
+
+def _at_least_float32(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def _chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
+    step = max(1, _CHUNK // num_classes)
+    return (slice(start, min(start + step, num_rows)) for start in range(0, num_rows, step))
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    return torch.special.entr(probs).sum(dim=1)
+
+
+def _rest(values: Tensor, num_classes: int) -> Tensor:
+    """[R] probability of each class that top-k rows do not list; 0 where rounding leaves a sum above 1."""
+    return (1 - values.sum(dim=1)).clamp(min=0) / max(num_classes - values.shape[1], 1)
+
+
+def _largest(probs: Tensor, k: int) -> Tensor:
+    """int64 [R, k]: the k largest of each row, ascending; of those equal to the k-th, the lowest."""
+    kth = probs.topk(k, dim=1).values[:, -1:]
+    above, equal = probs > kth, probs == kth
+    room = k - above.sum(dim=1, keepdim=True)
+    return (above | (equal & (equal.cumsum(dim=1) <= room))).nonzero()[:, 1].view(-1, k)
