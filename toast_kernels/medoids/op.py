@@ -1,0 +1,39 @@
+"""The op toast_kernels::class_medoids: schema, fake and choice of backend."""
+
+import torch
+
+from ..backends import choose
+from . import cpu, reference
+
+METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")
+
+torch.library.define(
+    "toast_kernels::class_medoids",
+    "(Tensor x, Tensor labels, Tensor? mask, int num_classes, str metric, int ignore_index, str backend) -> Tensor",
+)
+
+
+@torch.library.impl("toast_kernels::class_medoids", "CompositeExplicitAutograd")
+def _(x, labels, mask, num_classes, metric, ignore_index, backend):
+    run = cpu if backend == "cpu" else reference
+    return run.class_medoids(x, labels, mask, num_classes, metric, ignore_index)
+
+
+@torch.library.register_fake("toast_kernels::class_medoids")
+def _(x, labels, mask, num_classes, metric, ignore_index, backend):
+    return x.new_empty((num_classes,), dtype=torch.int64)
+
+
+def class_medoids(
+    x,  # [N, D]
+    labels,  # [N] int64 or int32
+    num_classes,
+    metric,
+    mask,  # [N] bool or None
+    ignore_index,
+    backend,
+):
+    """The op on checked arguments; see functional.class_medoids. It has no gradient, so x goes in detached."""
+    return torch.ops.toast_kernels.class_medoids.default(
+        x.detach(), labels, mask, num_classes, metric, ignore_index, choose(backend, x.device)
+    )
