@@ -1,0 +1,22 @@
+"""Fused kernels for TOAST self-knowledge distillation: class medoids and a blended soft-target KL loss."""
+
+from .bank import MedoidBank
+from .functional import ToastStats, class_medoids, toast_loss
+from .loss import ToastLoss
+from .mixup import mixup_triple
+from .replay import HardReplay, PastPredictions, PredictionMemory
+from .soft_targets import SoftTargets
+
+__version__ = "0.1.0"
+__all__ = [
+    "HardReplay",
+    "MedoidBank",
+    "PastPredictions",
+    "PredictionMemory",
+    "SoftTargets",
+    "ToastLoss",
+    "ToastStats",
+    "class_medoids",
+    "mixup_triple",
+    "toast_loss",
+]

@@ -5,12 +5,47 @@
 #include <string>
 #include <vector>
 
+#include "blended_kl.h"
+
+// Declares NAME(arguments) in the namespace of each instruction set that was built.
+#if defined(TOAST_HAS_avx2)
+#define TOAST_FOR_EACH_ISA(declaration) \
+  namespace generic {                   \
+  declaration;                          \
+  }                                     \
+  namespace avx2 {                      \
+  declaration;                          \
+  }                                     \
+  namespace avx512 {                    \
+  declaration;                          \
+  }
+#define TOAST_CALL_BEST(call) \
+  switch (cpu_isa()) {        \
+    case Isa::avx512:         \
+      return avx512::call;    \
+    case Isa::avx2:           \
+      return avx2::call;      \
+    case Isa::generic:        \
+      return generic::call;   \
+  }
+#else
+#define TOAST_FOR_EACH_ISA(declaration) \
+  namespace generic {                   \
+  declaration;                          \
+  }
+#define TOAST_CALL_BEST(call) return generic::call
+#endif
+
 namespace toast {
+
+TOAST_FOR_EACH_ISA(void blended_kl(const BlendedKL&))
+void blended_kl_cpu(const BlendedKL& problem) { TOAST_CALL_BEST(blended_kl(problem)); }
+
 namespace {
 
 std::vector<Isa> available() {
   std::vector<Isa> isas{Isa::generic};
-#if defined(TOAST_HAS_avx2) || defined(TOAST_HAS_avx512)
+#if defined(TOAST_HAS_avx2)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   if (avx2) isas.push_back(Isa::avx2);

@@ -64,7 +64,7 @@ def blended_kl(
             if soft_targets is None:
                 mass = mass + hard
             else:
-                a = torch.where(soft_targets.filled[y], alpha, 0.0).to(dtype)[:, None]
+                a = (alpha * soft_targets.filled[y].to(dtype))[:, None]
                 mass = mass + (1 - a) * hard + a * w_y[:, None] * soft_targets[y].dense().to(dtype)
             score = score + onehot
             row_weight = row_weight + w_y
@@ -90,7 +90,7 @@ def blended_kl(
             negative_entropy = torch.xlogy(q, q).sum(1)
             past_rows = temperature**2 * (negative_entropy + _cross_entropy(q, (z / temperature).log_softmax(1)))
             past_rows = torch.where(has_past, past_rows, 0)
-    row_loss = torch.where(bad, torch.nan, row_loss)
+    row_loss = torch.where(bad | z.isnan().any(1), torch.nan, row_loss)
 
     if reduction == "none":
         loss = row_loss + past_weight * past_rows
