@@ -1,0 +1,391 @@
+"""HardReplay and PredictionMemory: which rows come back, when, and with which past prediction."""
+
+import io
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from toast_kernels.replay import HardReplay, PredictionMemory
+
+CLASSES = 4
+
+
+def make_batch(step, rows=8, **dtype):
+    """Inputs that say where they came from: step and row."""
+    generator = torch.Generator().manual_seed(step)
+    x = torch.stack([torch.full((rows,), float(step)), torch.arange(rows).float()], dim=1)
+    return x, torch.randint(CLASSES, (rows,), generator=generator)
+
+
+def make_logits(rows, seed, dtype=torch.float32):
+    return (2 * torch.randn(rows, CLASSES, generator=torch.Generator().manual_seed(seed))).to(dtype)
+
+
+def row_names(x):
+    return [tuple(map(int, row)) for row in x]
+
+
+def hardest(logits, y, count):
+    loss = F.cross_entropy(logits.double(), y, reduction="none").tolist()
+    return sorted(range(len(y)), key=lambda i: (-loss[i], i))[:count]
+
+
+@pytest.mark.parametrize("given_score", [False, True])
+@pytest.mark.parametrize("fraction", [0.25, 0.5, 0.75])
+def test_the_hardest_rows_come_back_with_the_predictions_they_got(fraction, given_score):
+    replay = HardReplay(fraction, temperature=2.0)
+    x, y, past = replay.extend(*make_batch(0))
+    assert past is None
+    assert torch.equal(x, make_batch(0)[0])
+
+    logits = make_logits(8, seed=10).requires_grad_()
+    score = F.cross_entropy(logits, y, reduction="none") if given_score else None
+    replay.keep(x, y, logits, score)
+    chosen = hardest(logits.detach(), y, round(8 * fraction))
+
+    new_x, new_y = make_batch(1)
+    x2, y2, past = replay.extend(new_x, new_y)
+    assert torch.equal(x2, torch.cat([new_x, x[chosen]]))
+    assert torch.equal(y2, torch.cat([new_y, y[chosen]]))
+    assert past.num_new == 8
+    assert past.index.dtype == torch.int64
+    assert past.index.tolist() == [-1] * 8 + list(range(len(chosen)))
+    assert past.targets.encoding == "logits"
+    assert past.targets.temperature == 2.0
+    assert not past.targets.values.requires_grad
+    torch.testing.assert_close(past.targets.dense(), (logits.detach()[chosen] / 2).softmax(1))
+
+
+def test_carried_rows_are_copies():
+    replay = HardReplay(1.0)
+    x, y, _ = replay.extend(*make_batch(0))
+    logits = make_logits(8, seed=1)
+    replay.keep(x, y, logits)
+    before = [t.clone() for t in (x, y, logits)]
+    chosen = hardest(logits, y, 8)
+    for tensor in (x, y, logits):
+        tensor.zero_()
+    x2, y2, past = replay.extend(*make_batch(1))
+    for found, original in ((x2[8:], before[0]), (y2[8:], before[1]), (past.targets.values, before[2])):
+        assert torch.equal(found, original[chosen])
+
+
+@pytest.mark.parametrize("max_age", [1, 2, 3])
+def test_a_row_is_carried_at_most_max_age_times_in_a_row(max_age):
+    replay = HardReplay(0.5, max_age)
+    seen = {}
+    for step in range(8):
+        x, y, _ = replay.extend(*make_batch(step))
+        assert len(x) == (8 if step == 0 else 12)  # fraction of the new rows, whatever max_age is
+        names = row_names(x)
+        assert len(set(names)) == len(names)
+        for name in names[8:]:
+            seen[name] = seen.get(name, 0) + 1
+        # rows 2 to 5 of each step are the hardest for ever, older ones harder still
+        score = torch.tensor([100 - step_of + (10 * (2 <= row <= 5)) for step_of, row in names]).float()
+        replay.keep(x, y, make_logits(len(x), step), score)
+    assert max(seen.values()) == max_age
+    if max_age == 1:
+        assert set(seen) == {(step, row) for step in range(7) for row in range(2, 6)}
+
+
+def test_equal_scores_go_to_the_first_rows():
+    replay = HardReplay(0.5)
+    x, y, _ = replay.extend(*make_batch(0, rows=9))
+    replay.keep(x, y, torch.zeros(9, CLASSES))
+    x2, _, _ = replay.extend(*make_batch(1))
+    assert row_names(x2[8:]) == [(0, row) for row in range(4)]  # round(4.5) is 4
+
+
+def test_ignored_and_diverged_rows_are_never_carried():
+    replay = HardReplay(1.0)
+    x, y, _ = replay.extend(*make_batch(0))
+    logits = make_logits(8, seed=3)
+    y[1] = -100
+    logits[2, 0] = torch.nan
+    logits[3, 1] = torch.inf
+    logits[4] = -torch.inf
+    masked = (int(y[5]) + 1) % CLASSES
+    logits[5, masked] = -torch.inf  # a masked class is legal
+    replay.keep(x, y, logits)
+    x2, _, past = replay.extend(*make_batch(1))
+    assert sorted(row_names(x2[8:])) == [(0, 0), (0, 5), (0, 6), (0, 7)]
+    assert torch.isfinite(past.targets.entropy).all()
+
+
+def test_scores_of_ignored_rows_do_not_matter():
+    """toast_loss gives them 0, and the caller's own score may give anything."""
+    replay = HardReplay(0.25)
+    x, y, _ = replay.extend(*make_batch(0))
+    y[6] = -100
+    replay.keep(x, y, make_logits(8, 0), torch.arange(8.0))
+    x2, _, _ = replay.extend(*make_batch(1))
+    assert row_names(x2[8:]) == [(0, 7), (0, 5)]
+
+
+@pytest.mark.parametrize("case", ["all ignored", "fraction 0", "no rows"])
+def test_nothing_to_carry(case):
+    replay = HardReplay(0.0 if case == "fraction 0" else 0.5)
+    x, y, _ = replay.extend(*make_batch(0, rows=0 if case == "no rows" else 8))
+    if case == "all ignored":
+        y.fill_(-100)
+    replay.keep(x, y, make_logits(len(x), 0))
+    assert replay.extend(*make_batch(1))[2] is None
+
+
+def test_fixed_half_overlap_sees_every_row_twice_in_a_row():
+    replay = HardReplay(1.0)
+    for step in range(4):
+        x, y, past = replay.extend(*make_batch(step))
+        replayed = row_names(x[8:])
+        assert sorted(replayed) == ([] if step == 0 else [(step - 1, row) for row in range(8)])
+        assert past is None or (past.index[8:] >= 0).all()
+        replay.keep(x, y, make_logits(len(x), step))
+
+
+def test_distil_fraction_distils_the_hardest_of_the_carried_rows():
+    replay = HardReplay(1.0, distil_fraction=0.5)
+    x, y, _ = replay.extend(*make_batch(0))
+    logits = make_logits(8, seed=5)
+    replay.keep(x, y, logits)
+    x2, _, past = replay.extend(*make_batch(1))
+    assert len(x2) == 16
+    distilled = [name for name, row in zip(row_names(x2), past.index, strict=True) if row >= 0]
+    assert distilled == [(0, row) for row in hardest(logits, y, 4)]
+
+
+def test_top_k_past():
+    replay = HardReplay(0.5, top_k=2, temperature=3.0)
+    x, y, _ = replay.extend(*make_batch(0))
+    logits = make_logits(8, seed=5)
+    replay.keep(x, y, logits)
+    _, _, past = replay.extend(*make_batch(1))
+    assert past.targets.encoding == "top-k"
+    assert past.targets.temperature == 3.0
+    exact = (logits[hardest(logits, y, 4)] / 3).softmax(1)
+    torch.testing.assert_close(past.targets.dense().amax(1), exact.amax(1))
+
+
+def test_structured_inputs():
+    def batch(step):
+        x, y = make_batch(step)
+        return {"image": x, "extra": (x[:, 0] + 0.5, [x.int()])}, y
+
+    replay = HardReplay(0.25)
+    x, y, _ = replay.extend(*batch(0))
+    logits = make_logits(8, seed=7)
+    replay.keep(x, y, logits)
+    chosen = hardest(logits, y, 2)
+    x2, _, _ = replay.extend(*batch(1))
+    assert list(x2) == ["image", "extra"]
+    assert torch.equal(x2["image"], torch.cat([make_batch(1)[0], make_batch(0)[0][chosen]]))
+    assert x2["extra"][0].tolist() == [1.5] * 8 + [0.5] * 2
+    assert x2["extra"][1][0].dtype == torch.int32
+
+
+@pytest.mark.parametrize("lam", [0.3, torch.linspace(0, 1, 8)], ids=["number", "rows"])
+def test_mixup_triples(lam):
+    replay = HardReplay(0.5)
+    x, y_a = make_batch(0)
+    y_b = y_a.roll(1)
+    x, y, _ = replay.extend(x, (y_a, y_b, lam))
+    logits = make_logits(8, seed=2)
+    replay.keep(x, y, logits)
+
+    rows = torch.as_tensor(lam, dtype=torch.float32).expand(8)
+    loss = [F.cross_entropy(logits, labels, reduction="none") for labels in (y_a, y_b)]
+    chosen = (rows * loss[0] + (1 - rows) * loss[1]).argsort(descending=True)[:4]
+    new_x, new_a = make_batch(1)
+    x2, (got_a, got_b, got_lam), past = replay.extend(new_x, (new_a, new_a.flip(0), 0.75))
+    assert torch.equal(x2[8:], x[chosen])
+    assert torch.equal(got_a, torch.cat([new_a, y_a[chosen]]))
+    assert torch.equal(got_b, torch.cat([new_a.flip(0), y_b[chosen]]))
+    assert torch.equal(got_lam, torch.cat([torch.full((8,), 0.75), rows[chosen]]))
+    assert past.num_new == 8
+
+
+def test_labels_and_triples_mix():
+    replay = HardReplay(0.5)
+    x, y = make_batch(0)
+    logits = make_logits(8, seed=2)
+    chosen = hardest(logits, y, 4)
+    for first, second in ((y, (y, y.roll(1), 0.75)), ((y, y, 1.0), y)):
+        replay.reset()
+        replay.keep(x, replay.extend(x, first)[1], logits)
+        _, (y_a, y_b, lam), _ = replay.extend(x, second)
+        assert torch.equal(y_a, torch.cat([y, y[chosen]]))
+        assert torch.equal(y_b[8:], y[chosen])
+        assert lam.tolist() == [0.75 if isinstance(second, tuple) else 1.0] * 8 + [1.0] * 4
+
+
+def test_an_ignored_pair_is_not_carried_and_class_probabilities_are():
+    replay = HardReplay(1.0)
+    x, y = make_batch(0)
+    y[3] = -100
+    x, triple, _ = replay.extend(x, (y, y, 0.5))
+    replay.keep(x, triple, make_logits(8, 0))
+    assert (0, 3) not in row_names(replay.extend(*make_batch(1))[0])
+
+    replay = HardReplay(0.5)
+    x, _ = make_batch(0)
+    probs = make_logits(8, 1).softmax(1)
+    logits = make_logits(8, 2)
+    replay.keep(*replay.extend(x, probs)[:2], logits)
+    chosen = F.cross_entropy(logits, probs, reduction="none").argsort(descending=True)[:4]
+    assert torch.equal(replay.extend(x, probs)[1], torch.cat([probs, probs[chosen]]))
+
+
+def test_half_precision_logits_stay_as_they_are():
+    replay = HardReplay()
+    x, y, _ = replay.extend(*make_batch(0))
+    replay.keep(x, y, make_logits(8, 0, torch.bfloat16))
+    past = replay.extend(*make_batch(1))[2]
+    assert past.targets.values.dtype == torch.bfloat16
+    assert past.targets.logsumexp.dtype == torch.float32
+
+
+def step(replay, number):
+    x, y, past = replay.extend(*make_batch(number))
+    replay.keep(x, y, make_logits(len(x), number))
+    return x, y, past
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_state_survives_a_file_and_goes_on_to_the_bit(top_k):
+    replay = HardReplay(0.5, 2, top_k=top_k)
+    for number in range(3):
+        step(replay, number)
+    file = io.BytesIO()
+    torch.save(replay.state_dict(), file)
+    file.seek(0)
+    resumed = HardReplay(0.5, 2, top_k=top_k)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    for number in range(3, 6):
+        x, y, past = step(replay, number)
+        x2, y2, past2 = step(resumed, number)
+        assert torch.equal(x, x2)
+        assert torch.equal(y, y2)
+        assert torch.equal(past.index, past2.index)
+        assert torch.equal(past.targets.values, past2.targets.values)
+        assert torch.equal(past.targets.entropy, past2.targets.entropy)
+
+    empty = HardReplay()
+    resumed.load_state_dict(empty.state_dict())
+    assert resumed.extend(*make_batch(0))[2] is None
+    replay.reset()
+    assert replay.extend(*make_batch(0))[2] is None
+
+
+X, Y = make_batch(0)
+
+
+def kept(x=X, y=Y, logits=None, score=None):
+    replay = HardReplay()
+    replay.extend(X, Y)
+    replay.keep(x, y, torch.zeros(8, CLASSES) if logits is None else logits, score)
+
+
+BAD_CALLS = {
+    "fraction": (lambda: HardReplay(1.5), r"fraction must be in \[0, 1\], got 1.5"),
+    "nan": (lambda: HardReplay(float("nan")), r"fraction must be in \[0, 1\], got nan"),
+    "distil": (lambda: HardReplay(distil_fraction=-1), r"distil_fraction must be in \[0, 1\], got -1"),
+    "max_age": (lambda: HardReplay(max_age=0), "max_age must be an int >= 1, got 0"),
+    "temperature": (lambda: HardReplay(temperature=0), "temperature must be a finite number > 0, got 0"),
+    "rows": (lambda: HardReplay().extend(X, Y[1:]), "y must have as many rows as x, 8, got 7"),
+    "ragged": (lambda: HardReplay().extend((X, X[1:]), Y), r"the tensors in x must have as many rows .* got \[8, 7\]"),
+    "no tensor": (lambda: HardReplay().extend({"x": "a"}, Y), "x must be a tensor with a row dimension, or a tuple"),
+    "no extend": (lambda: HardReplay().keep(X, Y, torch.zeros(8, 4)), r"with N = 0 \(the rows that extend returned\)"),
+    "logits": (lambda: kept(logits=torch.zeros(7, 4)), r"logits must have shape \[N, C\] with N = 8 .* got \[7, 4\]"),
+    "3-d": (
+        lambda: kept(logits=torch.zeros(8, 4, 2)),
+        r"logits must have shape \[N, C\] with N = 8 .* got \[8, 4, 2\]",
+    ),
+    "x": (lambda: kept(x=X[1:]), "x must have the 8 rows that extend returned, got 7"),
+    "score": (lambda: kept(score=torch.zeros(9)), r"cross_entropy must have shape \[8\] \(from logits\), got \[9\]"),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_CALLS.values(), ids=BAD_CALLS.keys())
+def test_bad_arguments_are_named(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_memory_gives_back_each_samples_last_prediction(top_k):
+    memory = PredictionMemory(10, CLASSES, temperature=2.0, top_k=top_k, dtype=torch.float32)
+    sample = torch.tensor([7, 2, 5])
+    past = memory.past(sample)
+    assert past.index.tolist() == [-1, -1, -1]
+    assert past.num_new == 3  # nothing is a replay: all are pooled
+
+    logits = make_logits(3, 0).requires_grad_()
+    memory.keep(sample, logits)
+    past = memory.past(torch.tensor([5, 0, 7]))
+    assert past.index.tolist() == [0, -1, 2]
+    assert past.targets.temperature == 2.0
+    exact = (logits.detach()[[2, 0]] / 2).softmax(1)
+    found = past.targets.dense()[[0, 2]]
+    torch.testing.assert_close(found.amax(1), exact.amax(1))
+    if top_k is None:
+        torch.testing.assert_close(found, exact)
+
+    memory.keep(torch.tensor([7]), make_logits(1, 9))
+    assert not torch.equal(memory.past(torch.tensor([7])).targets.dense(), found[1:])
+    assert torch.equal(memory.past(torch.tensor([5])).targets.dense(), found[:1])
+    memory.reset()
+    assert memory.past(sample).index.tolist() == [-1, -1, -1]
+
+
+def test_memory_what_was_handed_out_does_not_change():
+    memory = PredictionMemory(4, CLASSES)
+    sample = torch.arange(4)
+    memory.keep(sample, make_logits(4, 0))
+    past = memory.past(sample)
+    before = past.targets.dense().clone()
+    memory.keep(sample, make_logits(4, 1))
+    assert torch.equal(past.targets.dense(), before)
+
+
+def test_memory_keeps_the_last_finite_prediction():
+    memory = PredictionMemory(4, CLASSES)
+    memory.keep(torch.arange(3), make_logits(3, 0))
+    before = memory.past(torch.arange(4)).targets.dense()
+    diverged = make_logits(4, 1)
+    diverged[1:, 0] = torch.nan
+    memory.keep(torch.arange(4), diverged)
+    past = memory.past(torch.arange(4))
+    assert past.index.tolist() == [0, 1, 2, -1]
+    assert torch.equal(past.targets.dense()[1:], before[1:])
+    assert not torch.equal(past.targets.dense()[0], before[0])
+
+
+@pytest.mark.parametrize("top_k", [None, 2])
+def test_memory_state_survives_a_file(top_k):
+    memory = PredictionMemory(6, CLASSES, top_k=top_k)
+    memory.keep(torch.tensor([1, 4]), make_logits(2, 0))
+    file = io.BytesIO()
+    torch.save(memory.state_dict(), file)
+    file.seek(0)
+    resumed = PredictionMemory(6, CLASSES, top_k=top_k)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    one, two = (m.past(torch.arange(6)) for m in (memory, resumed))
+    assert torch.equal(one.index, two.index)
+    assert torch.equal(one.targets.values, two.targets.values)
+    assert one.targets.values.dtype == (torch.bfloat16 if top_k is None else torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("sample", "logits", "message"),
+    [
+        (torch.tensor([0, 6]), torch.zeros(2, CLASSES), r"sample must be in \[0, 6\), got 0 to 6"),
+        (torch.tensor([-1]), torch.zeros(1, CLASSES), r"sample must be in \[0, 6\), got -1 to -1"),
+        (torch.tensor([0.0]), torch.zeros(1, CLASSES), r"sample must be int64 \[N\], got torch.float32 \[1\]"),
+        (torch.tensor([0]), torch.zeros(2, CLASSES), r"logits must have shape \[1, 4\] .* got \[2, 4\]"),
+    ],
+    ids=["beyond", "negative", "float", "rows"],
+)
+def test_memory_bad_arguments_are_named(sample, logits, message):
+    with pytest.raises((ValueError, IndexError), match=message):
+        PredictionMemory(6, CLASSES).keep(sample, logits)
