@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blended_kl.h"
+#include "medoids.h"
 
 // Declares NAME(arguments) in the namespace of each instruction set that was built.
 #if defined(TOAST_HAS_avx2)
@@ -40,6 +41,9 @@ namespace toast {
 
 TOAST_FOR_EACH_ISA(void blended_kl(const BlendedKL&))
 void blended_kl_cpu(const BlendedKL& problem) { TOAST_CALL_BEST(blended_kl(problem)); }
+
+TOAST_FOR_EACH_ISA(void get_medoid_kernels(MedoidKernels&))
+void get_medoid_kernels_cpu(MedoidKernels& kernels) { TOAST_CALL_BEST(get_medoid_kernels(kernels)); }
 
 namespace {
 

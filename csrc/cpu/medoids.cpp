@@ -1,1 +1,138 @@
 #include "medoids.h"
+
+#include "cpu/medoids_cityblock.h"
+#include "cpu/medoids_decide.h"
+#include "cpu/medoids_products.h"
+
+namespace toast {
+namespace TOAST_ISA {
+namespace {
+
+template <class T>
+bool all_finite(const T* row, int64_t stride, int64_t width) {
+  using Bits = std::conditional_t<sizeof(T) == 8, std::uint64_t,
+                                  std::conditional_t<sizeof(T) == 4, std::uint32_t, std::uint16_t>>;
+  constexpr Bits exponent = std::is_same_v<T, double>    ? Bits(0x7ff0000000000000u)
+                            : std::is_same_v<T, float>   ? Bits(0x7f800000u)
+                            : std::is_same_v<T, float16> ? Bits(0x7c00u)
+                                                         : Bits(0x7f80u);
+  Bits found = 0;
+  for (int64_t k = 0; k < width; ++k) {
+    Bits bits;
+    std::memcpy(&bits, row + k * stride, sizeof bits);
+    found |= Bits((bits & exponent) == exponent);
+  }
+  return found == 0;
+}
+
+bool all_finite(const Matrix& x, int64_t row) {
+  bool finite = true;
+  with_dtype(x.dtype, [&](auto zero) {
+    const auto* data = static_cast<const decltype(zero)*>(x.data) + row * x.row_stride;
+    finite = x.column_stride == 1 ? all_finite(data, 1, x.width) : all_finite(data, x.column_stride, x.width);
+  });
+  return finite;
+}
+
+int64_t group_by_class(const Matrix& x, const Labels& labels, int64_t* offsets, int64_t* order, int threads) {
+  std::vector<int64_t> class_of(x.rows);
+  int64_t first_wrong = x.rows;
+#pragma omp parallel for num_threads(threads) schedule(static) reduction(min : first_wrong) if (threads > 1)
+  for (int64_t i = 0; i < x.rows; ++i) {
+    const int64_t at = i * labels.stride;
+    const int64_t label = labels.wide ? static_cast<const int64_t*>(labels.data)[at]
+                                      : int64_t(static_cast<const std::int32_t*>(labels.data)[at]);
+    const bool used = label != labels.ignore_index && (labels.mask == nullptr || labels.mask[i * labels.mask_stride]) &&
+                      all_finite(x, i);
+    class_of[i] = used ? label : -1;
+    if (used && (label < 0 || label >= labels.classes)) first_wrong = std::min(first_wrong, i);
+  }
+  if (first_wrong < x.rows) return first_wrong;
+
+  std::fill(offsets, offsets + labels.classes + 1, 0);
+  for (int64_t c : class_of)
+    if (c >= 0) ++offsets[c + 1];
+  for (int64_t c = 0; c < labels.classes; ++c) offsets[c + 1] += offsets[c];
+  std::vector<int64_t> next(offsets, offsets + labels.classes);
+  for (int64_t i = 0; i < x.rows; ++i)
+    if (class_of[i] >= 0) order[next[class_of[i]]++] = i;
+  return -1;
+}
+
+// Work, in elements of pair distances, up to which a class is done with all pairs at once.
+constexpr int64_t small_pairs = int64_t(1) << 21;
+// Rows from which sorting columns beats the pairs.
+constexpr int64_t sorted_rows = 256;
+// Elements from which a class is worth all threads; smaller ones are done side by side.
+constexpr int64_t large_class = int64_t(1) << 18;
+
+int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
+  if (c.n == 0) return -1;
+  if (c.n <= 2) return c.rows[0];  // two rows have the same cost
+  const int64_t elements = c.n * std::max<int64_t>(1, c.x.width);
+  if (metric == Metric::euclidean)
+    return c.n * elements <= small_pairs ? c.rows[small_class_medoid(c, metric)] : needs_products;
+  if (metric == Metric::cityblock && c.n < sorted_rows && elements <= small_pairs)
+    return c.rows[small_class_medoid(c, metric)];
+
+  std::vector<int64_t> positions(c.n);
+  for (int64_t i = 0; i < c.n; ++i) positions[i] = i;
+  std::vector<double> cost(c.n), bound(c.n);
+  if (metric == Metric::cityblock)
+    costs_by_sorting(c, cost.data(), bound.data(), threads);
+  else
+    costs_from_means(c, metric, cost.data(), bound.data(), threads);
+  Candidates candidates{positions.data(), cost.data(), bound.data(), c.n};
+  candidates.count = narrow(c, metric, candidates, threads);
+  return c.rows[decide(c, metric, candidates, threads)];
+}
+
+void all_classes(const Matrix& x, Metric metric, const int64_t* offsets, const int64_t* order, int64_t classes,
+                 int64_t* medoids, int threads) {
+  auto rows_of = [&](int64_t k) { return ClassRows{x, order + offsets[k], offsets[k + 1] - offsets[k]}; };
+  auto large = [&](int64_t k) { return (offsets[k + 1] - offsets[k]) * std::max<int64_t>(1, x.width) >= large_class; };
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
+  for (int64_t k = 0; k < classes; ++k)
+    if (!large(k)) medoids[k] = class_medoid(rows_of(k), metric, 1);
+  for (int64_t k = 0; k < classes; ++k)
+    if (large(k)) medoids[k] = class_medoid(rows_of(k), metric, threads);
+}
+
+double centre(const ClassRows& c, double* mean, int threads) {
+  std::vector<double> features(padded(c.x.width));
+  std::vector<Deviation> rows(c.n);
+  mean_features(c, Metric::sqeuclidean, features.data(), threads);
+  deviations(c, Metric::sqeuclidean, features.data(), rows.data(), threads);
+  std::copy(features.begin(), features.begin() + c.x.width, mean);
+  double radius = 0;
+  for (const Deviation& r : rows) radius = r.f <= radius ? radius : r.f;  // NaN, from an overflow, comes through
+  return radius;
+}
+
+void panel(const ClassRows& c, const int64_t* positions, const double* mean, double scale, const Panel& out,
+           int threads) {
+  if (out.dtype == DType::float64)
+    fill_panel<double>(c, positions, mean, scale, out, threads);
+  else
+    fill_panel<float>(c, positions, mean, scale, out, threads);
+}
+
+void distance_sums(const Tile& tile, int threads) {
+  if (tile.dtype == DType::float64)
+    add_tile<double>(tile, threads);
+  else
+    add_tile<float>(tile, threads);
+}
+
+int64_t decide_row(const ClassRows& c, Metric metric, const Candidates& candidates, int threads) {
+  return c.rows[decide(c, metric, candidates, threads)];
+}
+
+}  // namespace
+
+void get_medoid_kernels(MedoidKernels& kernels) {
+  kernels = {group_by_class, all_classes, centre, panel, distance_sums, narrow, decide_row};
+}
+
+}  // namespace TOAST_ISA
+}  // namespace toast

@@ -1,5 +1,156 @@
-"""class_medoids on the CPU."""
+"""class_medoids on the CPU: C++ kernels (csrc/medoids.h); the matrix products of large euclidean classes by torch."""
 
-from .reference import class_medoids
+import math
+from typing import NamedTuple
 
-__all__ = ["class_medoids"]
+import torch
+
+from ..backends import _C
+from .reference import raise_label
+
+METRICS = {"euclidean": 0, "sqeuclidean": 1, "cosine": 2, "cityblock": 3, "jeffreys": 4}
+DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+NEEDS_PRODUCTS = -2
+PANEL = 1 << 22  # elements of a panel of rows, at most
+STRIP = 128  # rows of a tile of products; on the diagonal half a strip is computed for nothing
+FEW = 1 << 24  # differences: so many are added up exactly in less time than a finer pass takes
+
+
+def class_medoids(
+    x,  # [N, D]
+    labels,  # [N] int64 or int32
+    mask,  # [N] bool or None
+    num_classes,
+    metric,
+    ignore_index,
+):  # -> [K] int64
+    threads = torch.get_num_threads()
+    matrix = (DTYPES[x.dtype], x.data_ptr(), *x.shape, *x.stride())
+    offsets = torch.empty(num_classes + 1, dtype=torch.int64, device="cpu")
+    order = torch.empty(x.shape[0], dtype=torch.int64, device="cpu")
+    medoids = torch.empty(num_classes, dtype=torch.int64, device="cpu")
+    wrong = _C.medoids_group(
+        matrix, labels.data_ptr(), labels.dtype == torch.int64, labels.stride(0),
+        0 if mask is None else mask.data_ptr(), 0 if mask is None else mask.stride(0),
+        ignore_index, num_classes, offsets.data_ptr(), order.data_ptr(), threads,
+    )  # fmt: skip
+    if wrong >= 0:
+        raise_label(wrong, int(labels[wrong]), num_classes, ignore_index)
+    _C.medoids_all(
+        matrix, METRICS[metric], offsets.data_ptr(), order.data_ptr(), num_classes, medoids.data_ptr(), threads
+    )
+    if metric == "euclidean":
+        for k in (medoids == NEEDS_PRODUCTS).nonzero().flatten().tolist():
+            rows = order[offsets[k] : offsets[k + 1]]
+            medoids[k] = _EuclideanClass(matrix, rows, threads).medoid()
+    return medoids
+
+
+class _Panel(NamedTuple):
+    """Rows of a class as they enter the products; see csrc/medoids.h."""
+
+    positions: torch.Tensor  # [count] int64
+    rows: torch.Tensor  # [count, D]
+    squares: torch.Tensor  # [count]
+    lengths: torch.Tensor  # [count]
+    errors: torch.Tensor  # [count] float64
+
+
+class _EuclideanClass:
+    """One large class: products in float32 nominate, in float64 where many rows are left, and exact costs decide."""
+
+    def __init__(self, matrix, rows, threads):
+        self.n, self.width, self.threads = len(rows), matrix[3], threads
+        self.fields = (matrix, rows.data_ptr(), self.n)
+        self.everyone = torch.arange(self.n, device="cpu")
+        self.mean = self._zeros(self.width)
+        self.radius = _C.medoids_centre(self.fields, self.mean.data_ptr(), threads)
+        self.block = max(STRIP, min(2048, PANEL // max(1, self.width)))
+
+    def medoid(self):
+        kept = self.everyone.clone()
+        # Beyond this range squares leave the range of float64: nothing is nominated, exact costs alone decide.
+        if not 2.0**-400 < self.radius < 2.0**400:
+            cost = self._zeros(self.n)
+            bound = cost + math.inf
+            count = self._narrow(kept, cost, bound)
+        for dtype in self._product_dtypes():
+            cost, bound = self._nominate(kept, dtype)
+            count = self._narrow(kept, cost, bound)
+            kept = kept[:count]
+            if count * self.n * self.width <= FEW:
+                break
+        return _C.medoids_decide(
+            self.fields, 0, (kept.data_ptr(), cost.data_ptr(), bound.data_ptr(), count), self.threads
+        )
+
+    def _product_dtypes(self):
+        if not 2.0**-400 < self.radius < 2.0**400:
+            return ()
+        return (torch.float32, torch.float64) if _float32_products_are_exact(self.width) else (torch.float64,)
+
+    def _zeros(self, *shape):
+        return torch.zeros(shape, dtype=torch.float64, device="cpu")
+
+    def _narrow(self, kept, cost, bound):
+        candidates = (kept.data_ptr(), cost.data_ptr(), bound.data_ptr(), len(kept))
+        return _C.medoids_narrow(self.fields, METRICS["euclidean"], candidates, self.threads)
+
+    def _panel(self, positions, dtype, scale):
+        count = len(positions)
+        rows = torch.empty(count, self.width, dtype=dtype, device="cpu")
+        squares, lengths = torch.empty(2, count, dtype=dtype, device="cpu")
+        errors = torch.empty(count, dtype=torch.float64, device="cpu")
+        _C.medoids_panel(
+            self.fields, positions.data_ptr(), self.mean.data_ptr(), scale, DTYPES[dtype],
+            rows.data_ptr(), squares.data_ptr(), lengths.data_ptr(), errors.data_ptr(), count, self.threads,
+        )  # fmt: skip
+        return _Panel(positions, rows, squares, lengths, errors)
+
+    def _nominate(self, kept, dtype):
+        """Cost of each row that is kept and a bound on its error, over all pairs with the class, a tile at a time.
+
+        While every row is kept, only the upper triangle is computed, and its tiles are added up by columns too.
+        """
+        triangle = len(kept) == self.n
+        scale = 0.5 ** math.frexp(self.radius)[1]  # exact; brings the longest row to about 1
+        cost, bound, errors = self._zeros(3, len(kept))
+        total_error = 0.0
+        scratch = torch.empty(STRIP * self.block, dtype=dtype, device="cpu")
+        for j in range(0, self.n, self.block):
+            columns = self._panel(self.everyone[j : j + self.block], dtype, scale)
+            total_error += columns.errors.sum().item()
+            for i in range(0, j + 1 if triangle else len(kept), self.block):
+                diagonal = triangle and i == j
+                rows = columns if diagonal else self._panel(kept[i : i + self.block], dtype, scale)
+                errors[i : i + self.block] = rows.errors
+                for s in range(0, len(rows.rows), STRIP):
+                    self._add_tile(rows, s, columns, s if diagonal else 0, i + s, j, triangle, cost, bound, scratch)
+        bound += self.n * errors + total_error
+        return cost / scale, bound / scale
+
+    def _add_tile(self, rows, r, columns, c, i, j, with_columns, cost, bound, scratch):
+        """Rows r to r + STRIP of one panel against columns c and on of another."""
+        left, right = rows.rows[r : r + STRIP], columns.rows[c:]
+        products = scratch[: len(left) * len(right)].view(len(left), len(right))
+        with torch.autocast("cpu", enabled=False):
+            torch.mm(left, right.t(), out=products)
+        size = left.element_size()
+        _C.medoids_tile(
+            DTYPES[left.dtype], products.data_ptr(), len(left), len(right), self.width,
+            rows.positions.data_ptr() + 8 * r, j + c,
+            rows.squares.data_ptr() + size * r, rows.lengths.data_ptr() + size * r,
+            columns.squares.data_ptr() + size * c, columns.lengths.data_ptr() + size * c,
+            cost.data_ptr() + 8 * i, bound.data_ptr() + 8 * i,
+            cost.data_ptr() + 8 * (j + c) if with_columns else 0, bound.data_ptr() + 8 * (j + c) if with_columns else 0,
+            self.threads,
+        )  # fmt: skip
+
+
+def _float32_products_are_exact(width):
+    """Whether a float32 product has float32's rounding errors: torch can be told to round its factors to bfloat16."""
+    if hasattr(torch.backends.mkldnn, "matmul"):
+        precision = torch.backends.mkldnn.matmul.fp32_precision
+    else:
+        precision = torch.get_float32_matmul_precision()
+    return precision in ("none", "ieee", "highest") and width < 1 << 20
