@@ -1,0 +1,76 @@
+"""python -m toast_kernels: what is installed here, and which backend "auto" picks for each op and device, and why."""
+
+import argparse
+import platform
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from . import __version__, backends
+
+OPS = ("blended_kl", "class_medoids")
+DEVICES = ("cpu", "cuda")
+
+
+def environment() -> list[tuple[str, str]]:
+    """(what, its state) of everything that decides which backend runs."""
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = "not installed"
+    return [
+        ("toast_kernels", f"{__version__} in {Path(__file__).parent}"),
+        ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
+        ("torch", torch.__version__),
+        ("Triton", triton),
+        ("C++ kernels", backends.missing("cpu") or f"built, {_cpu_kernels()}"),
+        ("threads", f"{torch.get_num_threads()} (torch.get_num_threads)"),
+        ("CUDA", _cuda_devices()),
+    ]
+
+
+def choices() -> list[tuple[str, str, str, str]]:
+    """(op, device, the backend of "auto", why) for every op and device."""
+    rows = []
+    for op in OPS:
+        for device in DEVICES:
+            backend = backends.choose("auto", torch.device(device))
+            if backend != "reference":
+                why = "C++ kernels"
+            elif device == "cpu":
+                why = "plain PyTorch: the C++ kernels are not built, see above"
+            else:
+                why = f"plain PyTorch: there are no kernels for {device} yet"
+            rows.append((op, device, backend, why))
+    return rows
+
+
+def _cpu_kernels() -> str:
+    try:
+        return f"instruction set {backends._C.cpu_isa()} (TOAST_CPU_ISA asks for a lower one)"
+    except RuntimeError as error:  # TOAST_CPU_ISA names one that is not there
+        return f"but unusable: {error}"
+
+
+def _cuda_devices() -> str:
+    if not torch.cuda.is_available():
+        return "no device" if torch.version.cuda else "no device, and a torch without CUDA"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    capability = ".".join(map(str, torch.cuda.get_device_capability()))
+    return f"{torch.version.cuda}, {', '.join(names)}, compute capability {capability}"
+
+
+def _table(rows: list[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def main() -> None:
+    argparse.ArgumentParser(prog="python -m toast_kernels", description=__doc__).parse_args()
+    print(_table(environment()), end="\n\n")
+    print(_table([("op", "device", 'backend="auto"', "why"), *choices()]))
+
+
+if __name__ == "__main__":
+    main()
