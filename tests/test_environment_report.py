@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from toast_kernels import __version__, backends
+from toast_kernels.__main__ import main
 
 WITHOUT_EXTENSION = (
     "import runpy, sys; sys.modules['toast_kernels._C'] = None; sys.argv[1:] = [];"
@@ -17,23 +18,38 @@ WITHOUT_EXTENSION = (
 
 
 def report(*command, **environment):
-    """The report's two tables: {first column: the rest} and {(op, device): (backend, why)}."""
+    """The parsed output of a Python that is given this command."""
     run = subprocess.run(
         [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=120
     )
     assert run.returncode == 0, run.stderr
-    installed, choices = run.stdout.split("\n\n")
+    return parse(run.stdout)
+
+
+def parse(output):
+    """The report's two tables: {first column: the rest} and {(op, device): (backend, why)}."""
+    installed, choices = output.split("\n\n")
     rows = [line.split(maxsplit=3) for line in choices.splitlines()[1:]]
     named = {name.strip(): rest.strip() for name, rest in (line.split("  ", 1) for line in installed.splitlines())}
     return named, {(op, device): (backend, why) for op, device, backend, why in rows}
 
 
-def test_versions_and_choices():
-    installed, choices = report("-m", "toast_kernels")
+@pytest.fixture
+def report_here(monkeypatch, capsys):
+    def run():
+        monkeypatch.setattr(sys, "argv", ["toast_kernels"])
+        main()
+        return parse(capsys.readouterr().out)
+
+    return run
+
+
+def test_versions_and_choices(report_here):
+    installed, choices = report_here()
     assert installed["toast_kernels"].startswith(__version__)
     assert installed["torch"] == torch.__version__
     assert platform.python_version() in installed["Python"]
-    assert installed["threads"].split()[0].isdigit()
+    assert installed["threads"].split()[0] == str(torch.get_num_threads())
     assert ("no device" in installed["CUDA"]) == (not torch.cuda.is_available())
     assert set(choices) == {(op, device) for op in ("blended_kl", "class_medoids") for device in ("cpu", "cuda")}
     for (_, device), (backend, why) in choices.items():
@@ -46,8 +62,15 @@ def test_instruction_set():
     installed, choices = report("-m", "toast_kernels", TOAST_CPU_ISA="generic")
     assert "built, instruction set generic" in installed["C++ kernels"]
     assert choices["blended_kl", "cpu"] == choices["class_medoids", "cpu"] == ("cpu", "C++ kernels")
-    installed, _ = report("-m", "toast_kernels", TOAST_CPU_ISA="z80")
-    assert "unusable: TOAST_CPU_ISA" in installed["C++ kernels"]
+
+
+def test_an_instruction_set_that_is_not_there(monkeypatch, report_here):
+    class Extension:
+        def cpu_isa():
+            raise RuntimeError("TOAST_CPU_ISA must be one of generic, got z80")
+
+    monkeypatch.setattr(backends, "_C", Extension)
+    assert "unusable: TOAST_CPU_ISA must be one of generic, got z80" in report_here()[0]["C++ kernels"]
 
 
 def test_missing_kernels_are_reported_with_the_reason():
