@@ -137,6 +137,7 @@ class ToastLoss(nn.Module):
             if self.soft_targets is None:
                 self.soft_targets = new
             else:
+                new = new.to(self.soft_targets.device)
                 rows = new.filled.nonzero()[:, 0]
                 self.soft_targets[rows] = new[rows]
             self.bank.reset()

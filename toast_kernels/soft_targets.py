@@ -169,7 +169,6 @@ class SoftTargets:
     def __len__(self) -> int:
         return self.values.shape[0]
 
-    @torch.no_grad()
     def dense(self) -> Tensor:
         """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled."""
         values = _at_least_float32(self.values)
@@ -193,17 +192,17 @@ class SoftTargets:
             raise TypeError("rows must be a slice, an index tensor or a bool mask, got an int")
         return self._map(lambda t: t[rows])
 
-    @torch.no_grad()
     def __setitem__(self, rows: Tensor | slice, other: SoftTargets) -> None:
         """Overwrites some of the rows, in place, with those of a table of the same kind."""
         for name in ("encoding", "num_classes", "temperature"):
             mine, theirs = getattr(self, name), getattr(other, name)
             if mine != theirs:
                 raise ValueError(f"rows to store must have {name} {mine!r} like the table, got {theirs!r}")
-        if other.values.shape[1] != self.values.shape[1]:
-            raise ValueError(f"rows to store must have top_k {self.values.shape[1]}, got {other.values.shape[1]}")
+        mine, theirs = ((t.values.shape[1], t.values.dtype) for t in (self, other))
+        if mine != theirs:
+            raise ValueError(f"rows to store must have values of width and dtype {mine} like the table, got {theirs}")
         for name, tensor in self._tensors():
-            tensor[rows] = getattr(other, name).to(tensor)
+            tensor[rows] = getattr(other, name).to(tensor.device)
 
     def state_dict(self) -> dict:
         """All fields by name; loads with torch.load(weights_only=True)."""
