@@ -140,6 +140,14 @@ def test_a_triple_with_a_number_for_lam():
         assert bank.medoids.tolist() == brute_force_medoids(logits.half(), expected)
 
 
+def test_int32_labels():
+    logits, labels = make_rows()
+    bank = filled_bank(logits, labels.int(), correct_only=True)
+    bank.compute()
+    right = torch.where(logits.argmax(1) == labels, labels, -100)
+    assert bank.medoids.tolist() == brute_force_medoids(logits.half(), right)
+
+
 def test_dense_prediction_pools_every_position():
     logits, labels = make_rows(2 * 3 * 4)
     bank = MedoidBank(CLASSES)

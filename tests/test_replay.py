@@ -236,6 +236,17 @@ def test_an_ignored_pair_is_not_carried_and_class_probabilities_are():
     assert torch.equal(replay.extend(x, probs)[1], torch.cat([probs, probs[chosen]]))
 
 
+def test_int32_labels():
+    x, y = make_batch(0)
+    logits = make_logits(8, 0)
+    replays = HardReplay(), HardReplay()
+    for replay, labels in zip(replays, (y, y.int()), strict=True):
+        replay.keep(*replay.extend(x, labels)[:2], logits)
+    one, two = (replay.extend(x, y) for replay in replays)
+    assert torch.equal(one[0], two[0])
+    assert torch.equal(one[1], two[1])
+
+
 def test_half_precision_logits_stay_as_they_are():
     replay = HardReplay()
     x, y, _ = replay.extend(*make_batch(0))
@@ -374,6 +385,14 @@ def test_memory_state_survives_a_file(top_k):
     assert torch.equal(one.index, two.index)
     assert torch.equal(one.targets.values, two.targets.values)
     assert one.targets.values.dtype == (torch.bfloat16 if top_k is None else torch.float32)
+
+
+def test_memory_of_another_size_is_refused():
+    state = PredictionMemory(5, CLASSES).state_dict()
+    with pytest.raises(ValueError, match="the state must have num_samples = 6 rows, got 5"):
+        PredictionMemory(6, CLASSES).load_state_dict(state)
+    with pytest.raises(ValueError, match="must have temperature 2.0 like the table, got 3.0"):
+        PredictionMemory(5, CLASSES, temperature=2.0).load_state_dict(state)
 
 
 @pytest.mark.parametrize(

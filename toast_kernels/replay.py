@@ -108,7 +108,7 @@ class HardReplay:
 
     @torch.no_grad()
     def keep(self, x, y, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
-        """Chooses what the next step's extend adds. On a GPU this is the step's one host sync.
+        """Chooses what the next step's extend adds. On a GPU this waits for the device.
 
         Args:
             x, y: what extend returned.
@@ -241,6 +241,8 @@ class PredictionMemory:
 
     def load_state_dict(self, state: dict) -> None:
         targets = SoftTargets.from_state_dict(state["targets"])
+        if len(targets) != len(self.targets):
+            raise ValueError(f"the state must have num_samples = {len(self.targets)} rows, got {len(targets)}")
         self.targets[:] = targets
 
     def _rows(self, sample: Tensor) -> Tensor:
