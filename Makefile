@@ -5,13 +5,19 @@ PY := $(VENV)/bin/python
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
-.PHONY: train test bench lint format setup clean
+.PHONY: train test ctest bench lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
 
-test: setup ## the whole test suite, and the C++ tests under sanitizers
+test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 	$(PY) -m pytest $(ARGS)
+
+ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
+	$(VENV)/bin/cmake --log-level=WARNING -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
+		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON
+	$(VENV)/bin/cmake --build build/sanitize
+	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
 
 bench: setup ## kernel microbenchmarks against their peers
 	$(PY) -m pytest bench $(ARGS)

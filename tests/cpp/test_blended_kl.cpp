@@ -1,0 +1,113 @@
+// blended_kl against plain double loops, with 1, 2 and 3 threads.
+#include "blended_kl_truth.h"
+#include "check.h"
+
+namespace {
+
+constexpr DType kDTypes[] = {DType::float64, DType::float32, DType::bfloat16, DType::float16};
+
+bool close(double got, double wanted, double tolerance) {
+  if (std::isnan(wanted)) return std::isnan(got);
+  return got == wanted || std::fabs(got - wanted) <= tolerance;
+}
+
+void compare(Problem& problem) {
+  const BlendedKL& p = problem.p;
+  const Answer wanted = truth(problem);
+  const double unit = p.dtype == DType::float64 ? 0x1p-53 : 0x1p-24;
+  // size: what the errors of the arithmetic are relative to; half_step: what rounding the result may add.
+  auto compare = [&](const char* what, int64_t i, double got, double value, double size, double half_step) {
+    CHECK_SAYING(
+        close(got, value, 128 * unit * size + half_step),
+        std::string(what) + "[" + std::to_string(i) + "] is " + std::to_string(got) + ", not " + std::to_string(value));
+  };
+  for (std::size_t i = 0; i < wanted.loss.size(); ++i)
+    compare("loss", i, problem.loss.get(i), wanted.loss[i], 1 + wanted.loss_size[i], 0);
+  for (int64_t i = 0; i < p.rows; ++i) {
+    for (int64_t j = 0, at = i * p.classes; j < p.classes; ++j, ++at)
+      compare("gradient", at, problem.gradient.get(at), wanted.gradient[i][j], wanted.gradient_size[i],
+              problem.gradient.half_step(wanted.gradient[i][j]));
+    const double size = 1 + std::fabs(wanted.logsumexp[i]) + wanted.cross_entropy[i];
+    compare("cross_entropy", i, problem.stats.get(i), wanted.cross_entropy[i], size, 0);
+    compare("logsumexp", i, problem.stats.get(p.rows + i), wanted.logsumexp[i], size, 0);
+    CHECK(problem.argmax[i] == wanted.argmax[i]);
+  }
+}
+
+bool equal(Elements& a, Elements& b) {
+  return a.bytes() == b.bytes() && std::memcmp(a.data(), b.data(), a.bytes()) == 0;
+}
+
+unsigned problems = 0;
+
+void test(DType dtype, int64_t rows, int64_t classes) {
+  Problem problem = make_problem(problems++, dtype, rows, classes);
+  check::current_case = problem.name;
+  toast::blended_kl_cpu(problem.p);
+  CHECK(problem.intact());
+  compare(problem);
+
+  Elements loss = std::move(problem.loss), gradient = std::move(problem.gradient), stats = std::move(problem.stats);
+  for (int threads = 2; threads <= 3; ++threads) {
+    problem.make_outputs();
+    problem.p.threads = threads;
+    toast::blended_kl_cpu(problem.p);
+    CHECK(problem.intact());
+    CHECK(equal(problem.loss, loss) && equal(problem.gradient, gradient) && equal(problem.stats, stats));
+  }
+  problem.make_outputs();
+  problem.p.gradient = problem.p.stats = nullptr;
+  toast::blended_kl_cpu(problem.p);
+  CHECK(equal(problem.loss, loss));
+}
+
+// An index out of range is an error, and then nothing has been written.
+void test_out_of_range() {
+  int refused = 0;
+  auto expect_refusal = [&](Problem& problem, int64_t& index, int64_t value) {
+    const int64_t before = index;
+    index = value;
+    try {
+      toast::blended_kl_cpu(problem.p);
+    } catch (const std::out_of_range&) {
+      ++refused;
+    }
+    index = before;
+    CHECK(std::isnan(problem.loss.get(0)) && std::isnan(problem.gradient.get(0)));
+  };
+  int expected = 0;
+  for (unsigned seed = 0; seed < 100; ++seed) {
+    Problem problem = make_problem(seed, DType::float32, 5, 7);
+    check::current_case = problem.name;
+    if (problem.p.target != nullptr) expect_refusal(problem, problem.target[4], 7), ++expected;
+    if (problem.p.target_b != nullptr) expect_refusal(problem, problem.target_b[2], -1), ++expected;
+    if (problem.p.past_index != nullptr)
+      expect_refusal(problem, problem.past_index[3], problem.p.past.rows), ++expected;
+  }
+  CHECK(refused == expected && expected > 100);
+}
+
+}  // namespace
+
+int main() {
+  check::start();
+  for (DType dtype : kDTypes) {
+    // Whole and broken vectors of 8 and 16 lanes, whole and broken chunks of 2048 classes.
+    for (int64_t classes : {1, 2, 3, 7, 8, 9, 10, 15, 16, 17, 31, 33, 63, 64, 65, 100, 127, 129})
+      for (int repeat = 0; repeat < 24; ++repeat) test(dtype, 1 + repeat % 7, classes);
+    for (int64_t classes : {2047, 2048, 2049, 2063, 2064, 2065, 4095, 4096, 4097, 6145})
+      for (int repeat = 0; repeat < 8; ++repeat) test(dtype, 1 + repeat % 3, classes);
+    // Enough work for three threads: rows of one chunk, rows of several, and few long rows, whose chunks are shared
+    // out.
+    for (int repeat = 0; repeat < 4; ++repeat) {
+      test(dtype, 53, 1021);
+      test(dtype, 13, 4097);
+      test(dtype, 2, 30011);
+    }
+    // Gradients that are stored past the caches.
+    if (dtype != DType::float16) test(dtype, 1 + (int64_t(8) << 20) / toast::size_of(dtype) / 4099, 4099);
+    test(dtype, 0, 5);
+  }
+  test_out_of_range();
+  return check::finish(problems);
+}
