@@ -1,0 +1,197 @@
+"""python/train.py as a user runs it: a short run, one that is stopped and resumed, and everything that may go wrong."""
+
+import json
+import re
+import resource
+import shutil
+import signal
+
+import pytest
+import torch
+from PIL import Image
+from programs import checkpoint, run_train, start_train, train
+from test_training import assert_same
+
+SHORT = ("--classes", 30, "--epochs", 5, "--method", "ce", "toast")
+LONG = ("--classes", 30, "--epochs", 16, "--batch-size", 32, "--method", "toast")  # seconds, so that it can be stopped
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    out = tmp_path_factory.mktemp("short") / "run"
+    status, output, errors = run_train(*SHORT, "--out", out)
+    assert status == 0, errors
+    return out, output
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    out = tmp_path_factory.mktemp("whole") / "run"
+    status, _, errors = run_train(*LONG, "--out", out)
+    assert status == 0, errors
+    return out
+
+
+def test_a_short_run_shows_epochs_tables_and_a_verdict(short):
+    _, output = short
+    assert "30 classes, 360 train + 30 val + 90 test images" in output
+    assert len(re.findall(r"^(ce|toast)-seed0 +epoch +\d/5  loss ", output, re.MULTILINE)) == 10
+    for word in ("top-1 %", "top-5 %", "NLL", "ECE %", "forward", "loss", "backward", "optimiser", "peak memory"):
+        assert word in output
+    assert re.search(r"TOAST (beat|lost to|and) cross-entropy", output)
+    assert "Both saw 1,800 new rows in 15 steps" in " ".join(output.split())
+
+
+def test_a_short_run_leaves_results_and_pictures(short):
+    out, _ = short
+    results = json.loads((out / "results.json").read_text())
+    assert results["trainings"].keys() == {"ce-seed0", "toast-seed0"}
+    for record in results["trainings"].values():
+        assert len(record["history"]) == 5
+        assert record["test"].keys() == {"top1", "top5", "nll", "ece"}
+        assert record["test"]["top5"] > 0.3
+    for name in ("learning_curves.png", "medoids_toast.png"):
+        with Image.open(out / name) as image:
+            image.load()
+            assert min(image.size) > 400
+    assert not (out / "medoids_ce.png").exists()
+
+
+def test_the_same_command_gives_the_same_bits(short, tmp_path):
+    status, _, errors = run_train(*SHORT, "--out", tmp_path / "run")
+    assert status == 0, errors
+    for name in ("ce-seed0", "toast-seed0"):
+        assert_same(*(checkpoint.load_tensors(out / name / "checkpoint.pt") for out in (short[0], tmp_path / "run")))
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=lambda end: end.name)
+def test_a_killed_run_resumes_to_the_same_bits(uninterrupted, tmp_path, end):
+    out = tmp_path / "run"
+    with start_train(*LONG, "--out", out) as process:
+        while "epoch  2/16" not in process.stdout.readline():
+            assert process.poll() is None, process.stderr.read()
+        process.send_signal(end)
+        output, errors = process.communicate(timeout=60)
+    saved = checkpoint.load_tensors(out / "toast-seed0" / "checkpoint.pt")
+    assert 1 <= saved["epoch"] < 16
+    if end == signal.SIGKILL:
+        assert process.returncode == -signal.SIGKILL
+    else:
+        assert process.returncode == 130, errors
+        assert f"--resume {out}" in output
+
+    status, output, errors = run_train("--resume", out)
+    assert status == 0, errors
+    assert "epoch  1/16" not in output
+    finished, whole = (checkpoint.load_tensors(run / "toast-seed0" / "checkpoint.pt") for run in (out, uninterrupted))
+    assert_same(finished, whole)
+
+
+def test_resuming_a_finished_run_only_reports(short, capsys):
+    out, _ = short
+    before = (out / "ce-seed0" / "checkpoint.pt").read_bytes()
+    assert train.main(["--resume", str(out)]) == 0
+    output = capsys.readouterr().out
+    assert "epoch  5/5" not in output
+    assert "top-1 %" in output
+    assert (out / "ce-seed0" / "checkpoint.pt").read_bytes() == before
+
+
+def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
+    """Files may not grow beyond 200 kB: options.json fits, a checkpoint does not."""
+    out = tmp_path / "run"
+    arguments = ("--classes", 30, "--epochs", 2, "--method", "ce", "--out", out)
+
+    def limit_files():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+
+    status, _, errors = run_train(*arguments, preexec_fn=limit_files)
+    assert status == 1
+    assert re.search(r"error: cannot write .*checkpoint\.pt.* MiB free.*go on with: .*--resume", errors), errors
+    assert "Traceback" not in errors
+    assert [path.name for path in (out / "ce-seed0").iterdir()] == []
+    assert train.main(["--resume", str(out)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--method sgd", "invalid choice: 'sgd'"),
+        ("--method ce ce", "--method names the same one twice"),
+        ("--epochs 0", "--epochs: expected a whole number in [1, inf), got '0'"),
+        ("--epochs 1.5", "--epochs: expected a whole number in [1, inf), got '1.5'"),
+        ("--alpha 1.2", "--alpha: expected a number in [0, 1], got '1.2'"),
+        ("--temperature 0", "--temperature: expected a number in (0, inf), got '0'"),
+        ("--temperature nan", "--temperature: expected a number in (0, inf), got 'nan'"),
+        ("--fraction -0.5", "--fraction: expected a number in (0, 1], got '-0.5'"),
+        ("--seeds -1", "--seeds: expected a whole number in [0, 2147483648], got '-1'"),
+        ("--image-size 30", "--image-size must be a multiple of 4, got 30"),
+        ("--data-dir nowhere", "no folder nowhere (--data-dir)"),
+        ("--data mnist", "unknown data set 'mnist': expected glyphs, fashion-mnist or folder:PATH"),
+        ("--data folder:nowhere", "nowhere: expected one with a folder of images for each class"),
+        ("--classes 100000", "--classes must be in [2, 3250] for glyphs, got 100000"),
+        ("--device warp", "--device warp: "),
+        ("--resume nowhere", "nothing to resume in nowhere: it has no options.json"),
+        ("--resume nowhere --epochs 3", "--resume takes every option from the run: leave out --epochs"),
+        ("--backbone lenet", "invalid choice: 'lenet'"),
+    ],
+)
+def test_bad_arguments_end_with_status_2(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    try:
+        status = train.main(arguments.split())
+    except SystemExit as stop:
+        status = stop.code
+    assert status == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir()), "nothing must be written"
+
+
+def test_bad_arguments_in_a_process_of_its_own():
+    status, output, errors = run_train("--method", "sgd")
+    assert (status, output) == (2, "")
+    assert "train.py: error: argument --method: invalid choice: 'sgd'" in errors
+
+
+def test_an_unreadable_image_is_named(tmp_path, capsys):
+    for name in ("cats", "dogs"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(5):
+            Image.new("RGB", (20, 20), (number, 0, 0)).save(tmp_path / "pictures" / name / f"{number}.png")
+    (tmp_path / "pictures" / "dogs" / "3.png").write_text("no picture")
+    assert train.main(["--data", f"folder:{tmp_path / 'pictures'}", "--out", str(tmp_path / "run")]) == 2
+    assert "dogs/3.png is not an image that can be read" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_with_a_run_is_not_overwritten(short, capsys):
+    out, _ = short
+    with pytest.raises(SystemExit):
+        train.main(["--out", str(out)])
+    assert f"already holds a run: --resume {out} continues it" in capsys.readouterr().err
+
+
+def test_a_damaged_checkpoint_is_named(short, tmp_path, capsys):
+    shutil.copytree(short[0], tmp_path / "run")
+    (tmp_path / "run" / "ce-seed0" / "checkpoint.pt").write_bytes(b"cut off")
+    assert train.main(["--resume", str(tmp_path / "run")]) == 1
+    assert "ce-seed0/checkpoint.pt is no checkpoint of this program, or is damaged" in capsys.readouterr().err
+
+
+def test_folder_backbone_cutmix_and_bf16_together(tmp_path, capsys):
+    pytest.importorskip("transformers")
+    pictures = tmp_path / "pictures"
+    generator = torch.Generator().manual_seed(0)
+    for label in range(3):
+        (pictures / f"class{label}").mkdir(parents=True)
+        for number in range(12):
+            noise = torch.randint(0, 80, (40, 50, 3), generator=generator)
+            noise[..., label] += 150
+            Image.fromarray(noise.byte().numpy()).save(pictures / f"class{label}" / f"{number}.jpg")
+    options = (
+        f"--data folder:{pictures} --image-size 32 --backbone resnet --augment cutmix --amp bf16 --epochs 2 "
+        f"--batch-size 8 --method toast stage2 --out {tmp_path / 'run'}"
+    )
+    assert train.main(options.split()) == 0
+    assert "pictures: 3 classes, 30 train + 3 val + 3 test images" in capsys.readouterr().out
+    assert (tmp_path / "run" / "medoids_toast.png").exists()

@@ -1,0 +1,142 @@
+"""A training in this process, on tiny made data: stopped after any step it goes on bit for bit."""
+
+import pytest
+import torch
+from programs import image_data, options, training
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def data():
+    """Six classes: a bright square whose place says the class, in noise."""
+    generator = torch.Generator().manual_seed(0)
+
+    def split(n):
+        labels = torch.arange(n) % 6
+        images = torch.randint(0, 120, (n, 1, 16, 16), generator=generator)
+        for image, label in zip(images, labels.tolist(), strict=True):
+            image[0, 5 * (label // 3) : 5 * (label // 3) + 8, 4 * (label % 3) : 4 * (label % 3) + 7] += 130
+        return image_data.Split(images.byte(), labels)
+
+    return image_data.ImageData(
+        name="squares",
+        classes=[f"square {label}" for label in range(6)],
+        train=split(150),
+        val=split(30),
+        test=split(60),
+        input_size=16,
+        augmentation="glyphs",
+    )
+
+
+def make(data, method, *arguments):
+    chosen = options.parser().parse_args(["--epochs", "3", "--batch-size", "16", "--lr", "0.01", *arguments])
+    return training.Training(data, method, seed=1, options=chosen, device=CPU)
+
+
+def run(trained, path, stop_after=None):
+    """To the end, or until `stop_after` steps are done."""
+
+    def should_stop():
+        return trained.steps_done == stop_after
+
+    trained.run(path, on_step=lambda _: None, on_epoch=lambda _: None, should_stop=should_stop)
+    return trained
+
+
+def assert_same(left, right):
+    """Equal in every bit, times and memory aside."""
+    if isinstance(left, torch.Tensor):
+        assert left.dtype == right.dtype
+        assert torch.equal(left, right)
+    elif isinstance(left, dict):
+        assert left.keys() == right.keys()
+        for key in left.keys() - {"part_seconds", "wall_seconds", "peak_bytes"}:
+            assert_same(left[key], right[key])
+    elif isinstance(left, (list, tuple)):
+        assert len(left) == len(right)
+        for pair in zip(left, right, strict=True):
+            assert_same(*pair)
+    else:
+        assert left == right
+
+
+@pytest.mark.parametrize("stop_after", [1, 10, 17], ids=lambda steps: f"after-{steps}")
+@pytest.mark.parametrize("augment", ["none", "mixup", "cutmix"])
+@pytest.mark.parametrize("method", options.METHODS)
+def test_a_stopped_training_goes_on_bit_for_bit(data, tmp_path, method, augment, stop_after):
+    whole = run(make(data, method, "--augment", augment), tmp_path / "whole.pt")
+    assert whole.steps_per_epoch == 10
+
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(training.Interrupted):
+        run(make(data, method, "--augment", augment), path, stop_after)
+    torch.rand(7)  # another program state in between
+    resumed = make(data, method, "--augment", augment)
+    resumed.load(path)
+    assert resumed.steps_done == stop_after
+    run(resumed, path)
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_same_seed_same_bits_and_another_seed_others(data, tmp_path):
+    first, again = (run(make(data, "toast"), tmp_path / f"{i}.pt") for i in range(2))
+    assert_same(first.state_dict(), again.state_dict())
+    other = make(data, "toast")
+    other.record.seed = 2
+    assert not torch.equal(other.epoch_order(), make(data, "toast").epoch_order())
+
+
+def test_an_epoch_gives_every_training_image_once(data):
+    trained = make(data, "ce")
+    batches = trained.epoch_batches()
+    assert torch.cat(batches).sort().values.equal(torch.arange(150))
+    assert {len(batch) for batch in batches} == {15}
+
+
+@pytest.mark.parametrize("method", options.METHODS)
+def test_the_rows_each_method_sees(data, tmp_path, method):
+    record = run(make(data, method), tmp_path / "checkpoint.pt").record
+    assert (record.steps, record.fresh_rows) == (30, 450)
+    replayed = 29 * round(0.5 * 15) if options.METHODS[method][1] else 0
+    assert record.replayed_rows == replayed
+    assert (record.medoids is not None) == options.METHODS[method][0]
+    alphas = [epoch["alpha"] for epoch in record.history]
+    expected = [0.8 / 3, 1.6 / 3, 0.8] if options.METHODS[method][0] else [0, 0, 0]
+    assert alphas == pytest.approx(expected)
+
+
+def test_without_anything_added_it_is_plain_cross_entropy(data, tmp_path):
+    """The same loop with F.cross_entropy in place of the library's loss: the curves agree."""
+    ours = run(make(data, "ce"), tmp_path / "ours.pt")
+    theirs = make(data, "ce")
+
+    class Plain(torch.nn.Module):
+        alpha = torch.tensor(0.0)
+
+        def set_epoch(self, *_):
+            pass
+
+        def forward(self, logits, y, past, return_stats):
+            rows = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+            stats = type("Stats", (), {"cross_entropy": rows.detach(), "argmax": logits.argmax(dim=1)})
+            return rows.mean(), stats
+
+    theirs.criterion = Plain()
+    run(theirs, tmp_path / "theirs.pt")
+    for a, b in zip(ours.record.history, theirs.record.history, strict=True):
+        assert a["train_ce"] == pytest.approx(b["train_ce"], rel=1e-3)
+
+
+def test_medoids_are_training_images_of_their_class(data, tmp_path):
+    medoids = run(make(data, "toast"), tmp_path / "checkpoint.pt").record.medoids
+    assert data.train.labels[medoids.image].tolist() == list(range(6))
+    assert (medoids.leaning != torch.arange(6)[:, None]).all()
+    torch.testing.assert_close(medoids.own + medoids.share.sum(dim=1), torch.ones(6))
+
+
+def test_it_learns(data, tmp_path):
+    for method in ("ce", "toast"):
+        record = run(make(data, method, "--epochs", "8"), tmp_path / f"{method}.pt").record
+        assert record.test["top1"] > 0.8
