@@ -97,6 +97,12 @@ def test_equal_scores_go_to_the_first_rows():
     x2, _, _ = replay.extend(*make_batch(1))
     assert row_names(x2[8:]) == [(0, row) for row in range(4)]  # round(4.5) is 4
 
+    replay.reset()
+    x, y, _ = replay.extend(*make_batch(0, rows=5000))
+    replay.keep(x, y, torch.zeros(5000, CLASSES), torch.arange(5000) % 3 / 2)
+    x2, _, _ = replay.extend(*make_batch(1))
+    assert [row for _, row in row_names(x2[8:])] == [*range(2, 5000, 3), *range(1, 2503, 3)]
+
 
 def test_ignored_and_diverged_rows_are_never_carried():
     replay = HardReplay(1.0)
@@ -391,7 +397,7 @@ def test_memory_of_another_size_is_refused():
     state = PredictionMemory(5, CLASSES).state_dict()
     with pytest.raises(ValueError, match="the state must have num_samples = 6 rows, got 5"):
         PredictionMemory(6, CLASSES).load_state_dict(state)
-    with pytest.raises(ValueError, match="must have temperature 2.0 like the table, got 3.0"):
+    with pytest.raises(ValueError, match=r"must have temperature 2.0 like the table, got 3.0"):
         PredictionMemory(5, CLASSES, temperature=2.0).load_state_dict(state)
 
 

@@ -156,9 +156,7 @@ class HardReplay:
     def load_state_dict(self, state: dict) -> None:
         self.reset()
         if (carried := state["carried"]) is not None:
-            targets = SoftTargets.from_state_dict(carried["targets"])
-            rest = {name: value for name, value in carried.items() if name != "targets"}
-            self._carried = tree_map(Tensor.clone, rest) | {"targets": targets}
+            self._carried = carried | {"targets": SoftTargets.from_state_dict(carried["targets"])}
 
     def _cross_entropy(self, logits: Tensor, y) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
