@@ -2,6 +2,7 @@
 
 #include "cpu/medoids_cityblock.h"
 #include "cpu/medoids_decide.h"
+#include "cpu/medoids_means.h"
 #include "cpu/medoids_products.h"
 
 namespace toast {
@@ -59,10 +60,12 @@ int64_t group_by_class(const Matrix& x, const Labels& labels, int64_t* offsets, 
   return -1;
 }
 
-// Work, in elements of pair distances, up to which a class is done with all pairs at once.
+// Elements of pair differences up to which a class is done with all pairs at once.
 constexpr int64_t small_pairs = int64_t(1) << 21;
-// Rows from which sorting columns beats the pairs.
-constexpr int64_t sorted_rows = 256;
+// Rows from which a column at a time beats the pairs.
+constexpr int64_t rows_for_columns = 128;
+// Elements of pair differences that are added up exactly in less time than a finer pass takes.
+constexpr int64_t few_pairs = int64_t(1) << 24;
 // Elements from which a class is worth all threads; smaller ones are done side by side.
 constexpr int64_t large_class = int64_t(1) << 18;
 
@@ -70,21 +73,29 @@ int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   if (c.n == 0) return -1;
   if (c.n <= 2) return c.rows[0];  // two rows have the same cost
   const int64_t elements = c.n * std::max<int64_t>(1, c.x.width);
-  if (metric == Metric::euclidean)
-    return c.n * elements <= small_pairs ? c.rows[small_class_medoid(c, metric)] : needs_products;
-  if (metric == Metric::cityblock && c.n < sorted_rows && elements <= small_pairs)
-    return c.rows[small_class_medoid(c, metric)];
+  const bool small = c.n * elements <= small_pairs;
+  if (metric == Metric::euclidean) return small ? c.rows[small_class_medoid(c, metric)] : needs_products;
+  if (metric == Metric::cityblock && (small && c.n < rows_for_columns)) return c.rows[small_class_medoid(c, metric)];
 
   std::vector<int64_t> positions(c.n);
   for (int64_t i = 0; i < c.n; ++i) positions[i] = i;
   std::vector<double> cost(c.n), bound(c.n);
+  Candidates left{positions.data(), cost.data(), bound.data(), c.n};
   if (metric == Metric::cityblock)
-    costs_by_sorting(c, cost.data(), bound.data(), threads);
+    costs_by_columns(c, false, cost.data(), bound.data(), threads);
   else
     costs_from_means(c, metric, cost.data(), bound.data(), threads);
-  Candidates candidates{positions.data(), cost.data(), bound.data(), c.n};
-  candidates.count = narrow(c, metric, candidates, threads);
-  return c.rows[decide(c, metric, candidates, threads)];
+  left.count = narrow(c, metric, left, threads);
+  if (metric == Metric::cityblock && left.count * elements > few_pairs) {
+    std::vector<double> finer_cost(c.n), finer_bound(c.n);
+    costs_by_columns(c, true, finer_cost.data(), finer_bound.data(), threads);
+    for (int64_t i = 0; i < left.count; ++i) {
+      cost[i] = finer_cost[positions[i]];
+      bound[i] = finer_bound[positions[i]];
+    }
+    left.count = narrow(c, metric, left, threads);
+  }
+  return c.rows[decide(c, metric, left, threads)];
 }
 
 void all_classes(const Matrix& x, Metric metric, const int64_t* offsets, const int64_t* order, int64_t classes,

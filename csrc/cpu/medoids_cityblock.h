@@ -1,107 +1,141 @@
-// cityblock, a column at a time: with the column sorted, the sum of |v_i - v_j| over j follows from v_i, its rank and
-// the sum of the values before it.
+// cityblock, a column at a time. In a sorted column the sum of |v_i - v_j| over j follows from v_i, its rank and the
+// sum of the values before it; buckets of equal width give nearly that, and a bound, without a sort.
 #pragma once
 
-#include "cpu/medoids_means.h"
+#include "cpu/medoids_costs.h"
 
 namespace toast {
 namespace TOAST_ISA {
 
-struct Entry {
-  double value;
-  int64_t row;
-};
-
-// Values fall into n buckets of equal width, big buckets are sorted, and an insertion sort, which has then next to
-// nothing left to do, mends the rest: 2.5 times as fast as std::sort on Gaussian columns, and never much slower.
-class ColumnSort {
+// A thread's scratch, and what it found: shares are added to every row's cost; `bound` is common to all rows and holds
+// what buckets leave open; `spread` is the sum of distances from the columns' middles, which rounding errors are
+// relative to.
+class Columns {
  public:
-  explicit ColumnSort(int64_t n) : sorted_(n), starts_(n + 1), buckets_(n) {}
+  Columns(int64_t n, double* cost) : n_(n), cost_(cost), bucket_of_(n), sorted_(n), lines_(buckets) {}
 
-  // Sorts the column, which has values in [low, high].
-  const std::vector<Entry>& operator()(const double* column, double low, double high) {
-    const int64_t n = sorted_.size();
-    const double scale = (n - 1) / (high - low);
-    if (!(scale < 1e300 && high - low < 1e300)) {
-      for (int64_t i = 0; i < n; ++i) sorted_[i] = {column[i], i};
-      std::sort(sorted_.begin(), sorted_.end(), [](const Entry& a, const Entry& b) { return a.value < b.value; });
-      return sorted_;
+  double bound() const { return bound_; }
+  double spread() const { return spread_; }
+
+  void add(double* column, bool exactly) {
+    double low = INFINITY, high = -INFINITY;
+#pragma omp simd reduction(min : low) reduction(max : high)
+    for (int64_t i = 0; i < n_; ++i) {
+      low = std::min(low, column[i]);
+      high = std::max(high, column[i]);
     }
-    for (int64_t i = 0; i < n; ++i) buckets_[i] = std::int32_t((column[i] - low) * scale);
-    std::fill(starts_.begin(), starts_.end(), 0);
-    for (int64_t i = 0; i < n; ++i) ++starts_[buckets_[i] + 1];
-    for (int64_t b = 0; b < n; ++b) starts_[b + 1] += starts_[b];
-    for (int64_t i = 0; i < n; ++i) sorted_[starts_[buckets_[i]]++] = {column[i], i};
-    for (int64_t b = 0, begin = 0; b < n; begin = starts_[b++])  // starts_[b] is now the bucket's end
-      if (starts_[b] - begin > 16)
-        std::sort(sorted_.begin() + begin, sorted_.begin() + starts_[b],
-                  [](const Entry& a, const Entry& b) { return a.value < b.value; });
-    for (int64_t i = 1; i < n; ++i) {
-      const Entry entry = sorted_[i];
-      int64_t j = i;
-      for (; j > 0 && sorted_[j - 1].value > entry.value; --j) sorted_[j] = sorted_[j - 1];
-      sorted_[j] = entry;
+    if (low == high) return;
+    const double middle = low + (high - low) / 2;
+    double distances = 0;
+#pragma omp simd reduction(+ : distances)
+    for (int64_t i = 0; i < n_; ++i) {
+      column[i] -= middle;
+      distances += std::fabs(column[i]);
     }
-    return sorted_;
+    spread_ += distances;
+    if (exactly)
+      add_sorted(column);
+    else
+      add_buckets(column, low - middle, high - low);
   }
 
  private:
-  std::vector<Entry> sorted_;
-  std::vector<std::int32_t> starts_, buckets_;
-};
+  static constexpr std::int32_t buckets = 1024;  // 16 KB of sums: the level 1 cache
+  struct Entry {
+    double value;
+    int64_t row;
+  };
+  struct Line {
+    double slope, offset;
+  };
 
-// Adds the column's share of every row's cost; returns the sum of distances from the column's mean. column is centred.
-inline double add_column(double* column, int64_t n, ColumnSort& sort, double* cost) {
-  double sum = 0;
-  for (int64_t i = 0; i < n; ++i) sum += column[i];
-  const double mean = sum / n;
-  double low = INFINITY, high = -INFINITY, spread = 0, total = 0;
-  for (int64_t i = 0; i < n; ++i) {
-    const double v = column[i] -= mean;
-    low = v < low ? v : low;
-    high = v > high ? v : high;
-    spread += std::fabs(v);
-    total += v;
-  }
-  if (low == high) return 0;
-  double before = 0;
-  int64_t rank = 0;
-  for (const Entry& e : sort(column, low, high)) {
-    cost[e.row] += e.value * double(2 * rank - n) + (total - 2 * before);
-    before += e.value;
-    ++rank;
-  }
-  return spread;
-}
-
-// cost [n] and bound [n] on its error: rounding is relative to E and to the distances from the column means, which add
-// up to at most 2 E.
-inline void costs_by_sorting(const ClassRows& c, double* cost, double* bound, int threads) {
-  const int64_t blocks = padded(c.x.width) / 8, groups = std::max<int64_t>(1, std::min<int64_t>(16, blocks));
-  std::vector<double> costs(groups * c.n), spreads(groups);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-  for (int64_t group = 0; group < groups; ++group) {
-    std::vector<double> columns(8 * c.n);
-    ColumnSort sort(c.n);
-    for (int64_t block = blocks * group / groups; block < blocks * (group + 1) / groups; ++block) {
-      const int64_t begin = 8 * block, count = std::min<int64_t>(8, c.x.width - begin);
-      with_dtype(c.x.dtype, [&](auto zero) {
-        for (int64_t i = 0; i < c.n; ++i) {
-          const auto* row = static_cast<const decltype(zero)*>(c.x.data) + c.rows[i] * c.x.row_stride;
-          for (int64_t k = 0; k < count; ++k) columns[k * c.n + i] = widen(row[(begin + k) * c.x.column_stride]);
-        }
-      });
-      for (int64_t k = 0; k < count; ++k)
-        spreads[group] += add_column(columns.data() + k * c.n, c.n, sort, costs.data() + group * c.n);
+  void add_sorted(const double* column) {
+    for (int64_t i = 0; i < n_; ++i) sorted_[i] = {column[i], i};
+    std::sort(sorted_.begin(), sorted_.end(), [](const Entry& a, const Entry& b) { return a.value < b.value; });
+    double total = 0, before = 0;
+    for (const Entry& e : sorted_) total += e.value;
+    for (int64_t rank = 0; rank < n_; ++rank) {
+      const Entry& e = sorted_[rank];
+      cost_[e.row] += e.value * double(2 * rank - n_) + (total - 2 * before);
+      before += e.value;
     }
   }
-  const double error = rounding(c.n, c.x.width);
-  double spread = 0;
-  for (double s : spreads) spread += s;
+
+  // Two values of one bucket are taken to lie half its width apart.
+  void add_buckets(const double* column, double low, double range) {
+    const double scale = buckets / range, half = 0.5 * range / buckets;
+    if (!(scale < 1e300 && range < 1e300)) {  // beyond double's range: leaves everything open
+      bound_ = INFINITY;
+      return;
+    }
+    for (int64_t i = 0; i < n_; ++i) bucket_of_[i] = std::min(buckets - 1, std::int32_t((column[i] - low) * scale));
+    std::fill(lines_.begin(), lines_.end(), Line{});
+    for (int64_t i = 0; i < n_; ++i) {
+      Line& sums = lines_[bucket_of_[i]];  // count and sum of values, for now
+      sums.slope += 1;
+      sums.offset += column[i];
+    }
+    double total = 0, fullest = 0;
+    for (const Line& sums : lines_) {
+      total += sums.offset;
+      fullest = std::max(fullest, sums.slope);
+    }
+    // A row's share is a line in its value: slope = count below - count above, offset = sum above - sum below.
+    Line before{};
+    for (Line& line : lines_) {
+      const Line here = line;
+      line.slope = 2 * before.slope + here.slope - n_;
+      line.offset = (total - here.offset - 2 * before.offset) + half * (here.slope - 1);
+      before.slope += here.slope;
+      before.offset += here.offset;
+    }
+    for (int64_t i = 0; i < n_; ++i) {
+      const Line& line = lines_[bucket_of_[i]];
+      cost_[i] += column[i] * line.slope + line.offset;
+    }
+    bound_ += 2 * half * (fullest - 1);
+  }
+
+  int64_t n_;
+  double* cost_;
+  double bound_ = 0, spread_ = 0;
+  std::vector<std::int32_t> bucket_of_;
+  std::vector<Entry> sorted_;
+  std::vector<Line> lines_;
+};
+
+// cost [n] and bound [n] on its error, by sorting or by buckets. Columns are added up in at most 16 groups, whose
+// borders depend on the width alone, and the groups in order: the same bits for any number of threads.
+inline void costs_by_columns(const ClassRows& c, bool exactly, double* cost, double* bound, int threads) {
+  const int64_t width = c.x.width, groups = std::max<int64_t>(1, std::min<int64_t>(16, width / 8));
+  std::vector<double> costs(groups * c.n), bounds(groups), spreads(groups);
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
+  for (int64_t group = 0; group < groups; ++group) {
+    Columns columns(c.n, costs.data() + group * c.n);
+    std::vector<double> some(8 * c.n);  // 8 columns at a time: a row's cache line is read once for all of them
+    const int64_t end = width * (group + 1) / groups;
+    for (int64_t first = width * group / groups; first < end; first += 8) {
+      const int64_t count = std::min<int64_t>(8, end - first);
+      with_dtype(c.x.dtype, [&](auto zero) {
+        const auto* x = static_cast<const decltype(zero)*>(c.x.data) + first * c.x.column_stride;
+        for (int64_t i = 0; i < c.n; ++i)
+          for (int64_t k = 0; k < count; ++k)
+            some[k * c.n + i] = widen(x[c.rows[i] * c.x.row_stride + k * c.x.column_stride]);
+      });
+      for (int64_t k = 0; k < count; ++k) columns.add(some.data() + k * c.n, exactly);
+    }
+    bounds[group] = columns.bound();
+    spreads[group] = columns.spread();
+  }
+  double open = 0, spread = 0;
+  for (int64_t group = 0; group < groups; ++group) {
+    open += bounds[group];
+    spread += spreads[group];
+  }
   for (int64_t i = 0; i < c.n; ++i) {
     cost[i] = 0;
     for (int64_t group = 0; group < groups; ++group) cost[i] += costs[group * c.n + i];
-    bound[i] = 2 * error * (cost[i] + spread);
+    bound[i] = open + 2 * rounding(c.n, width) * (cost[i] + spread);
   }
 }
 

@@ -10,6 +10,7 @@ from .reference import raise_label
 
 METRICS = {"euclidean": 0, "sqeuclidean": 1, "cosine": 2, "cityblock": 3, "jeffreys": 4}
 DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+EUCLIDEAN = METRICS["euclidean"]
 NEEDS_PRODUCTS = -2
 PANEL = 1 << 22  # elements of a panel of rows, at most
 STRIP = 128  # rows of a tile of products; on the diagonal half a strip is computed for nothing
@@ -40,9 +41,9 @@ def class_medoids(
         matrix, METRICS[metric], offsets.data_ptr(), order.data_ptr(), num_classes, medoids.data_ptr(), threads
     )
     if metric == "euclidean":
-        for k in (medoids == NEEDS_PRODUCTS).nonzero().flatten().tolist():
-            rows = order[offsets[k] : offsets[k + 1]]
-            medoids[k] = _EuclideanClass(matrix, rows, threads).medoid()
+        with torch.autocast("cpu", enabled=False):
+            for k in (medoids == NEEDS_PRODUCTS).nonzero().flatten().tolist():
+                medoids[k] = _EuclideanClass(matrix, order[offsets[k] : offsets[k + 1]], threads).medoid()
     return medoids
 
 
@@ -69,32 +70,19 @@ class _EuclideanClass:
 
     def medoid(self):
         kept = self.everyone.clone()
-        # Beyond this range squares leave the range of float64: nothing is nominated, exact costs alone decide.
-        if not 2.0**-400 < self.radius < 2.0**400:
-            cost = self._zeros(self.n)
-            bound = cost + math.inf
-            count = self._narrow(kept, cost, bound)
-        for dtype in self._product_dtypes():
+        cost = self._zeros(self.n)
+        bound = cost + math.inf
+        # Out of this range squares over- or underflow in float64: nothing is nominated, exact costs alone decide.
+        dtypes = _product_dtypes(self.width) if 2.0**-400 < self.radius < 2.0**400 else ()
+        for dtype in dtypes:
             cost, bound = self._nominate(kept, dtype)
-            count = self._narrow(kept, cost, bound)
-            kept = kept[:count]
-            if count * self.n * self.width <= FEW:
+            kept = kept[: _C.medoids_narrow(self.fields, EUCLIDEAN, _candidates(kept, cost, bound), self.threads)]
+            if len(kept) * self.n * self.width <= FEW:
                 break
-        return _C.medoids_decide(
-            self.fields, 0, (kept.data_ptr(), cost.data_ptr(), bound.data_ptr(), count), self.threads
-        )
-
-    def _product_dtypes(self):
-        if not 2.0**-400 < self.radius < 2.0**400:
-            return ()
-        return (torch.float32, torch.float64) if _float32_products_are_exact(self.width) else (torch.float64,)
+        return _C.medoids_decide(self.fields, EUCLIDEAN, _candidates(kept, cost, bound), self.threads)
 
     def _zeros(self, *shape):
         return torch.zeros(shape, dtype=torch.float64, device="cpu")
-
-    def _narrow(self, kept, cost, bound):
-        candidates = (kept.data_ptr(), cost.data_ptr(), bound.data_ptr(), len(kept))
-        return _C.medoids_narrow(self.fields, METRICS["euclidean"], candidates, self.threads)
 
     def _panel(self, positions, dtype, scale):
         count = len(positions)
@@ -133,8 +121,7 @@ class _EuclideanClass:
         """Rows r to r + STRIP of one panel against columns c and on of another."""
         left, right = rows.rows[r : r + STRIP], columns.rows[c:]
         products = scratch[: len(left) * len(right)].view(len(left), len(right))
-        with torch.autocast("cpu", enabled=False):
-            torch.mm(left, right.t(), out=products)
+        torch.mm(left, right.t(), out=products)
         size = left.element_size()
         _C.medoids_tile(
             DTYPES[left.dtype], products.data_ptr(), len(left), len(right), self.width,
@@ -147,10 +134,15 @@ class _EuclideanClass:
         )  # fmt: skip
 
 
-def _float32_products_are_exact(width):
-    """Whether a float32 product has float32's rounding errors: torch can be told to round its factors to bfloat16."""
+def _candidates(kept, cost, bound):
+    return kept.data_ptr(), cost.data_ptr(), bound.data_ptr(), len(kept)
+
+
+def _product_dtypes(width):
+    """float32 first, unless torch was told to make its products of factors rounded to bfloat16 or TF32."""
     if hasattr(torch.backends.mkldnn, "matmul"):
         precision = torch.backends.mkldnn.matmul.fp32_precision
     else:
         precision = torch.get_float32_matmul_precision()
-    return precision in ("none", "ieee", "highest") and width < 1 << 20
+    exact = precision in ("none", "ieee", "highest") and width < 1 << 20
+    return (torch.float32, torch.float64) if exact else (torch.float64,)

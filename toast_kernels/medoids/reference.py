@@ -75,7 +75,8 @@ def costs(x, rows, metric):
 def features(x, metric):
     """What a metric compares: the rows, the rows at length 1 (a zero row stays zero), or (p, log p)."""
     if metric == "cosine" and x.shape[1]:
-        x = x / x.abs().amax(dim=1, keepdim=True).clamp_min(torch.finfo(x.dtype).tiny)
+        largest = x.abs().amax(dim=1, keepdim=True)
+        x = x / largest.where(largest > 0, 1.0)  # so that squares neither over- nor underflow
         return x / x.norm(dim=1, keepdim=True).clamp_min(0.5)
     if metric == "jeffreys":
         log_p = x.log_softmax(dim=1)

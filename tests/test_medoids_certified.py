@@ -1,0 +1,171 @@
+"""What makes class_medoids exact: bounds that hold, float64 costs that decide, the same answer everywhere."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from medoid_cases import METRICS, logits, one_class, random_labels, scipy_medoids
+from scipy.spatial.distance import cdist
+
+from toast_kernels import backends
+from toast_kernels.functional import class_medoids
+from toast_kernels.medoids import cpu
+
+pytestmark = pytest.mark.skipif(backends.missing("cpu") is not None, reason="the C++ kernels are not built")
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@pytest.fixture
+def threads():
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def run_python(code, **environment):
+    """stdout of a fresh interpreter."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **environment}, capture_output=True, text=True, timeout=120,
+        cwd=os.path.dirname(__file__),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def nominate(x, dtype, kept=None):
+    """Costs and bounds of one class from matrix products."""
+    rows = torch.arange(len(x))
+    matrix = (cpu.DTYPES[x.dtype], x.data_ptr(), *x.shape, *x.stride())
+    c = cpu._EuclideanClass(matrix, rows, torch.get_num_threads())
+    return c._nominate(rows if kept is None else kept, dtype)
+
+
+CLOUDS = {
+    "gaussian": lambda: logits(700, 60),
+    "far from the origin": lambda: logits(300, 20) + 1000,
+    "clusters": lambda: (10 * logits(5, 20)).repeat(60, 1) + 1e-3 * logits(300, 20),
+    "duplicates": lambda: logits(30, 20).repeat(10, 1),
+    "one outlier": lambda: torch.cat([1e-6 * logits(300, 20), torch.full((1, 20), 1e6)]),
+    "bfloat16": lambda: logits(300, 40, dtype=torch.bfloat16),
+    "tiny": lambda: logits(300, 20, dtype=torch.float64) * 1e-90,
+    "huge": lambda: logits(300, 20, dtype=torch.float64) * 1e90,
+    "more than a panel": lambda: logits(2300, 3),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("name", CLOUDS)
+def test_bounds_hold(name, dtype):
+    x = CLOUDS[name]()
+    exact = torch.from_numpy(cdist(x.double(), x.double())).sum(dim=1)
+    for kept in (None, torch.arange(0, len(x), 3)):  # the triangle with its column sums, and a rectangle
+        cost, bound = nominate(x, dtype, kept)
+        error = (cost - (exact if kept is None else exact[kept])).abs()
+        assert (error <= bound + 1e-12 * cost).all()
+        if name == "gaussian":  # and they say something
+            assert (bound < (1e-4 if dtype == torch.float32 else 1e-12) * cost).all()
+
+
+def test_uninitialised_memory_is_never_read(monkeypatch):
+    expected = nominate(CLOUDS["gaussian"](), torch.float32)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(77))
+    for result, value in zip(nominate(CLOUDS["gaussian"](), torch.float32), expected, strict=True):
+        assert result.equal(value)
+    x, labels = logits(900, 120), random_labels(900, 4)
+    for metric in METRICS:
+        assert class_medoids(x, labels, 5, metric=metric).equal(scipy_medoids(x, labels, 5, metric))
+
+
+@every_metric
+def test_near_ties_are_decided_in_float64(metric):
+    """A hundred rows whose costs differ by a relative 1e-9 and less: float32 cannot tell them apart."""
+    x = logits(400, 110, dtype=torch.float64)
+    best = one_class(x, metric)
+    x[300:] = x[best] + 1e-9 * logits(100, 110, 1, torch.float64)
+    assert one_class(x, metric) == scipy_medoids(x, torch.zeros(400), 1, metric).item()
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cityblock", "cosine"])
+@pytest.mark.parametrize("exponent", [-1070, -600, -450, 300, 600, 1000])
+def test_extreme_magnitudes(metric, exponent):
+    """Scaled by a power of two the answer stays, unless squares leave float64's range: then all costs are a tie."""
+    rows, labels = (logits(400, 20) * 8).round().double(), torch.zeros(400, dtype=torch.int64)
+    x = torch.ldexp(torch.ldexp(rows, torch.tensor(exponent // 2)), torch.tensor(exponent - exponent // 2))
+    squares_leave_float64 = metric == "euclidean" and abs(exponent) >= 600
+    expected = 0 if squares_leave_float64 else one_class(rows, metric)
+    assert one_class(x, metric) == expected
+    assert class_medoids(x, labels, 1, metric=metric, backend="reference").item() == expected
+
+
+@every_metric
+def test_thread_counts(metric, threads):
+    x, labels = logits(6000, 60), random_labels(6000, 3) // 2 * 2  # a class worth all threads, and a small one
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append((class_medoids(x, labels, 3, metric=metric), *nominate(x[:1000], torch.float32)))
+    for other in results[1:]:
+        assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_instruction_sets_agree():
+    code = """if True:
+        import torch
+        from medoid_cases import DTYPES, METRICS, logits, random_labels
+        from toast_kernels import _C
+        from toast_kernels.functional import class_medoids
+        print(_C.cpu_isa())
+        for dtype in DTYPES:
+            x, labels = logits(800, 75, dtype=dtype), random_labels(800, 3)
+            for pool in (x, x.round(), torch.cat([x[:99], x])[: len(x)]):
+                print([class_medoids(pool, labels, 4, metric=metric).tolist() for metric in METRICS])
+    """
+    best, *expected = run_python(code).splitlines()
+    for isa in ("generic", "avx2", "avx512")[: ("generic", "avx2", "avx512").index(best)]:
+        assert run_python(code, TOAST_CPU_ISA=isa).splitlines() == [isa, *expected]
+
+
+def test_autocast_and_reduced_precision_do_not_decide():
+    """Under autocast, and with float32 products rounded to bfloat16, products err far beyond float32's bounds."""
+    x, labels = logits(1200, 500), torch.zeros(1200, dtype=torch.int64)
+    expected = scipy_medoids(x, labels, 1, "euclidean")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert class_medoids(x, labels, 1).equal(expected)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    try:
+        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
+        assert cpu._product_dtypes(500) == (torch.float64,)
+        assert class_medoids(x, labels, 1).equal(expected)
+    finally:
+        torch.backends.mkldnn.matmul.fp32_precision = before
+    assert cpu._product_dtypes(500) == (torch.float32, torch.float64)
+
+
+def test_memory_does_not_grow_with_the_square_and_pair_counts_pass_int32():
+    """47,001 rows: 2.2e9 pairs, or 8.8 GB in float32. The centre of symmetric data is its medoid."""
+    run_python("""if True:
+        import resource, torch
+        from toast_kernels.functional import class_medoids
+        half = torch.randn(23500, 4, generator=torch.Generator().manual_seed(0)) * 3
+        x = torch.cat([half, torch.zeros(1, 4), -half])
+        labels = torch.zeros(len(x), dtype=torch.int64)
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        for metric in ("sqeuclidean", "cityblock", "euclidean", "cosine", "jeffreys"):
+            class_medoids(x[:2000], labels[:2000], 1, metric=metric)
+            before = peak()
+            medoid = class_medoids(x, labels, 1, metric=metric).item()
+            grown = (peak() - before) / 1024
+            assert medoid == 23500 or metric in ("cosine", "jeffreys"), (metric, medoid)
+            assert grown < 64, f"{metric}: {grown:.0f} MB"
+    """)
+
+
+@every_metric
+def test_thousands_of_duplicates_take_no_quadratic_time_in_float64(metric):
+    """Two rows 10,000 times each: every row ties with every other, and only one of each is scored."""
+    x = torch.cat([logits(1, 64), logits(1, 64, 1)]).repeat(10_000, 1)
+    x[:3] = logits(3, 64, 2)
+    assert one_class(x, metric) == 3
