@@ -39,6 +39,10 @@ class Elements {
   toast::DType dtype() const { return dtype_; }
   void* data() { return bytes_.data(); }
   void* at(std::int64_t i) { return bytes_.data() + i * toast::size_of(dtype_); }
+  std::int64_t index_of(const void* address) {
+    return (static_cast<const unsigned char*>(address) - bytes_.data()) / toast::size_of(dtype_);
+  }
+  std::int64_t size() const { return bytes() / toast::size_of(dtype_); }
   std::int64_t bytes() const { return bytes_.size(); }
   bool intact() { return bytes_.intact(); }
   void forbid(std::int64_t begin, std::int64_t n) {

@@ -1,0 +1,105 @@
+// Class medoids by brute force in long double.
+#pragma once
+
+#include <vector>
+
+#include "elements.h"
+#include "medoids.h"
+#include "random.h"
+
+using std::int64_t;
+using toast::DType;
+using toast::Metric;
+
+using Number = long double;
+using Row = std::vector<Number>;
+
+// What the metric compares: x itself, x / |x|, or log p and p, p = softmax(x).
+inline Row features(Row x, Metric metric) {
+  Number top = -INFINITY, sum = 0;
+  if (metric == Metric::cosine) {
+    for (Number v : x) sum += v * v;
+    for (Number& v : x) v = sum == 0 ? 0 : v / std::sqrt(sum);
+  } else if (metric == Metric::jeffreys) {
+    for (Number v : x) top = std::max(top, v);
+    for (Number v : x) sum += std::exp(v - top);
+    const std::size_t width = x.size();
+    for (Number& v : x) v -= top + std::log(sum);
+    for (std::size_t k = 0; k < width; ++k) x.push_back(std::exp(x[k]));
+  }
+  return x;
+}
+
+inline Number distance(const Row& a, const Row& b, Metric metric) {
+  const std::size_t width = metric == Metric::jeffreys ? a.size() / 2 : a.size();
+  Number total = 0, a_size = 0, b_size = 0;
+  for (std::size_t k = 0; k < width; ++k) {
+    const Number d = a[k] - b[k];
+    a_size += a[k] * a[k];
+    b_size += b[k] * b[k];
+    total += metric == Metric::cityblock  ? std::fabs(d)
+             : metric == Metric::jeffreys ? (a[width + k] - b[width + k]) * d
+                                          : d * d;
+  }
+  if (metric == Metric::euclidean) return std::sqrt(total);
+  if (metric == Metric::cosine) return a_size == 0 || b_size == 0 ? 1 : total / 2;
+  return total;
+}
+
+// E of each of these rows among them.
+inline Row costs(const std::vector<Row>& x, const std::vector<int64_t>& rows, Metric metric) {
+  std::vector<Row> f;
+  for (int64_t i : rows) f.push_back(features(x[i], metric));
+  Row cost(rows.size());
+  for (std::size_t i = 0; i < rows.size(); ++i)
+    for (std::size_t j = 0; j < i; ++j) {
+      const Number d = distance(f[i], f[j], metric);
+      cost[i] += d;
+      cost[j] += d;
+    }
+  return cost;
+}
+
+inline int64_t medoid(const std::vector<Row>& x, const std::vector<int64_t>& rows, Metric metric) {
+  if (rows.empty()) return -1;
+  const Row cost = costs(x, rows, metric);
+  Number lowest = INFINITY;
+  for (Number c : cost) lowest = std::min(lowest, c);
+  const Number limit = lowest * (1 + Number(1e-12)) + (metric == Metric::cosine ? Number(1e-28) * rows.size() : 0);
+  std::size_t i = 0;
+  while (cost[i] > limit) ++i;
+  return rows[i];
+}
+
+// A matrix in guarded memory, by rows or by columns, with gaps.
+struct Data {
+  Elements elements;
+  toast::Matrix matrix;
+  std::vector<Row> x;
+};
+
+inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width) {
+  Data data;
+  const bool by_rows = !random.once_in(4);
+  const int64_t gap = random.one_of({0, 0, 1, 5}), offset = random.one_of({0, 0, 3});
+  const int64_t row_stride = by_rows ? width + gap : 1 + gap % 2, column_stride = by_rows ? 1 : rows * row_stride + gap;
+  data.elements = Elements(dtype, offset + (by_rows ? rows * row_stride : width * column_stride));
+  data.elements.forbid(0, offset);
+  const bool grid = random.once_in(4);  // ties, equal rows, zero rows
+  const double shift = grid ? 0 : random.one_of({0.0, 0.0, 1000.0});
+  const double scale = dtype == DType::float64 ? random.one_of({1.0, 1.0, 1e-3, 1e140, 1e-140}) : 1.0;
+  for (int64_t i = 0; i < rows; ++i) {
+    Row row;
+    const bool repeats = i > 0 && random.once_in(8);
+    for (int64_t k = 0; k < width; ++k) {
+      const double value = repeats ? double(data.x.back()[k])
+                           : grid  ? double(random.below(3) - 1)
+                                   : scale * (shift + random.normal());
+      row.push_back(data.elements.set(offset + i * row_stride + k * column_stride, value));
+    }
+    data.x.push_back(row);
+    if (by_rows) data.elements.forbid(offset + i * row_stride + width, gap);
+  }
+  data.matrix = {dtype, data.elements.at(offset), rows, width, row_stride, column_stride};
+  return data;
+}
