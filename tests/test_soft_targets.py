@@ -24,7 +24,7 @@ def true_probs(logits, temperature=1.0):
 
 
 def true_top_k(probs, k):
-    """Rows as SPEC'd: the k largest (lowest class first among equals), the rest spread evenly."""
+    """Rows as top-k encodes them: the k largest (lowest class first among equals), the rest spread evenly."""
     encoded = np.empty_like(probs)
     for row, out in zip(probs, encoded, strict=True):
         listed = sorted(range(len(row)), key=lambda c: (-row[c], c))[:k]
