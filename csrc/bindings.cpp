@@ -27,7 +27,7 @@ toast::SoftRows soft_rows(const py::object& described) {
   rows.width = fields[3].cast<std::int64_t>();
   rows.stride = fields[4].cast<std::int64_t>();
   rows.indices = pointer<const std::int32_t>(address(5));
-  rows.logsumexp = pointer<const void>(address(6));
+  rows.logsumexp = pointer<const double>(address(6));
   rows.entropy = pointer<const void>(address(7));
   rows.filled = pointer<const bool>(address(8));
   rows.temperature = fields[9].cast<double>();

@@ -27,10 +27,9 @@ struct SoftRows {
   std::int64_t rows = 0;
   std::int64_t width = 0;                 // C | k | C
   const std::int32_t* indices = nullptr;  // [rows, k] ascending; the mass they leave is spread over the other classes
-  const void* logsumexp =
-      nullptr;                    // [rows]: values are logits, probabilities are exp(values / temperature - logsumexp)
-  const void* entropy = nullptr;  // [rows] - sum q log q; read for past rows only
-  const bool* filled = nullptr;   // [rows]; null: all are
+  const double* logsumexp = nullptr;      // [rows]: values are logits, row = softmax(values / temperature)
+  const void* entropy = nullptr;          // [rows] - sum q log q; read for past rows only
+  const bool* filled = nullptr;           // [rows]; null: all are
   double temperature = 1;
 };
 

@@ -36,7 +36,8 @@ class SoftTargets:
         filled: bool [R]. A row that is not filled stands for no target at all; its values and entropy are 0.
         num_classes: C.
         indices: int32 [R, k], ascending within each row. Top-k only.
-        logsumexp: [R], logsumexp(values / temperature), in the dtype of entropy. Logits only.
+        logsumexp: float64 [R], logsumexp(values / temperature): in float32 its rounding would show in the probabilities
+            of logits far from 0. Logits only.
         temperature: what the logits were divided by; None when unknown (from_probs).
 
     Everything is detached: soft targets are constants of the loss. The format is a choice of this library, not the
@@ -122,10 +123,12 @@ class SoftTargets:
         logits = logits.detach()
         wide = torch.promote_types(logits.dtype, torch.float32)
         entropy = logits.new_empty(len(logits), dtype=wide)
-        logsumexp = torch.empty_like(entropy)
+        logsumexp = torch.empty_like(entropy, dtype=torch.float64)
         for rows in _chunks(*logits.shape):
-            scaled = _at_least_float32(logits[rows]) / temperature
-            logsumexp[rows] = scaled.logsumexp(dim=1)
+            wide_rows = _at_least_float32(logits[rows])
+            top = wide_rows.amax(dim=1, keepdim=True)
+            scaled = (wide_rows - top) / temperature
+            logsumexp[rows] = top[:, 0].double() / temperature + scaled.logsumexp(dim=1).double()
             entropy[rows] = _entropy(torch.softmax(scaled, dim=1))
         filled = torch.ones_like(entropy, dtype=torch.bool)
         return cls(logits, entropy, filled, logits.shape[1], logsumexp=logsumexp, temperature=temperature)

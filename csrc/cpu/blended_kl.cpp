@@ -3,9 +3,13 @@
 // chunk keeps its exponentials too. Rows go to the threads, or the chunks of a row where rows are few.
 #include "blended_kl.h"
 
+#include <cstdlib>
 #include <limits>
+#include <memory>
+#include <new>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/blended_kl_chunk.h"
@@ -18,19 +22,45 @@ namespace {
 
 // A gradient larger than this is stored past the caches.
 constexpr std::int64_t kStreamBytes = std::int64_t(8) << 20;
+// Rows up to this many classes keep their exponentials and target between the two loops; that of a longer row would
+// fall out of the second-level cache, and the first loop runs again.
+constexpr std::int64_t kKeptRow = 32768;
 // Logits worth a thread of their own.
 constexpr std::int64_t kGrain = 16384;
 
+// A thread's working memory.
 template <class Real>
 struct Scratch {
-  static constexpr std::int64_t size = kChunk + Vec<Real>::lanes;
-  alignas(64) Real z[size];
-  alignas(64) Real s[size];
-  alignas(64) Real q[size];
-  alignas(64) Real part[size];
-  alignas(64) Real exponentials[size];
-  alignas(64) Real gradient[size];
-  alignas(64) Real stored[size];  // the gradient in its own type, on its way past the caches
+  Scratch(std::int64_t classes, std::int64_t chunks, bool keep, bool past)
+      : parts(chunks), whole_row(keep && classes <= kKeptRow) {
+    constexpr std::int64_t lanes = Vec<Real>::lanes;
+    const auto padded = [&](std::int64_t n) { return (n + lanes - 1) / lanes * lanes; };
+    const std::int64_t chunk = padded(std::min(classes, kChunk)), row = whole_row ? padded(classes) : chunk;
+    const std::int64_t total = 5 * chunk + (keep ? (past ? 3 : 2) * row : 0);
+    memory.reset(static_cast<Real*>(std::aligned_alloc(64, total * sizeof(Real))));
+    if (memory == nullptr) throw std::bad_alloc();
+    Real* next = memory.get();
+    for (Real** buffer : {&z, &s, &q, &part, &gradient}) *buffer = std::exchange(next, next + chunk);
+    if (!keep) return;
+    kept.p = std::exchange(next, next + row);
+    kept.t = std::exchange(next, next + row);
+    if (past) kept.e = next;
+  }
+
+  // Where the chunk that begins there is kept.
+  Kept<Real> kept_at(std::int64_t begin) const {
+    const std::int64_t at = whole_row ? begin : 0;
+    return {kept.p + at, kept.e + at, kept.t + at};
+  }
+
+  struct Free {
+    void operator()(Real* p) const { std::free(p); }
+  };
+  std::vector<Statistics> parts;  // of each chunk of the row
+  const bool whole_row;           // kept holds all of a row, else only its last chunk
+  std::unique_ptr<Real, Free> memory;
+  Real *z, *s, *q, *part, *gradient;  // a chunk each
+  Kept<Real> kept;
 };
 
 template <class Real>
@@ -235,10 +265,13 @@ class Kernel {
     r.has_soft ? with_power(std::true_type{}) : with_power(std::false_type{});
   }
 
-  Statistics statistics(const Row& r, const Chunk<Real>& c, Real* saved) const {
+  // The first loop over one chunk of a row.
+  Statistics statistics(const Row& r, std::int64_t begin, bool keep, Scratch<Real>& scratch) const {
+    const Chunk<Real> c = chunk(r, begin, scratch);
     Statistics result;
     with_shape(r, [&](auto soft, auto past, auto power) {
-      result = chunk_statistics<Real, soft, past, power>(c, inverse_t_, saved);
+      result = keep ? chunk_statistics<Real, soft, past, power, true>(c, inverse_t_, scratch.kept_at(begin))
+                    : chunk_statistics<Real, soft, past, power, false>(c, inverse_t_, {});
     });
     return result;
   }
@@ -298,89 +331,90 @@ class Kernel {
     return std::max<std::int64_t>(best, 0);
   }
 
-  // The chunk's gradient, written to where it belongs.
-  void gradient(const Row& r, const Chunk<Real>& c, std::int64_t begin, const Statistics& s, const Real* saved,
+  // The second loop over one chunk of a row, from what the first kept of it.
+  void gradient(const Row& r, std::int64_t begin, const Statistics& part, const Statistics& total,
                 Scratch<Real>& scratch) const {
+    const std::int64_t n = std::min(kChunk, p_.classes - begin);
     with_dtype(p_.dtype, [&](auto zero) {
       using T = decltype(zero);
       T* out = static_cast<T*>(p_.gradient) + r.index * p_.classes + begin;
-      if (!r.used) return std::fill(out, out + c.n, T{});
-      Real* target = scratch.gradient;
-      if constexpr (std::is_same_v<T, Real>)
-        if (!stream_) target = out;
-      compute_gradient(r, c, begin, s, saved, target);
-      if constexpr (std::is_same_v<T, Real>) {
-        if (stream_) stream_bytes(target, c.n * sizeof(T), out);
-      } else if (!stream_) {
-        narrow(target, c.n, out);
+      if (!r.used) {
+        std::fill(out, out + n, T{});
+      } else if constexpr (std::is_same_v<T, Real>) {
+        compute_gradient(r, begin, n, part, total, scratch.kept_at(begin), stream_ ? scratch.gradient : out);
+        if (stream_) stream_bytes(scratch.gradient, n * sizeof(T), out);
       } else {
-        T* stored = reinterpret_cast<T*>(scratch.stored);
-        narrow(target, c.n, stored);
-        stream_bytes(stored, c.n * sizeof(T), out);
+        compute_gradient(r, begin, n, part, total, scratch.kept_at(begin), scratch.gradient);
+        T* rounded = stream_ ? reinterpret_cast<T*>(scratch.part) : out;
+        narrow(scratch.gradient, n, rounded);
+        if (stream_) stream_bytes(rounded, n * sizeof(T), out);
       }
     });
   }
 
-  void compute_gradient(const Row& r, Chunk<Real> c, std::int64_t begin, const Statistics& s, const Real* saved,
-                        Real* out) const {
+  void compute_gradient(const Row& r, std::int64_t begin, std::int64_t n, const Statistics& part,
+                        const Statistics& total, const Kept<Real>& kept, Real* out) const {
     const double upstream = upstream_ == nullptr ? 1 : double(upstream_[r.index * p_.upstream_stride]);
-    double class_mass = s.class_mass;
+    double class_mass = total.class_mass;
     for (int k = 0; k < r.labels; ++k) class_mass += r.hard[k];
-    const Real of_p = Real(upstream * class_mass / s.sum);
-    const Real of_e = r.has_past ? Real(upstream * s.past_mass / s.sum_at_t) : Real(0);
-    c.a *= Real(upstream);
-    c.b *= Real(upstream);
+    const Real of_p = Real(upstream * class_mass / total.sum * part.relative_to(total));
+    Real of_e = 0;
+    if (r.has_past) of_e = Real(upstream * total.past_mass / total.sum_at_t * part.relative_to(total, p_.temperature));
     with_shape(r, [&](auto soft, auto past, auto power) {
-      chunk_gradient<Real, soft, past, power>(c, Real(s.max), inverse_t_, of_p, of_e, saved, out);
+      chunk_gradient<Real, soft, past, power>(kept, n, of_p, of_e, Real(upstream), out);
     });
     for (int k = 0; k < r.labels; ++k)
-      if (r.label[k] >= begin && r.label[k] < begin + c.n) out[r.label[k] - begin] -= Real(upstream * r.hard[k]);
+      if (r.label[k] >= begin && r.label[k] < begin + n) out[r.label[k] - begin] -= Real(upstream * r.hard[k]);
   }
 
   bool needs_statistics(const Row& r) const { return r.used || stats_ != nullptr; }
 
+  Scratch<Real> scratch() const {
+    return Scratch<Real>(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);
+  }
+
+  // A row to a thread.
   void share_rows(int threads, double* losses) const {
     const std::int64_t grain = std::max<std::int64_t>(1, kGrain / p_.classes);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      Scratch<Real> scratch;
+      Scratch<Real> own = scratch();
+      const bool keep = own.whole_row;
 #pragma omp for schedule(dynamic, grain)
       for (std::int64_t i = 0; i < p_.rows; ++i) {
         const Row r = row(i);
-        Statistics s;
-        Chunk<Real> c;
-        Real* saved = chunks_ == 1 && p_.gradient != nullptr ? scratch.exponentials : nullptr;
-        for (std::int64_t begin = 0; needs_statistics(r) && begin < p_.classes; begin += kChunk) {
-          c = chunk(r, begin, scratch);
-          s.merge(statistics(r, c, saved), p_.temperature);
+        Statistics total;
+        for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
+          own.parts[k] = statistics(r, k * kChunk, keep, own);
+          k == 0 ? void(total = own.parts[k]) : total.merge(own.parts[k], p_.temperature);
         }
-        losses[i] = loss(r, s);
-        if (stats_ != nullptr) write_stats(r, s);
-        if (p_.gradient == nullptr) continue;
-        for (std::int64_t begin = 0; begin < p_.classes; begin += kChunk) {
-          if (chunks_ > 1 || !r.used) c = chunk(r, begin, scratch);
-          gradient(r, c, begin, s, saved, scratch);
+        losses[i] = loss(r, total);
+        if (stats_ != nullptr) write_stats(r, total);
+        for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
+          if (!keep && r.used) statistics(r, k * kChunk, true, own);
+          gradient(r, k * kChunk, own.parts[k], total, own);
         }
       }
       if (stream_) stream_fence();
     }
   }
 
+  // A chunk to a thread: for rows fewer than would keep the threads busy.
   void share_chunks(int threads, double* losses) const {
     std::vector<Row> rows(p_.rows);
     std::vector<Statistics> parts(p_.rows * chunks_), totals(p_.rows);
     for (std::int64_t i = 0; i < p_.rows; ++i) rows[i] = row(i);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      Scratch<Real> scratch;
+      Scratch<Real> own = scratch();
 #pragma omp for schedule(static)
-      for (std::int64_t k = 0; k < p_.rows * chunks_; ++k) {
-        const Row& r = rows[k / chunks_];
-        if (needs_statistics(r)) parts[k] = statistics(r, chunk(r, k % chunks_ * kChunk, scratch), nullptr);
-      }
+      for (std::int64_t k = 0; k < p_.rows * chunks_; ++k)
+        if (const Row& r = rows[k / chunks_]; needs_statistics(r))
+          parts[k] = statistics(r, k % chunks_ * kChunk, false, own);
 #pragma omp single
       for (std::int64_t i = 0; i < p_.rows; ++i) {
-        for (std::int64_t k = 0; k < chunks_; ++k) totals[i].merge(parts[i * chunks_ + k], p_.temperature);
+        totals[i] = parts[i * chunks_];
+        for (std::int64_t k = 1; k < chunks_; ++k) totals[i].merge(parts[i * chunks_ + k], p_.temperature);
         losses[i] = loss(rows[i], totals[i]);
         if (stats_ != nullptr) write_stats(rows[i], totals[i]);
       }
@@ -389,7 +423,8 @@ class Kernel {
         for (std::int64_t k = 0; k < p_.rows * chunks_; ++k) {
           const Row& r = rows[k / chunks_];
           const std::int64_t begin = k % chunks_ * kChunk;
-          gradient(r, chunk(r, begin, scratch), begin, totals[r.index], nullptr, scratch);
+          if (r.used) statistics(r, begin, true, own);
+          gradient(r, begin, parts[k], totals[r.index], own);
         }
       }
       if (stream_) stream_fence();

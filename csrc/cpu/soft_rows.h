@@ -26,7 +26,12 @@ class SoftRow {
       }
       rest_ = Real(std::max(0.0, 1 - mass) / double(std::max<std::int64_t>(classes - rows.width, 1)));
     }
-    if (rows.logsumexp != nullptr) logsumexp_ = static_cast<const Real*>(rows.logsumexp)[row];
+    if (rows.logsumexp != nullptr) {
+      // exp(z / T - logsumexp) = exp((z - shift) / T - remainder): the rounding of logits far from 0 stays out of it.
+      const double shift = rows.logsumexp[row] * rows.temperature;
+      shift_ = Real(shift);
+      remainder_ = Real((shift - double(shift_)) / rows.temperature);
+    }
   }
 
   // Probabilities of the classes [begin, begin + n): where they lie, or written to buffer.
@@ -55,19 +60,20 @@ class SoftRow {
 
   const Real* softmax_chunk(const Real* logits, std::int64_t n, Real* buffer) const {
     using V = Vec<Real>;
-    const V inverse = V::broadcast(Real(1 / rows_->temperature)), shift = V::broadcast(-logsumexp_);
+    const V inverse = V::broadcast(Real(1 / rows_->temperature));
+    const V shift = V::broadcast(shift_), remainder = V::broadcast(-remainder_);
+    const auto softmax = [&](V z) { return exp(fma(z - shift, inverse, remainder)); };
     std::int64_t j = 0;
-    for (; j + V::lanes <= n; j += V::lanes) exp(fma(V::load(logits + j), inverse, shift)).store(buffer + j);
-    if (const int rest = int(n - j))
-      store_first(exp(fma(load_first(logits + j, rest, Real(0)), inverse, shift)), buffer + j, rest);
+    for (; j + V::lanes <= n; j += V::lanes) softmax(V::load(logits + j)).store(buffer + j);
+    if (const int rest = int(n - j)) store_first(softmax(load_first(logits + j, rest, Real(0))), buffer + j, rest);
     return buffer;
   }
 
   const SoftRows* rows_ = nullptr;
   std::int64_t start_ = 0;  // of the row in values
   const std::int32_t* indices_ = nullptr;
-  Real rest_ = 0;  // probability of a class that a top-k row does not list
-  Real logsumexp_ = 0;
+  Real rest_ = 0;                   // probability of a class that a top-k row does not list
+  Real shift_ = 0, remainder_ = 0;  // of logits: logsumexp times the temperature, in two parts
 };
 
 }  // namespace TOAST_ISA

@@ -58,9 +58,10 @@ def blended_kl(
             return None
         values = _rows(values)
         keep.append(values)
-        shape = (*values.shape, values.stride(0))
-        tables = (address(indices, torch.int32), address(logsumexp), address(entropy), address(filled, torch.bool))
-        return (_DTYPE[values.dtype], values.data_ptr(), *shape, *tables, temperature)
+        return (
+            _DTYPE[values.dtype], values.data_ptr(), *values.shape, values.stride(0), address(indices, torch.int32),
+            address(logsumexp, torch.float64), address(entropy), address(filled, torch.bool), temperature,
+        )  # fmt: skip
 
     has_labels = not target.is_floating_point()
     _C.blended_kl(

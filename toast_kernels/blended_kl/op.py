@@ -1,7 +1,6 @@
 """The op toast_kernels::blended_kl and its autograd: loss and gradient are computed together, backward only scales."""
 
 import torch
-from torch.autograd.function import once_differentiable
 
 from ..backends import choose
 from . import cpu, reference
@@ -36,14 +35,14 @@ def _(logits, *rest):
 class BlendedKL(torch.autograd.Function):
     """Forward keeps the gradient; the first backward scales it in place and hands it over.
 
-    A second backward through the same graph, and any backward of float16 logits, computes the gradient anew with
-    the upstream gradient folded in before rounding: what was handed over is never written to again, and a
-    GradScaler's scale reaches float16 gradients before they underflow.
+    For reduction "none" and for float16 logits, and in any further backward through the same graph, backward computes
+    the gradient anew with the upstream gradient folded in before rounding. So what was handed over is never written
+    to again, and a GradScaler's scale reaches float16 gradients before they underflow.
     """
 
     @staticmethod
     def forward(ctx, settings, need_stats, *tensors):
-        now = tensors[0].dtype != torch.float16
+        now = tensors[0].dtype != torch.float16 and settings[-1] != "none"
         loss, gradient, stats, argmax = _op(*tensors, None, *settings, now, need_stats)
         ctx.settings = settings
         ctx.scale_only = now and torch.compiler.is_compiling()  # the compiler owns the memory: no hand-over
@@ -53,19 +52,33 @@ class BlendedKL(torch.autograd.Function):
         return loss, stats, argmax
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, upstream, *_):
-        per_row = upstream.unsqueeze(-1) if upstream.dim() else upstream
         if ctx.scale_only:
             (gradient,) = ctx.saved_tensors
-            gradient = (gradient * per_row).to(gradient.dtype)
+            gradient = (gradient * upstream).to(gradient.dtype)
         elif ctx.gradient is None:
-            gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False)[1]
+            with torch.no_grad():
+                gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False)[1]
         else:
             gradient, ctx.gradient = ctx.gradient, None
-            if upstream.dim() or upstream.item() != 1:
-                gradient.mul_(per_row)
+            if upstream.item() != 1:
+                with torch.no_grad():
+                    gradient.mul_(upstream)
+        if torch.is_grad_enabled() and not ctx.scale_only:
+            gradient = NoSecondDerivative.apply(gradient, ctx.saved_tensors[0])
         return None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 3)
+
+
+class NoSecondDerivative(torch.autograd.Function):
+    """Under create_graph=True the gradient must not pass for a constant: differentiating it raises."""
+
+    @staticmethod
+    def forward(ctx, gradient, logits):
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError('toast_loss has no second derivative; backend="reference" has')
 
 
 def blended_kl(

@@ -87,17 +87,18 @@ def blended_kl(
         has_past = used & (past_index >= 0) & past.filled[row] if len(past) else has_past
         if len(past):
             q = torch.where(has_past[:, None], past[row].dense().to(dtype), 0)
-            negative_entropy = torch.xlogy(q, q).sum(1)
-            past_rows = temperature**2 * (negative_entropy + _cross_entropy(q, (z / temperature).log_softmax(1)))
+            log_p = (z / temperature).log_softmax(1)
+            past_rows = past_weight * torch.xlogy(q, q).sum(1) + _cross_entropy(past_weight * q, log_p)
+            past_rows = temperature**2 * past_rows
             past_rows = torch.where(has_past, past_rows, 0)
     row_loss = torch.where(bad | z.isnan().any(1), torch.nan, row_loss)
 
     if reduction == "none":
-        loss = row_loss + past_weight * past_rows
+        loss = row_loss + past_rows
     elif reduction == "sum":
-        loss = row_loss.sum() + past_weight * past_rows.sum()
+        loss = row_loss.sum() + past_rows.sum()
     else:
-        loss = row_loss.sum() / divisor + past_weight * past_rows.sum() / has_past.sum().clamp(min=1)
+        loss = row_loss.sum() / divisor + past_rows.sum() / has_past.sum().clamp(min=1)
 
     cross_entropy = _cross_entropy(score, torch.where(used[:, None], statistics_of, 0).log_softmax(1))
     return loss, cross_entropy, statistics_of.logsumexp(1), statistics_of.argmax(1)
