@@ -36,6 +36,30 @@ def test_widths_around_vector_sizes_and_large_ones(metric, width):
     assert one_class(x, metric) == scipy_medoids(x, torch.zeros(n), 1, metric).item()
 
 
+@every_metric
+def test_thousands_of_small_classes(metric):
+    """Enough close decisions that a relative error of 1e-4 in a distance changes some."""
+    x, labels = logits(12_000, 3, dtype=torch.float64), random_labels(12_000, 2000)
+    assert class_medoids(x, labels, 2000, metric=metric).equal(scipy_medoids(x, labels, 2000, metric))
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_wide_rows_of_half_types(metric, dtype):
+    x = logits(120, 700, dtype=dtype)
+    assert one_class(x, metric) == scipy_medoids(x, torch.zeros(120), 1, metric).item()
+
+
+@every_metric
+def test_outliers_in_every_column(metric):
+    """Nearly all of a column's values in one bucket, and nearly all distances cancelled by the products."""
+    x = logits(600, 100, dtype=torch.float64)
+    x[torch.randperm(600, generator=torch.Generator().manual_seed(5))[:100], torch.arange(100)] *= 1e7
+    if metric == "jeffreys":
+        x = x.clamp(-700, 700)  # beyond that SciPy's probabilities underflow
+    assert one_class(x, metric) == scipy_medoids(x, torch.zeros(600), 1, metric).item()
+
+
 def test_more_rows_than_a_panel_holds():
     """2048 rows a panel: panels beside the diagonal, and column sums across them."""
     x = logits(4200, 8)
@@ -125,9 +149,9 @@ def test_left_out_rows(metric, backend):
 @pytest.mark.parametrize("column", [0, 7, 8, 16])
 def test_non_finite_values_are_seen_in_every_dtype_and_lane(backend, dtype, column):
     x = torch.zeros(3, 17, dtype=dtype)
-    x[0, column], x[1, column], x[2, column] = torch.nan, torch.finfo(dtype).max, -torch.inf
-    assert one_class(x, "euclidean", backend) == 1
-    assert one_class(x[:1], "euclidean", backend) == -1
+    x[0, column], x[1, column], x[2, column] = -torch.inf, torch.nan, torch.finfo(dtype).max
+    assert one_class(x, "euclidean", backend) == 2
+    assert one_class(x[:2], "euclidean", backend) == -1
 
 
 @every_metric
