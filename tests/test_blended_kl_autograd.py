@@ -1,0 +1,207 @@
+"""Autograd around blended_kl: nothing is written that was not asked for, every upstream gradient is honoured."""
+
+import pytest
+import torch
+from blended_kl_cases import DTYPES, Case, in_truth, name, normal, run
+from tolerances import assert_as_good_as_naive
+
+from toast_kernels import toast_loss
+
+CASE = Case(6, 131, soft="dense", past="dense")
+SMALL = {dtype: Case(6, 131, dtype, "dense", "dense") for dtype in DTYPES}
+both_paths = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=name)
+
+
+def gradient_by_reference(logits, target, keywords, upstream=None):
+    leaf = logits.detach().clone().requires_grad_()
+    loss = toast_loss(leaf, target, backend="reference", **keywords)
+    loss.backward(torch.ones_like(loss) if upstream is None else upstream)
+    return leaf.grad
+
+
+@both_paths
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_logits_and_every_other_input_are_bit_identical_after_forward_and_backward(dtype, reduction):
+    """A leaf input must not be overwritten by its gradient."""
+    logits, target, keywords = Case(6, 131, dtype, "dense", "logits", weighted=True).arguments()
+    keywords["reduction"] = reduction
+    logits.requires_grad_()
+    inputs = [logits, target, keywords["weight"], keywords["soft_targets"].values, keywords["past"].values]
+    before = [x.detach().clone() for x in inputs]
+    versions = [x._version for x in inputs]
+    toast_loss(logits, target, **keywords).sum().backward()
+    assert all(torch.equal(x.detach(), copy) for x, copy in zip(inputs, before, strict=True))
+    assert [x._version for x in inputs] == versions
+    assert logits.grad.data_ptr() != logits.data_ptr()
+
+
+@both_paths
+@pytest.mark.parametrize("upstream", [1.0, 0.375, 0.0])
+def test_retain_graph_gives_the_same_gradient_twice_and_leaves_the_first_alone(dtype, upstream):
+    logits, target, keywords = SMALL[dtype].arguments()
+    logits.requires_grad_()
+    loss = toast_loss(logits, target, **keywords)
+    scale = torch.tensor(upstream)
+    (first,) = torch.autograd.grad(loss, logits, scale, retain_graph=True)
+    copy = first.clone()
+    (second,) = torch.autograd.grad(loss, logits, scale, retain_graph=True)
+    (third,) = torch.autograd.grad(loss, logits, scale * 2)
+    assert torch.equal(first, copy)
+    torch.testing.assert_close(second, first)
+    torch.testing.assert_close(third, 2 * first)
+    assert len({x.data_ptr() for x in (first, second, third)}) == 3
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(loss, logits)
+
+
+@both_paths
+def test_a_second_loss_on_the_same_logits(dtype):
+    logits, target, keywords = SMALL[dtype].arguments()
+    other = target.roll(2)
+    logits.requires_grad_()
+    (toast_loss(logits, target, **keywords) + toast_loss(logits, other, **keywords)).backward()
+    expected = sum(gradient_by_reference(logits, y, keywords).double() for y in (target, other))
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=2e-2 if dtype != torch.float32 else 1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "before", [torch.tanh, torch.sigmoid, lambda x: x.softmax(1), torch.exp], ids=lambda f: f.__name__
+)
+def test_upstream_operations_that_saved_the_logits(before):
+    """Their backward reads the logits again, so an in-place gradient would be silently wrong."""
+    x, target, keywords = CASE.arguments()
+    gradients = []
+    for backend in ("cpu", "reference"):
+        leaf = x.clone().requires_grad_()
+        logits = before(leaf)
+        loss = toast_loss(logits, target, backend=backend, **keywords) + toast_loss(logits, target, backend=backend)
+        loss.backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients, rtol=1e-5, atol=1e-7)
+
+
+@both_paths
+@pytest.mark.parametrize("backwards", [1, 2])
+def test_logits_changed_in_place_after_the_loss_never_give_a_wrong_gradient(dtype, backwards):
+    logits, target, keywords = SMALL[dtype].arguments()
+    expected = gradient_by_reference(logits, target, keywords)
+    leaf = logits.clone().requires_grad_()
+    changed = leaf * 1
+    loss = toast_loss(changed, target, **keywords)
+    for _ in range(backwards - 1):
+        loss.backward(retain_graph=True)
+        leaf.grad = None
+    with torch.no_grad():
+        changed.zero_()
+    if dtype == torch.float16 or backwards == 2:  # computed from the logits, which autograd knows to have changed
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        loss.backward()
+        torch.testing.assert_close(leaf.grad, expected, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("upstream", [0.0, -1.0, 0.375, 1.0, 65536.0])
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_scalar_upstream(dtype, upstream):
+    logits, target, keywords = SMALL[dtype].arguments()
+    scale = torch.tensor(upstream, dtype=torch.float64)
+    actual, naive = (run(logits, target, scale, keywords, backend)[1] for backend in ("cpu", "reference"))
+    truth = in_truth(logits, target, scale, keywords)[1]
+    assert_as_good_as_naive(actual, naive, truth, scale=abs(upstream))
+    assert actual.isfinite().all()
+
+
+def test_float16_gradients_survive_under_a_grad_scaler():
+    """1 / N and a small probability lie below float16's range until the scale is folded in, before rounding."""
+    rows, classes = 4096, 400
+    logits = normal(rows, classes, seed=1).to(torch.float16)
+    target = torch.randint(0, classes, (rows,), generator=torch.Generator().manual_seed(0))
+    truth = in_truth(logits, target, torch.tensor(65536.0), {})[1]
+    assert (truth.abs() / 65536 < 2**-25).float().mean() > 0.5  # would be 0 if rounded before scaling
+    scaled = run(logits, target, torch.tensor(65536.0), {}, "cpu")[1]
+    torch.testing.assert_close(scaled.double(), truth, rtol=2**-10, atol=2**-24)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=name)
+def test_each_row_gets_its_own_upstream(dtype):
+    case = Case(7, 131, dtype, "dense", "top-k", reduction="none")
+    logits, target, keywords = case.arguments()
+    upstream = torch.tensor([0.0, 3.0, -1.0, 1.0, 65536.0, 0.375, 1e-3], dtype=torch.float64)
+    actual, naive = (run(logits, target, upstream, keywords, backend)[1] for backend in ("cpu", "reference"))
+    truth = in_truth(logits, target, upstream, keywords)[1]
+    assert_as_good_as_naive(actual, naive, truth, scale=4 * upstream.abs()[:, None])
+
+
+@both_paths
+@pytest.mark.parametrize(
+    "reduce",
+    [
+        pytest.param(lambda loss: loss.sum(), id="stride 0"),
+        pytest.param(lambda loss: (loss.t() * torch.arange(12.0).reshape(4, 3)).sum(), id="transposed"),
+        pytest.param(lambda loss: loss.t().reshape(-1)[::2].sum(), id="sliced"),
+        pytest.param(lambda loss: loss[:, 1].sum() - loss[2, 3], id="parts"),
+        pytest.param(lambda loss: (loss * torch.arange(4.0)).sum(), id="broadcast"),
+        pytest.param(lambda loss: (loss * loss).mean(), id="of itself"),
+    ],
+)
+def test_upstreams_of_any_layout(reduce, dtype):
+    logits = normal(3, 37, 4, seed=2)
+    target = torch.randint(0, 37, (3, 4), generator=torch.Generator().manual_seed(1))
+    target[1, 2] = -100
+    gradients = []
+    for backend, wanted in (("cpu", dtype), ("reference", torch.float64)):
+        leaf = logits.to(dtype).to(wanted).requires_grad_()
+        reduce(toast_loss(leaf, target, reduction="none", backend=backend)).backward()
+        gradients.append(leaf.grad.double())
+    rtol = {torch.float32: 1e-5, torch.float16: 2**-9, torch.bfloat16: 2**-7}[dtype]
+    torch.testing.assert_close(*gradients, rtol=rtol, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=name)
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_a_second_derivative_raises(dtype, reduction):
+    """In whichever way it is asked for: through an upstream that needs grad, or through a penalty on the gradient."""
+    logits, target, keywords = SMALL[dtype].arguments()
+    keywords["reduction"] = reduction
+    leaf = logits.requires_grad_()
+    loss = toast_loss(leaf, target, **keywords)
+    (gradient,) = torch.autograd.grad((loss * loss).sum(), leaf, create_graph=True)
+    with pytest.raises(RuntimeError):
+        gradient.sum().backward()
+
+    mix = torch.eye(131, dtype=dtype).requires_grad_()
+    loss = toast_loss(leaf @ mix, target, **keywords).sum()
+    (gradient,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    with pytest.raises(RuntimeError):
+        (gradient**2).sum().backward()
+
+
+def test_soft_targets_and_past_are_constants():
+    logits, target, keywords = CASE.arguments()
+    old = normal(6, 131, seed=9).float().requires_grad_()
+    keywords = {"past": old}
+    leaf = logits.requires_grad_()
+    for backend in ("cpu", "reference"):
+        toast_loss(leaf, target, backend=backend, **keywords).backward()
+    assert old.grad is None
+
+
+def test_autocast_bfloat16_logits_with_float32_weight_and_targets():
+    """AMP: the head's output is bfloat16, everything else stays float32."""
+    case = Case(6, 131, torch.bfloat16, "dense", "logits", weighted=True)
+    logits, target, keywords = case.arguments()
+    assert keywords["weight"].dtype == keywords["soft_targets"].values.dtype == torch.float32
+    head = torch.nn.Linear(131, 131)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(131))
+        head.bias.zero_()
+    x = logits.float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = head(x)
+        assert output.dtype == torch.bfloat16
+        loss = toast_loss(output, target, **keywords)
+    loss.backward()
+    outside = run(logits, target, torch.tensor(1.0), keywords, "cpu")
+    assert torch.equal(loss.detach(), outside[0])
+    torch.testing.assert_close(x.grad, outside[1].float())

@@ -1,0 +1,142 @@
+"""The op under torch.library.opcheck, and toast_loss under torch.compile(fullgraph=True)."""
+
+import pytest
+import torch
+from blended_kl_cases import Case, name
+from torch._dynamo.testing import CompileCounterWithBackend
+
+from toast_kernels import toast_loss
+from toast_kernels.blended_kl import op
+
+CASES = {
+    "plain": Case(6, 33),
+    "weight and smoothing": Case(6, 33, weighted=True, label_smoothing=0.1, reduction="sum"),
+    "soft": Case(6, 33, soft="dense", reduction="none"),
+    "past": Case(6, 33, past="logits"),
+    "soft and past": Case(6, 33, soft="top-k", past="dense", reduction="none"),
+    "mixup": Case(6, 33, target="mixup", soft="dense", past="top-k"),
+    "probabilities": Case(6, 33, target="probabilities", past="bfloat16", label_smoothing=0.1),
+    "bfloat16": Case(6, 33, torch.bfloat16, soft="bfloat16", past="logits", reduction="none"),
+    "float16": Case(6, 33, torch.float16, soft="bfloat16", past="logits"),
+    "float64": Case(6, 33, torch.float64, soft="dense", past="dense"),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """The arguments of every call of the op."""
+    real, seen = op._op, []
+
+    def spy(*arguments):
+        seen.append(arguments)
+        return real(*arguments)
+
+    monkeypatch.setattr(op, "_op", spy)
+    return seen
+
+
+@each_case
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_opcheck(case, reduction, calls):
+    logits, target, keywords = case.arguments()
+    keywords["reduction"] = reduction
+    leaf = logits.clone().requires_grad_()
+    loss = toast_loss(leaf, target, return_stats=True, **keywords)[0]
+    (first,) = torch.autograd.grad(loss.sum(), leaf, retain_graph=True)
+    loss.sum().backward()  # the gradient anew, with the upstream folded in
+    toast_loss(logits, target, **keywords)
+    assert len(calls) >= 3
+    assert torch.equal(first, leaf.grad)
+    for arguments in calls:
+        plain = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
+        torch.library.opcheck(torch.ops.toast_kernels.blended_kl.default, plain)
+
+
+def step(compiled, logits, target, keywords):
+    leaf = logits.detach().clone().requires_grad_()
+    loss, stats = compiled(leaf, target, **keywords)
+    upstream = torch.linspace(-1, 2, loss.numel()).reshape(loss.shape).to(loss.dtype)
+    loss.backward(upstream)
+    return (loss.detach(), leaf.grad, *stats)
+
+
+def with_stats(logits, target, **keywords):
+    return toast_loss(logits, target, return_stats=True, **keywords)
+
+
+@each_case
+def test_compiled_equals_eager(case):
+    """Forward, gradient for an upstream of its own per row, and stats; row 1 is ignored."""
+    logits, target, keywords = case.arguments()
+    compiled = torch.compile(with_stats, fullgraph=True, backend="aot_eager")
+    rounding = {torch.bfloat16: 2**-7, torch.float16: 2**-9}.get(case.dtype, 0)
+    for one, other in zip(
+        step(compiled, logits, target, keywords), step(with_stats, logits, target, keywords), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding * 1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+def test_inductor_with_a_model_around_it(dtype):
+    """A head before the loss, everything ignored in one row, two losses on the same logits."""
+    case = Case(6, 33, dtype, soft="dense", past="dense", reduction="none")
+    x, target, keywords = case.arguments()
+
+    def model(x, head):
+        logits = (x @ head).tanh()
+        loss = toast_loss(logits, target, **keywords) + toast_loss(logits, target.roll(1))
+        return (loss * torch.arange(6)).sum()
+
+    results = []
+    for function in (model, torch.compile(model, fullgraph=True)):
+        head = torch.eye(33, dtype=dtype).requires_grad_()
+        loss = function(x, head)
+        loss.backward()
+        results.append((loss.detach(), head.grad))
+    rtol = 1e-5 if dtype == torch.float32 else 3e-2
+    torch.testing.assert_close(results[0], results[1], rtol=rtol, atol=rtol)
+
+
+def test_alpha_and_past_weight_as_tensors_change_without_recompiling():
+    logits, target, keywords = Case(6, 33, soft="dense", past="dense").arguments()
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(toast_loss, fullgraph=True, backend=counter)
+    losses = set()
+    for value in (0.0, 0.25, 0.5, 1.0):
+        keywords["alpha"], keywords["past_weight"] = torch.tensor(value), torch.tensor(2 * value)
+        leaf = logits.clone().requires_grad_()
+        loss = compiled(leaf, target, **keywords)
+        assert torch.equal(loss, toast_loss(logits, target, **keywords))
+        losses.add(loss.item())
+    assert len(losses) == 4
+    assert counter.frame_count == 1
+
+
+def test_other_numbers_of_rows_recompile_at_most_once():
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(toast_loss, fullgraph=True, backend=counter)
+    for rows in (6, 7, 9, 12, 20):
+        logits, target, _ = Case(rows, 33).arguments()
+        loss = compiled(logits.requires_grad_(), target)
+        assert torch.equal(loss.detach(), toast_loss(logits.detach(), target))
+    assert counter.frame_count <= 2
+
+
+def test_labels_out_of_range_raise_in_a_compiled_loss_too():
+    compiled = torch.compile(toast_loss, fullgraph=True, backend="aot_eager")
+    with pytest.raises(IndexError, match=r"target\[1\] = 33 is out of range"):
+        compiled(torch.zeros(2, 33), torch.tensor([0, 33]))
+
+
+def test_bad_arguments_raise_under_compile_too():
+    compiled = torch.compile(toast_loss, backend="aot_eager")
+    with pytest.raises((ValueError, torch._dynamo.exc.TorchRuntimeError), match="temperature must be positive"):
+        compiled(torch.zeros(2, 33), torch.tensor([0, 3]), temperature=-1.0)
