@@ -73,30 +73,18 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--amp", choices=["off", "bf16"], default="off", help="automatic mixed precision")
 
+    # alpha and past weight: what did best on the glyphs' validation face, see README.md; the library's are 0.8 and 1
     add = parse.add_argument_group("TOAST").add_argument
-    add(
-        "--alpha", type=number(0, 1), default=0.8, help="weight of the medoid targets in the last epoch; ramps up to it"
-    )
+    add("--alpha", type=number(0, 1), default=0.1, help="weight of the medoid targets, reached in the last epoch")
     add("--metric", choices=METRICS, default="euclidean", help="the distance between logits that medoids minimise")
-    add(
-        "--fraction",
-        type=number(0, 1, low_open=True),
-        default=0.5,
-        help="share of a batch's rows that is replayed in the next",
-    )
+    add("--fraction", type=number(0, 1, low_open=True), default=0.5, help="share of a batch that the next one replays")
     add("--max-age", type=number(1, kind=int), default=1, help="times in a row that one image may be replayed")
-    add("--past-weight", type=number(0), default=1.0, help="weight of the replayed rows' past predictions")
+    add("--past-weight", type=number(0), default=0.3, help="weight of the replayed rows' past predictions")
     add("--temperature", type=number(0, low_open=True), default=3.0, help="of the past predictions")
 
     add = parse.add_argument_group("where it goes").add_argument
-    add("--out", type=Path, help="a new folder for results and checkpoints (default: runs/DATA-TIME)", default=None)
-    add(
-        "--resume",
-        type=Path,
-        metavar="OUT",
-        help="continue the run in this folder, with the options it has",
-        default=None,
-    )
+    add("--out", type=Path, default=None, help="a new folder for results and checkpoints (default: runs/DATA-TIME)")
+    add("--resume", type=Path, default=None, metavar="OUT", help="continue the run in this folder, with its options")
     return parse
 
 

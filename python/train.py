@@ -152,12 +152,12 @@ def fail(message: object, status: int) -> int:
 
 
 def resume_command(folder: Path) -> str:
-    return f"{Path(sys.executable).name} {shown(Path(__file__))} --resume {shown(folder)}"
+    return f"{shown(Path(sys.executable))} {shown(Path(__file__))} --resume {shown(folder)}"
 
 
 def shown(path: Path) -> str:
     """As one would type it from here."""
-    path = path.resolve()
+    path = path.absolute()
     return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 

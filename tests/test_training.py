@@ -5,6 +5,7 @@ import torch
 from programs import image_data, options, training
 
 CPU = torch.device("cpu")
+SETTINGS = ["--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--alpha", "0.8", "--past-weight", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def data():
 
 
 def make(data, method, *arguments):
-    chosen = options.parser().parse_args(["--epochs", "3", "--batch-size", "16", "--lr", "0.01", *arguments])
+    chosen = options.parser().parse_args([*SETTINGS, *arguments])
     return training.Training(data, method, seed=1, options=chosen, device=CPU)
 
 
@@ -78,6 +79,21 @@ def test_a_stopped_training_goes_on_bit_for_bit(data, tmp_path, method, augment,
     assert resumed.steps_done == stop_after
     run(resumed, path)
     assert_same(resumed.state_dict(), whole.state_dict())
+
+
+def test_dropout_goes_on_with_the_same_units(data, tmp_path):
+    def with_dropout():
+        trained = make(data, "ce")
+        trained.model.insert(len(trained.model) - 1, torch.nn.Dropout(0.3))
+        return trained
+
+    whole = run(with_dropout(), tmp_path / "whole.pt")
+    path = tmp_path / "checkpoint.pt"
+    with pytest.raises(training.Interrupted):
+        run(with_dropout(), path, stop_after=14)
+    resumed = with_dropout()
+    resumed.load(path)
+    assert_same(run(resumed, path).state_dict(), whole.state_dict())
 
 
 def test_same_seed_same_bits_and_another_seed_others(data, tmp_path):
