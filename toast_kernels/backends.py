@@ -1,9 +1,11 @@
 """Which backends this installation has, which one "auto" picks, and what to say when one is missing."""
 
+import importlib
+
 import torch  # before _C: torch loads its OpenMP runtime globally, and the kernels share its thread pool
 
 try:
-    from . import _C
+    _C = importlib.import_module("._C", __package__)
 except ImportError as error:
     _C = None
     _WHY_NO_CPU_KERNELS = str(error)
