@@ -50,7 +50,7 @@ def class_medoids(
 class _Panel(NamedTuple):
     """Rows of a class as they enter the products; see csrc/medoids.h."""
 
-    positions: torch.Tensor  # [count] int64
+    positions: torch.Tensor  # [count] int64, ascending
     rows: torch.Tensor  # [count, D]
     squares: torch.Tensor  # [count]
     lengths: torch.Tensor  # [count]
@@ -104,7 +104,6 @@ class _EuclideanClass:
         scale = 0.5 ** math.frexp(self.radius)[1]  # exact; brings the longest row to about 1
         cost, bound, errors = self._zeros(3, len(kept))
         total_error = 0.0
-        scratch = torch.empty(STRIP * self.block, dtype=dtype, device="cpu")
         for j in range(0, self.n, self.block):
             columns = self._panel(self.everyone[j : j + self.block], dtype, scale)
             total_error += columns.errors.sum().item()
@@ -112,25 +111,22 @@ class _EuclideanClass:
                 diagonal = triangle and i == j
                 rows = columns if diagonal else self._panel(kept[i : i + self.block], dtype, scale)
                 errors[i : i + self.block] = rows.errors
-                for s in range(0, len(rows.rows), STRIP):
-                    self._add_tile(rows, s, columns, s if diagonal else 0, i + s, j, triangle, cost, bound, scratch)
+                for s in range(0, rows.rows.shape[0], STRIP):
+                    self._add_tile(rows, s, columns, s if diagonal else 0, cost, bound, i, j, triangle)
         bound += self.n * errors + total_error
         return cost / scale, bound / scale
 
-    def _add_tile(self, rows, r, columns, c, i, j, with_columns, cost, bound, scratch):
-        """Rows r to r + STRIP of one panel against columns c and on of another."""
-        left, right = rows.rows[r : r + STRIP], columns.rows[c:]
-        products = scratch[: len(left) * len(right)].view(len(left), len(right))
-        torch.mm(left, right.t(), out=products)
-        size = left.element_size()
+    def _add_tile(self, rows, r, columns, c, cost, bound, i, j, by_columns):
+        """Rows r to r + STRIP of the panel at candidate i against columns c and on of the panel at class row j."""
+        products = rows.rows[r : r + STRIP] @ columns.rows[c:].t()
+        size, costs, bounds = products.element_size(), cost.data_ptr(), bound.data_ptr()
         _C.medoids_tile(
-            DTYPES[left.dtype], products.data_ptr(), len(left), len(right), self.width,
+            DTYPES[products.dtype], products.data_ptr(), *products.shape, self.width,
             rows.positions.data_ptr() + 8 * r, j + c,
             rows.squares.data_ptr() + size * r, rows.lengths.data_ptr() + size * r,
             columns.squares.data_ptr() + size * c, columns.lengths.data_ptr() + size * c,
-            cost.data_ptr() + 8 * i, bound.data_ptr() + 8 * i,
-            cost.data_ptr() + 8 * (j + c) if with_columns else 0, bound.data_ptr() + 8 * (j + c) if with_columns else 0,
-            self.threads,
+            costs + 8 * (i + r), bounds + 8 * (i + r),
+            costs + 8 * (j + c) if by_columns else 0, bounds + 8 * (j + c) if by_columns else 0, self.threads,
         )  # fmt: skip
 
 
