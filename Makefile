@@ -19,8 +19,10 @@ ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and Undefin
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
 
-bench: setup ## kernel microbenchmarks against their peers
-	$(PY) -m pytest bench $(ARGS)
+# glibc keeps freed memory, for ours and the peers alike: the page faults of fresh memory cost as much as a loss.
+bench: setup ## kernel microbenchmarks against their peers, then the README's tables and plot from the results
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 $(PY) -m pytest -s --benchmark-disable-gc bench $(ARGS)
+	$(PY) bench/report.py
 
 lint: setup
 	$(PY) -m ruff check .
