@@ -38,7 +38,8 @@ enum class Encoding { dense, top_k, logits };
 // A table of soft rows as the kernel takes it, and the probabilities it stands for.
 struct Table {
   SoftRows rows;
-  Elements values, logsumexp, entropy;
+  Elements values, entropy;
+  Guarded<double> logsumexp;
   Guarded<std::int32_t> indices;
   Guarded<bool> filled;
   Rows probabilities;
@@ -87,19 +88,22 @@ inline void make_table(Random& random, const Problem& problem, Encoding encoding
   const int64_t width = encoding == Encoding::top_k ? 1 + random.below(std::min<int64_t>(classes, 150)) : classes;
   const int64_t stride = width + random.one_of({0, 0, 1, 5});
   const double temperature = encoding == Encoding::logits ? random.one_of({1.0, 2.0, 3.5}) : 1.0;
+  // Logits far from 0; in float64, as they are stored or computed in, that would cost digits.
+  const bool wide = dtype == DType::float64 || problem.real == DType::float64;
+  const double shift = wide ? 0 : random.one_of({0.0, 0.0, 1000.0});
   t.values = Elements(dtype, rows * stride);
   t.entropy = Elements(problem.real, rows);
-  t.logsumexp = Elements(problem.real, encoding == Encoding::logits ? rows : 0);
+  t.logsumexp = Guarded<double>(encoding == Encoding::logits ? rows : 0);
   t.indices = Guarded<std::int32_t>(encoding == Encoding::top_k ? rows * width : 0);
   t.filled = Guarded<bool>(rows);
   for (int64_t r = 0; r < rows; ++r) {
     t.filled[r] = !random.once_in(3);
     Row logits(classes), q(classes);
-    for (int64_t j = 0; j < classes; ++j) logits[j] = problem.masked[j] ? -INFINITY : 3 * random.normal();
+    for (int64_t j = 0; j < classes; ++j) logits[j] = problem.masked[j] ? -INFINITY : shift + 3 * random.normal();
     auto set = [&](int64_t j, double x) { return t.values.set(r * stride + j, x); };
     if (encoding == Encoding::logits) {
       for (int64_t j = 0; j < classes; ++j) q[j] = set(j, logits[j]) / temperature;
-      const double total = t.logsumexp.set(r, logsumexp(q));
+      const double total = t.logsumexp[r] = logsumexp(q);
       for (double& x : q) x = std::exp(x - total);
     } else {
       const Row ideal = log_softmax(logits, 1);

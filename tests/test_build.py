@@ -1,0 +1,118 @@
+"""setup.py with and without a compiler: what is built, what is said, and what then runs."""
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tarfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+USE_IT = """
+import torch
+from toast_kernels import class_medoids, toast_loss
+
+logits, target = torch.eye(4, 3), torch.tensor([0, 1, 2, 0])
+torch.testing.assert_close(toast_loss(logits, target), torch.nn.functional.cross_entropy(logits, target))
+assert class_medoids(logits, target, 3).tolist() == [0, 1, 2]
+for op in (lambda: toast_loss(logits, target, backend="cpu"), lambda: class_medoids(logits, target, 3, backend="cpu")):
+    try:
+        op()
+    except RuntimeError as error:
+        assert "not built" in str(error) and "TOAST_CPU=1" in str(error), error
+    else:
+        raise AssertionError("backend='cpu' ran without kernels")
+"""
+EDITABLE = "import sys; from setuptools import build_meta; build_meta.build_editable(sys.argv[1])"
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A copy of what the package is built from."""
+    folder = tmp_path / "source"
+    for name in ("csrc", "toast_kernels"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "*.so"))
+    for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE"):
+        shutil.copy(ROOT / name, folder / name)
+    (folder / "README.md").touch()
+    return folder
+
+
+def python(folder, *arguments, compiler=True, **variables):
+    """Runs this Python in a folder, if need be where no compiler is to be found."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "TOAST_CPU")} | variables
+    if not compiler:
+        environment["PATH"] = str(folder)
+    return subprocess.run(
+        [sys.executable, *map(str, arguments)], cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def run_installed(folder, *arguments):
+    """Runs the package installed in a folder, whatever else the environment's .pth files would bring in."""
+    paths = os.pathsep.join([str(folder), sysconfig.get_path("purelib"), sysconfig.get_path("platlib")])
+    run = python(folder, "-S", *arguments, PYTHONPATH=paths)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def test_without_a_compiler_the_package_installs_and_runs_on_its_reference(source, tmp_path):
+    target = tmp_path / "target"
+    install = ("-m", "pip", "install", "-v", "--no-build-isolation", "--no-deps", "--no-index", "--target", target)
+    run = python(source, *install, source, compiler=False)
+    assert run.returncode == 0, run.stderr
+    assert "C++ kernels are not built: no C++ compiler was found" in run.stdout + run.stderr
+    run_installed(target, "-c", USE_IT)
+    report = run_installed(target, "-m", "toast_kernels")
+    assert "not built" in report
+    assert "TOAST_CPU=1" in report
+
+
+def test_kernels_can_be_left_out_on_purpose(source):
+    run = python(source, "setup.py", "build_ext", TOAST_CPU="0")
+    assert run.returncode == 0, run.stderr
+    assert "C++ kernels are not built: TOAST_CPU=0" in run.stderr
+
+
+@pytest.mark.parametrize("variables", [{"compiler": False}, {"TOAST_CPU": "0"}], ids=["no compiler", "TOAST_CPU=0"])
+def test_an_editable_install_without_kernels_leaves_none_from_before(source, tmp_path, variables):
+    stale = source / "toast_kernels" / f"_C{sysconfig.get_config_var('EXT_SUFFIX')}"
+    stale.touch()
+    run = python(source, "-c", EDITABLE, tmp_path, **variables)
+    assert run.returncode == 0, run.stderr
+    assert not stale.exists()
+
+
+def test_kernels_that_are_wanted_need_a_compiler(source):
+    run = python(source, "setup.py", "build_ext", compiler=False, TOAST_CPU="1")
+    assert run.returncode != 0
+    assert "TOAST_CPU=1, but no C++ compiler was found" in run.stderr
+
+
+def test_a_compiler_that_fails_is_an_error(source):
+    run = python(source, "setup.py", "build_ext", CXX=shutil.which("false"))
+    assert run.returncode != 0
+    assert "not able to compile a simple test program" in run.stderr
+
+
+def test_toast_cpu_is_0_or_1(source):
+    run = python(source, "setup.py", "build_ext", TOAST_CPU="banana")
+    assert run.returncode != 0
+    assert "TOAST_CPU must be 0, 1 or unset, got 'banana'" in run.stderr
+
+
+def test_the_source_distribution_holds_what_the_build_needs(source, tmp_path):
+    run = python(source, "setup.py", "sdist", "--dist-dir", tmp_path)
+    assert run.returncode == 0, run.stderr
+    (archive,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        packed = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
+    needed = [
+        file for pattern in ("csrc/**/*.h", "csrc/**/*.cpp", "toast_kernels/**/*.py") for file in source.glob(pattern)
+    ]
+    needed += [source / name for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE")]
+    missing = {file.relative_to(source) for file in needed} - packed
+    assert not missing
