@@ -102,6 +102,16 @@ def test_top_k_gives_equal_probabilities_to_the_lowest_classes():
     assert table.indices.tolist() == [[1, 3, 4], [0, 1, 2], [0, 1, 2]]
 
 
+def test_top_k_in_bfloat16_spreads_what_the_rounded_values_leave():
+    probs = torch.tensor([[0.701, 0.2, 0.05, 0.03, 0.019]])
+    table = SoftTargets.from_probs(probs, top_k=2, dtype=torch.bfloat16)
+    listed = probs[0, :2].bfloat16().double()
+    truth = torch.cat([listed, (1 - listed.sum()).expand(3) / 3])
+    assert table.values.dtype == torch.bfloat16
+    torch.testing.assert_close(table.dense()[0].double(), truth, rtol=1e-6, atol=0)
+    torch.testing.assert_close(table.entropy[0].double(), torch.special.entr(truth).sum(), rtol=1e-6, atol=0)
+
+
 def test_top_k_sum_that_rounds_above_one_leaves_no_negative_rest():
     probs = torch.tensor([[0.7, 0.3000002, 0.0, 0.0]])
     table = SoftTargets.from_probs(probs, top_k=2)
@@ -232,8 +242,8 @@ BAD_CALLS = {
     "k = 0": (lambda: SoftTargets.from_logits(GOOD, top_k=0), r"top_k must be an int in \[1, 3\]"),
     "k > C": (lambda: SoftTargets.from_logits(GOOD, top_k=4), r"top_k must be an int in \[1, 3\].* got 4"),
     "k float": (lambda: SoftTargets.from_logits(GOOD, top_k=2.0), r"top_k must be an int in .* got 2.0"),
-    "fp16": (lambda: SoftTargets.from_logits(GOOD, dtype=torch.float16), "dtype of dense rows .* got torch.float16"),
-    "bf16 top-k": (lambda: SoftTargets.from_logits(GOOD, top_k=1, dtype=torch.bfloat16), "dtype of top-k rows must"),
+    "fp16": (lambda: SoftTargets.from_logits(GOOD, dtype=torch.float16), "dtype must be one of .* got torch.float16"),
+    "f16 top-k": (lambda: SoftTargets.from_logits(GOOD, top_k=1, dtype=torch.float16), "dtype must be one of"),
     "filled": (lambda: SoftTargets.from_logits(GOOD, filled=torch.ones(2)), r"filled must be bool \[2\], got torch.fl"),
     "nan": (lambda: SoftTargets.from_logits(torch.tensor([[0.0], [torch.nan]])), "logits must have no NaN.*; row 1 is"),
     "+inf": (lambda: SoftTargets.from_logits(torch.tensor([[torch.inf]])), r"logits must have .* no \+inf.*; row 0 is"),

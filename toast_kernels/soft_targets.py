@@ -9,8 +9,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-_DENSE_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
-_TOP_K_DTYPES = (torch.float32, torch.float64)
+_PROBABILITY_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 22  # elements worked on at once: temporaries stay below about 100 MB whatever the size of the table
 
 
@@ -30,7 +29,7 @@ class SoftTargets:
     ========  ====================================  =================================================
 
     Fields:
-        values: see above; bfloat16, float32 or float64 (top-k: float32 or float64; logits: any floating dtype).
+        values: see above; bfloat16, float32 or float64 (logits: any floating dtype).
         entropy: [R], float32 (float64 for float64 values): -sum_c s_rc log s_rc in nats of the row as it is stored,
             after rounding; 0 log 0 is 0.
         filled: bool [R]. A row that is not filled stands for no target at all; its values and entropy are 0.
@@ -144,10 +143,8 @@ class SoftTargets:
         device: torch.device | str | None = None,
     ) -> SoftTargets:
         """A table of rows that are not filled yet: dense, or top-k when top_k is given."""
-        allowed = _DENSE_DTYPES if top_k is None else _TOP_K_DTYPES
-        if dtype not in allowed:
-            kind = "dense" if top_k is None else "top-k"
-            raise TypeError(f"dtype of {kind} rows must be one of {', '.join(map(str, allowed))}, got {dtype}")
+        if dtype not in _PROBABILITY_DTYPES:
+            raise TypeError(f"dtype must be one of {', '.join(map(str, _PROBABILITY_DTYPES))}, got {dtype}")
         indices = None
         if top_k is not None:
             if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
@@ -243,7 +240,7 @@ class SoftTargets:
                 table.entropy[rows] = _entropy(_at_least_float32(table.values[rows]))
             else:
                 chosen = _largest(probs, top_k)
-                stored = probs.gather(1, chosen).to(dtype)
+                stored = _at_least_float32(probs.gather(1, chosen).to(dtype))
                 rest = _rest(stored, table.num_classes)
                 entropy = _entropy(stored) + (table.num_classes - top_k) * torch.special.entr(rest)
                 table.indices[rows] = chosen.int()
