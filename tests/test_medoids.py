@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from medoid_cases import BACKENDS, DTYPES, METRICS, logits, one_class, random_labels, scipy_medoids
+from medoid_cases import BACKENDS, DTYPES, METRICS, distances, logits, one_class, random_labels, scipy_medoids
 
 from toast_kernels.functional import class_medoids
 
@@ -38,9 +38,31 @@ def test_widths_around_vector_sizes_and_large_ones(metric, width):
 
 @every_metric
 def test_thousands_of_small_classes(metric):
-    """Enough close decisions that a relative error of 1e-4 in a distance changes some."""
-    x, labels = logits(12_000, 3, dtype=torch.float64), random_labels(12_000, 2000)
+    x, labels = logits(12_000, 3), random_labels(12_000, 2000)
     assert class_medoids(x, labels, 2000, metric=metric).equal(scipy_medoids(x, labels, 2000, metric))
+
+
+@every_backend
+@every_metric
+def test_the_decision_flips_where_float64_says(metric, backend):
+    """Two rows and a third that moves from beside the one to beside the other: where both cost the same is found by
+    bisection with SciPy's distances, and a relative 1e-7 before and after it the answers differ."""
+    a, b, offset = logits(3, 3, dtype=torch.float64) + torch.tensor([[0.0], [0.0], [9.0]], dtype=torch.float64)
+
+    def lean(t):  # < 0: the first row costs less
+        rows = torch.stack([a, b, (1 - t) * a + t * b + offset])
+        d = distances(rows.numpy(), metric)
+        return d[0, 2] - d[1, 2], rows
+
+    low, high = -8.0, 8.0
+    sign = 1 if lean(high)[0] > 0 else -1
+    assert sign * lean(low)[0] < 0 < sign * lean(high)[0]
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if sign * lean(middle)[0] < 0 else (low, middle)
+    step = 1e-7 * max(1, abs(low))
+    picked = [one_class(lean(t)[1], metric, backend) for t in (low - step, low + step)]
+    assert picked == ([0, 1] if sign > 0 else [1, 0])
 
 
 @every_metric

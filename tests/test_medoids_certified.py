@@ -34,12 +34,15 @@ def run_python(code, **environment):
     return done.stdout.strip()
 
 
-def nominate(x, dtype, kept=None):
-    """Costs and bounds of one class from matrix products."""
-    rows = torch.arange(len(x))
+def class_of(x):
+    """x as one class."""
     matrix = (cpu.DTYPES[x.dtype], x.data_ptr(), *x.shape, *x.stride())
-    c = cpu._EuclideanClass(matrix, rows, torch.get_num_threads())
-    return c._nominate(rows if kept is None else kept, dtype)
+    return cpu._EuclideanClass(matrix, torch.arange(len(x)), torch.get_num_threads())
+
+
+def nominate(x, dtype, kept=None):
+    """Costs of some rows of one class and bounds on their errors, from matrix products."""
+    return class_of(x)._nominate(torch.arange(len(x)) if kept is None else kept, dtype)
 
 
 CLOUDS = {
@@ -68,13 +71,24 @@ def test_bounds_hold(name, dtype):
             assert (bound < (1e-4 if dtype == torch.float32 else 1e-12) * cost).all()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_panels_measure_what_rounding_took_off(dtype):
+    x = logits(50, 30, dtype=torch.float64)
+    panel = class_of(x)._panel(torch.arange(50), dtype, 1.0)
+    rounded, exact = panel.rows.double(), x - x.mean(dim=0)
+    off = (rounded - exact).norm(dim=1)
+    assert (off <= panel.errors + 1e-15).all()
+    assert (panel.errors <= 1.01 * off + 1e-13).all()
+    assert torch.allclose(panel.squares.double(), rounded.square().sum(dim=1), rtol=2 * torch.finfo(dtype).eps)
+    assert (panel.lengths.double() >= rounded.norm(dim=1)).all()
+
+
 def test_whatever_may_win_is_kept():
-    x, rows = logits(5, 4), torch.arange(5)
-    c = ((cpu.DTYPES[x.dtype], x.data_ptr(), *x.shape, *x.stride()), rows.data_ptr(), 5)
-    kept = torch.arange(5)
+    x, kept = logits(5, 4), torch.arange(5)
+    one = class_of(x)
     cost = torch.tensor([10.2, 10.0, 10.5, 12.0, 40.0], dtype=torch.float64)
     bound = torch.tensor([0.3, 0.1, 1.0, 0.1, torch.inf], dtype=torch.float64)
-    count = backends._C.medoids_narrow(c, cpu.EUCLIDEAN, cpu._candidates(kept, cost, bound), 1)
+    count = backends._C.medoids_narrow(one.fields, cpu.EUCLIDEAN, cpu._candidates(kept, cost, bound), 1)
     assert kept[:count].tolist() == [0, 1, 2, 4]
     assert cost[:count].tolist() == [10.2, 10.0, 10.5, 40.0]
 

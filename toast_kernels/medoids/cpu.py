@@ -62,6 +62,7 @@ class _EuclideanClass:
 
     def __init__(self, matrix, rows, threads):
         self.n, self.width, self.threads = len(rows), matrix[3], threads
+        self.rows = rows  # alive as long as its address is used
         self.fields = (matrix, rows.data_ptr(), self.n)
         self.everyone = torch.arange(self.n, device="cpu")
         self.mean = self._zeros(self.width)
