@@ -16,6 +16,7 @@ SHAPES = {
     "one wide row": (1, 100_003),
     "few wide rows": (3, 33_001),
     "rows in chunks": (9, 9_001),
+    "rows too wide to keep": (9, 33_001),
     "many narrow rows": (4_001, 33),
     "streamed past the caches": (1_050, 2_051),
 }

@@ -16,7 +16,7 @@ GRADIENT = 1.1  # the most that may be held at once, in units of the gradient's 
 
 
 def peak_bytes(function):
-    """The most that torch's allocator held at once for this call."""
+    """The most that torch's allocator held at once for this call, which must leave nothing behind."""
     function()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
@@ -37,8 +37,8 @@ def test_forward_and_backward_hold_one_gradient(dtype, reduction, past):
     upstream = torch.rand(512) if reduction == "none" else torch.tensor(0.5)
 
     def step():
-        logits.grad = None
         toast_loss(logits, target, **keywords).backward(upstream)
+        logits.grad = None
 
     assert 0.99 <= peak_bytes(step) / (logits.numel() * logits.element_size()) <= GRADIENT
 
