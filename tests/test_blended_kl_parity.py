@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from blended_kl_cases import DTYPES, ENCODINGS, Case, check, name
+from blended_kl_cases import DTYPES, ENCODINGS, Case, check, name, run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -68,6 +68,21 @@ def test_temperatures(dtype, past, temperature):
 def test_alpha_and_past_weight(dtype, target, past_weight, alpha):
     for soft, past in (("dense", "dense"), ("top-k", "logits")):
         check(Case(9, 37, dtype, soft, past, target, alpha=alpha, past_weight=past_weight, weighted=True))
+
+
+@pytest.mark.parametrize(("rows", "classes"), [(7, 131), (4, 2051), (2100, 2051)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=name)
+def test_half_gradients_are_the_float32_ones_rounded_to_nearest_even(dtype, rows, classes):
+    """Bit for bit, subnormal float16 included, and through the stores past the caches of a large gradient."""
+    case = Case(rows, classes, dtype, past="dense", reduction="none")
+    logits, target, keywords = case.arguments()
+    upstream = torch.ones(rows)
+    upstream[0] = 1e-3
+    half, wide = (run(z, target, upstream, keywords, "cpu") for z in (logits, logits.float()))
+    assert torch.equal(half[1], wide[1].to(dtype))
+    assert torch.equal(half[0], wide[0])
+    tiny = wide[1].abs() < torch.finfo(dtype).smallest_normal
+    assert dtype == torch.bfloat16 or (tiny & (half[1] != 0)).any()
 
 
 @settings(max_examples=120, deadline=None, derandomize=True)
