@@ -62,7 +62,8 @@ def report(times, ours, file=None, **conditions):
         )
         rows.append({
             "date": datetime.date.today().isoformat(), "commit": commit(), "cpu": cpu_name(),
-            "threads": torch.get_num_threads(), "torch": torch.__version__, **conditions, "case": name,
+            "load": f"{os.getloadavg()[0]:.1f}", "threads": torch.get_num_threads(), "torch": torch.__version__,
+            **conditions, "case": name,
             "rounds": len(times[name]), "ms": f"{mid * 1e3:.4g}", "ms_p20": f"{low * 1e3:.4g}",
             "ms_p80": f"{high * 1e3:.4g}", "ours_faster": f"{times_ours:.3g}", "ours_faster_p20": f"{slowest:.3g}",
             "ours_faster_p80": f"{fastest:.3g}",
