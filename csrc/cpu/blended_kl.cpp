@@ -1,20 +1,18 @@
 // blended_kl on the CPU. A row is worked on in chunks of kChunk classes: one sweep for the statistics of each chunk,
-// which are merged in order, and one for the gradient. The second sweep finds the row in the cache; a row of one
-// chunk keeps its exponentials too. Rows go to the threads, or the chunks of a row where rows are few.
+// which are merged in order, and one for the gradient, from what the first kept. Rows go to the threads, or the chunks
+// of a row where rows are few.
 #include "blended_kl.h"
 
-#include <cstdlib>
 #include <limits>
-#include <memory>
-#include <new>
-#include <stdexcept>
-#include <string>
-#include <utility>
 #include <vector>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 #include "cpu/blended_kl_chunk.h"
+#include "cpu/blended_kl_rows.h"
 #include "cpu/convert.h"
-#include "cpu/soft_rows.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -22,54 +20,23 @@ namespace {
 
 // A gradient larger than this is stored past the caches.
 constexpr std::int64_t kStreamBytes = std::int64_t(8) << 20;
-// Rows up to this many classes keep their exponentials and target between the two loops; that of a longer row would
-// fall out of the second-level cache, and the first loop runs again.
-constexpr std::int64_t kKeptRow = 32768;
 // Logits worth a thread of their own.
 constexpr std::int64_t kGrain = 16384;
 
-// A thread's working memory.
-template <class Real>
-struct Scratch {
-  Scratch(std::int64_t classes, std::int64_t chunks, bool keep, bool past)
-      : parts(chunks), whole_row(keep && classes <= kKeptRow) {
-    constexpr std::int64_t lanes = Vec<Real>::lanes;
-    const auto padded = [&](std::int64_t n) { return (n + lanes - 1) / lanes * lanes; };
-    const std::int64_t chunk = padded(std::min(classes, kChunk)), row = whole_row ? padded(classes) : chunk;
-    const std::int64_t total = 5 * chunk + (keep ? (past ? 3 : 2) * row : 0);
-    memory.reset(static_cast<Real*>(std::aligned_alloc(64, total * sizeof(Real))));
-    if (memory == nullptr) throw std::bad_alloc();
-    Real* next = memory.get();
-    for (Real** buffer : {&z, &s, &q, &part, &gradient}) *buffer = std::exchange(next, next + chunk);
-    if (!keep) return;
-    kept.p = std::exchange(next, next + row);
-    kept.t = std::exchange(next, next + row);
-    if (past) kept.e = next;
-  }
-
-  // Where the chunk that begins there is kept.
-  Kept<Real> kept_at(std::int64_t begin) const {
-    const std::int64_t at = whole_row ? begin : 0;
-    return {kept.p + at, kept.e + at, kept.t + at};
-  }
-
-  struct Free {
-    void operator()(Real* p) const { std::free(p); }
-  };
-  std::vector<Statistics> parts;  // of each chunk of the row
-  const bool whole_row;           // kept holds all of a row, else only its last chunk
-  std::unique_ptr<Real, Free> memory;
-  Real *z, *s, *q, *part, *gradient;  // a chunk each
-  Kept<Real> kept;
-};
+int thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
 
 template <class Real>
 class Kernel {
  public:
   explicit Kernel(const BlendedKL& problem)
       : p_(problem),
-        weight_(static_cast<const Real*>(p_.weight)),
-        lam_(static_cast<const Real*>(p_.lam)),
+        rows_(problem),
         upstream_(static_cast<const Real*>(p_.upstream)),
         stats_(static_cast<Real*>(p_.stats)),
         chunks_((p_.classes + kChunk - 1) / kChunk),
@@ -78,15 +45,16 @@ class Kernel {
         stream_(p_.rows * p_.classes * size_of(p_.dtype) >= kStreamBytes) {}
 
   void run() {
-    check_indices();
-    normalise();
     std::vector<double> losses(p_.rows);
     const std::int64_t worth = p_.rows * p_.classes / kGrain;
     const int threads = int(std::max<std::int64_t>(1, std::min<std::int64_t>(p_.threads, worth)));
+    std::vector<Scratch<Real>> scratch;  // made here, where running out of memory can still be thrown
+    for (int i = 0; i < threads; ++i)
+      scratch.emplace_back(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);
     if (p_.rows >= 4 * threads || chunks_ == 1)
-      share_rows(threads, losses.data());
+      share_rows(scratch, losses.data());
     else
-      share_chunks(threads, losses.data());
+      share_chunks(scratch, losses.data());
 
     auto* loss = static_cast<Real*>(p_.loss);
     if (p_.reduction == Reduction::none) {
@@ -95,158 +63,14 @@ class Kernel {
     }
     double total = 0;
     for (double x : losses) total += x;
-    const bool nothing_to_average = p_.reduction == Reduction::mean && !(class_rows_ != 0);
+    const bool nothing_to_average = p_.reduction == Reduction::mean && !rows_.any();
     *loss = nothing_to_average ? std::numeric_limits<Real>::quiet_NaN() : Real(total);
   }
 
  private:
-  // Row i as the formulas see it, scaled by the reduction.
-  struct Row {
-    std::int64_t index;
-    bool used = false;
-    int labels = 0;
-    std::int64_t label[2];
-    double hard[2];           // mass at label
-    Real soft[2];             // weight of S[label]; 0 where it is not filled
-    Real smooth = 0;          // mass that label smoothing gives each class, times its class weight
-    SoftRow<Real> target[2];  // S[label], or the row of probabilities
-    bool has_soft = false;    // the class term has more than its hard mass
-    bool has_past = false;
-    SoftRow<Real> past;
-    Real past_scale = 0;  // lambda T / P
-    double past_entropy = 0;
-  };
-
-  static std::int64_t first_bad(const std::int64_t* index, std::int64_t n, std::int64_t bound, std::int64_t unused) {
-    for (std::int64_t i = 0; i < n; ++i)
-      if ((index[i] < 0 || index[i] >= bound) && index[i] != unused) return i;
-    return -1;
-  }
-
-  void check_indices() const {
-    auto check = [&](const char* name, const std::int64_t* index, std::int64_t bound, std::int64_t unused) {
-      const std::int64_t bad = index == nullptr ? -1 : first_bad(index, p_.rows, bound, unused);
-      if (bad >= 0)
-        throw std::out_of_range(std::string(name) + "[" + std::to_string(bad) + "] = " + std::to_string(index[bad]) +
-                                " is out of range [0, " + std::to_string(bound) + ") and not " +
-                                std::to_string(unused));
-    };
-    check(p_.target_b == nullptr ? "target" : "target[0]", p_.target, p_.classes, p_.ignore_index);
-    check("target[1]", p_.target_b, p_.classes, p_.ignore_index);
-    check("past_index", p_.past_index, p_.past.rows, -1);
-  }
-
-  double share(std::int64_t i, int which) const {
-    return lam_ == nullptr ? 1 : which == 0 ? double(lam_[i]) : 1 - double(lam_[i]);
-  }
-  const std::int64_t* labels(int which) const { return which == 0 ? p_.target : p_.target_b; }
-  double weight_of(std::int64_t y) const { return weight_ == nullptr ? 1 : double(weight_[y]); }
-
-  bool used(std::int64_t i) const {
-    return p_.target == nullptr || p_.target[i] != p_.ignore_index ||
-           (p_.target_b != nullptr && p_.target_b[i] != p_.ignore_index);
-  }
-  bool has_past(std::int64_t i) const {
-    if (p_.past_index == nullptr || p_.past_index[i] < 0 || !used(i)) return false;
-    return p_.past.filled == nullptr || p_.past.filled[p_.past_index[i]];
-  }
-
-  // The divisors of the mean: W for the class term, P for the past term.
-  void normalise() {
-    double past_rows = 0;
-    for (std::int64_t i = 0; i < p_.rows; ++i) {
-      if (p_.target == nullptr) class_rows_ += 1;
-      for (int which = 0; which < 2 && labels(which) != nullptr; ++which)
-        if (const std::int64_t y = labels(which)[i]; y != p_.ignore_index)
-          class_rows_ += share(i, which) * weight_of(y);
-      past_rows += has_past(i);
-    }
-    if (p_.reduction != Reduction::mean) return;
-    class_scale_ = class_rows_ == 0 ? 0 : 1 / class_rows_;
-    past_term_scale_ = past_rows == 0 ? 0 : 1 / past_rows;
-  }
-
-  Row row(std::int64_t i) const {
-    Row r;
-    r.index = i;
-    r.used = used(i);
-    if (!r.used) return r;
-    const double eps = p_.label_smoothing;
-    double smooth = 0;
-    if (p_.target == nullptr) {
-      r.target[0] = SoftRow<Real>(p_.probabilities, i, p_.classes);
-      r.has_soft = true;
-      smooth = eps;
-    }
-    for (int which = 0; which < 2 && labels(which) != nullptr; ++which) {
-      const std::int64_t y = labels(which)[i];
-      if (y == p_.ignore_index) continue;
-      const double portion = share(i, which);
-      const bool blended = p_.soft.values != nullptr && (p_.soft.filled == nullptr || p_.soft.filled[y]);
-      const double alpha = blended ? p_.alpha : 0;
-      const int k = r.labels++;
-      r.label[k] = y;
-      r.hard[k] = class_scale_ * portion * (1 - alpha) * (1 - eps) * weight_of(y);
-      r.soft[k] = Real(class_scale_ * portion * alpha * weight_of(y));
-      if (r.soft[k] != 0) {
-        r.target[k] = SoftRow<Real>(p_.soft, y, p_.classes);
-        r.has_soft = true;
-      }
-      smooth += portion * (1 - alpha) * eps;
-    }
-    r.smooth = Real(class_scale_ * smooth / double(p_.classes));
-    r.has_soft = r.has_soft || r.smooth != 0;
-    r.has_past = has_past(i);
-    if (r.has_past) {
-      const std::int64_t row = p_.past_index[i];
-      r.past = SoftRow<Real>(p_.past, row, p_.classes);
-      r.past_scale = Real(past_term_scale_ * p_.past_weight * p_.temperature);
-      r.past_entropy = double(static_cast<const Real*>(p_.past.entropy)[row]);
-    }
-    return r;
-  }
-
-  Chunk<Real> chunk(const Row& r, std::int64_t begin, Scratch<Real>& scratch) const {
-    Chunk<Real> c;
-    c.n = std::min(kChunk, p_.classes - begin);
-    c.z = as_real(p_.dtype, p_.logits, r.index * p_.stride + begin, c.n, scratch.z);
-    if (r.has_soft) class_target(r, begin, c, scratch);
-    if (r.has_past) {
-      c.q = r.past.chunk(begin, c.n, scratch.q);
-      c.b = r.past_scale;
-    }
-    return c;
-  }
-
-  // The part of the class term's target mass that is not at the labels: a single soft row is used where it lies,
-  // anything else is added up.
-  void class_target(const Row& r, std::int64_t begin, Chunk<Real>& c, Scratch<Real>& scratch) const {
-    if (p_.target != nullptr && r.labels == 1 && r.smooth == 0) {
-      c.s = r.target[0].chunk(begin, c.n, scratch.s);
-      c.a = r.soft[0];
-      return;
-    }
-    Real* mass = scratch.s;
-    for (std::int64_t j = 0; j < c.n; ++j) mass[j] = r.smooth;
-    if (p_.target == nullptr) {
-      const Real* probabilities = r.target[0].chunk(begin, c.n, scratch.part);
-      const Real scale = Real(class_scale_ * (1 - p_.label_smoothing));
-      for (std::int64_t j = 0; j < c.n; ++j) mass[j] += scale * probabilities[j];
-    }
-    if (weight_ != nullptr)
-      for (std::int64_t j = 0; j < c.n; ++j) mass[j] *= weight_[begin + j];
-    for (int k = 0; k < r.labels; ++k) {
-      if (r.soft[k] == 0) continue;
-      const Real* soft = r.target[k].chunk(begin, c.n, scratch.part);
-      for (std::int64_t j = 0; j < c.n; ++j) mass[j] += r.soft[k] * soft[j];
-    }
-    c.s = mass;
-    c.a = 1;
-  }
-
   // Calls f with the template arguments that fit a row: <has_soft, has_past, power>.
   template <class F>
-  void with_shape(const Row& r, F&& f) const {
+  void with_shape(const Row<Real>& r, F&& f) const {
     auto with_power = [&](auto soft) {
       if (!r.has_past) return f(soft, std::false_type{}, std::integral_constant<int, 1>{});
       switch (power_) {
@@ -266,8 +90,8 @@ class Kernel {
   }
 
   // The first loop over one chunk of a row.
-  Statistics statistics(const Row& r, std::int64_t begin, bool keep, Scratch<Real>& scratch) const {
-    const Chunk<Real> c = chunk(r, begin, scratch);
+  Statistics statistics(const Row<Real>& r, std::int64_t begin, bool keep, Scratch<Real>& scratch) const {
+    const Chunk<Real> c = rows_.chunk(r, begin, scratch);
     Statistics result;
     with_shape(r, [&](auto soft, auto past, auto power) {
       result = keep ? chunk_statistics<Real, soft, past, power, true>(c, inverse_t_, scratch.kept_at(begin))
@@ -276,17 +100,12 @@ class Kernel {
     return result;
   }
 
-  Real logit(std::int64_t i, std::int64_t j) const {
-    Real buffer[1];
-    return *as_real(p_.dtype, p_.logits, i * p_.stride + j, 1, buffer);
-  }
-
   // log softmax(z_i)_y
   double log_probability(std::int64_t i, std::int64_t y, const Statistics& s) const {
-    return double(logit(i, y)) - s.max - std::log(s.sum);
+    return double(rows_.logit(i, y)) - s.max - std::log(s.sum);
   }
 
-  double loss(const Row& r, const Statistics& s) const {
+  double loss(const Row<Real>& r, const Statistics& s) const {
     if (!r.used) return 0;
     if (s.sum != s.sum) return s.sum;  // a NaN logit, even where the row's weight is 0
     const double t = p_.temperature;
@@ -298,12 +117,13 @@ class Kernel {
     return total;
   }
 
-  void write_stats(const Row& r, const Statistics& s) const {
+  void write_stats(const Row<Real>& r, const Statistics& s) const {
     const std::int64_t i = r.index;
     double cross_entropy = 0;
-    for (int which = 0; r.used && which < 2 && labels(which) != nullptr; ++which) {
-      const std::int64_t y = labels(which)[i];
-      if (y != p_.ignore_index && share(i, which) != 0) cross_entropy -= share(i, which) * log_probability(i, y, s);
+    for (int which = 0; r.used && which < 2 && rows_.labels(which) != nullptr; ++which) {
+      const std::int64_t y = rows_.labels(which)[i];
+      if (y != p_.ignore_index && rows_.share(i, which) != 0)
+        cross_entropy -= rows_.share(i, which) * log_probability(i, y, s);
     }
     if (p_.target == nullptr) {
       Real buffer[1];
@@ -332,7 +152,7 @@ class Kernel {
   }
 
   // The second loop over one chunk of a row, from what the first kept of it.
-  void gradient(const Row& r, std::int64_t begin, const Statistics& part, const Statistics& total,
+  void gradient(const Row<Real>& r, std::int64_t begin, const Statistics& part, const Statistics& total,
                 Scratch<Real>& scratch) const {
     const std::int64_t n = std::min(kChunk, p_.classes - begin);
     with_dtype(p_.dtype, [&](auto zero) {
@@ -352,7 +172,7 @@ class Kernel {
     });
   }
 
-  void compute_gradient(const Row& r, std::int64_t begin, std::int64_t n, const Statistics& part,
+  void compute_gradient(const Row<Real>& r, std::int64_t begin, std::int64_t n, const Statistics& part,
                         const Statistics& total, const Kept<Real>& kept, Real* out) const {
     const double upstream = upstream_ == nullptr ? 1 : double(upstream_[r.index * p_.upstream_stride]);
     double class_mass = total.class_mass;
@@ -367,22 +187,19 @@ class Kernel {
       if (r.label[k] >= begin && r.label[k] < begin + n) out[r.label[k] - begin] -= Real(upstream * r.hard[k]);
   }
 
-  bool needs_statistics(const Row& r) const { return r.used || stats_ != nullptr; }
-
-  Scratch<Real> scratch() const {
-    return Scratch<Real>(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);
-  }
+  bool needs_statistics(const Row<Real>& r) const { return r.used || stats_ != nullptr; }
 
   // A row to a thread.
-  void share_rows(int threads, double* losses) const {
+  void share_rows(std::vector<Scratch<Real>>& scratch, double* losses) const {
+    const int threads = int(scratch.size());
     const std::int64_t grain = std::max<std::int64_t>(1, kGrain / p_.classes);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      Scratch<Real> own = scratch();
+      Scratch<Real>& own = scratch[thread_number()];
       const bool keep = own.whole_row;
 #pragma omp for schedule(dynamic, grain)
       for (std::int64_t i = 0; i < p_.rows; ++i) {
-        const Row r = row(i);
+        const Row<Real> r = rows_.row(i);
         Statistics total;
         for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
           own.parts[k] = statistics(r, k * kChunk, keep, own);
@@ -400,16 +217,17 @@ class Kernel {
   }
 
   // A chunk to a thread: for rows fewer than would keep the threads busy.
-  void share_chunks(int threads, double* losses) const {
-    std::vector<Row> rows(p_.rows);
+  void share_chunks(std::vector<Scratch<Real>>& scratch, double* losses) const {
+    const int threads = int(scratch.size());
+    std::vector<Row<Real>> rows(p_.rows);
     std::vector<Statistics> parts(p_.rows * chunks_), totals(p_.rows);
-    for (std::int64_t i = 0; i < p_.rows; ++i) rows[i] = row(i);
+    for (std::int64_t i = 0; i < p_.rows; ++i) rows[i] = rows_.row(i);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
-      Scratch<Real> own = scratch();
+      Scratch<Real>& own = scratch[thread_number()];
 #pragma omp for schedule(static)
       for (std::int64_t k = 0; k < p_.rows * chunks_; ++k)
-        if (const Row& r = rows[k / chunks_]; needs_statistics(r))
+        if (const Row<Real>& r = rows[k / chunks_]; needs_statistics(r))
           parts[k] = statistics(r, k % chunks_ * kChunk, false, own);
 #pragma omp single
       for (std::int64_t i = 0; i < p_.rows; ++i) {
@@ -421,7 +239,7 @@ class Kernel {
       if (p_.gradient != nullptr) {
 #pragma omp for schedule(static)
         for (std::int64_t k = 0; k < p_.rows * chunks_; ++k) {
-          const Row& r = rows[k / chunks_];
+          const Row<Real>& r = rows[k / chunks_];
           const std::int64_t begin = k % chunks_ * kChunk;
           if (r.used) statistics(r, begin, true, own);
           gradient(r, begin, parts[k], totals[r.index], own);
@@ -432,17 +250,13 @@ class Kernel {
   }
 
   const BlendedKL& p_;
-  const Real* weight_;
-  const Real* lam_;
+  const Rows<Real> rows_;
   const Real* upstream_;
   Real* stats_;
   const std::int64_t chunks_;
   const Real inverse_t_;
   const int power_;
   const bool stream_;
-  double class_rows_ = 0;  // W
-  double class_scale_ = 1;
-  double past_term_scale_ = 1;
 };
 
 }  // namespace

@@ -48,11 +48,11 @@ struct Statistics {
   void merge(const Statistics& next, double temperature) {
     Statistics low = *this, high = next;
     if (!(next.max > max)) std::swap(low, high);
-    // A part of -inf alone has sums of 0, and its dot, 0 or -inf, needs no shift.
+    // A part of -inf alone has sums of 0 (NaN if one is among them), and its dot, 0 or -inf, needs no shift.
     const bool empty = low.max == -std::numeric_limits<double>::infinity();
     max = high.max;
-    sum = high.sum + (empty ? 0 : low.sum * low.relative_to(high));
-    sum_at_t = high.sum_at_t + (empty ? 0 : low.sum_at_t * low.relative_to(high, temperature));
+    sum = high.sum + (empty ? low.sum : low.sum * low.relative_to(high));
+    sum_at_t = high.sum_at_t + (empty ? low.sum_at_t : low.sum_at_t * low.relative_to(high, temperature));
     dot = high.dot + low.dot + (empty ? 0 : (low.max - high.max) * (low.class_mass + low.past_mass));
     class_mass += next.class_mass;
     past_mass += next.past_mass;
