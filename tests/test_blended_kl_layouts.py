@@ -136,6 +136,26 @@ def test_tables_of_other_precisions_than_the_logits():
             torch.testing.assert_close(*losses, rtol=1e-5, atol=1e-6)
 
 
+def test_rows_more_than_2_to_the_31_elements_apart():
+    """Offsets are 64-bit. Only the rows themselves are ever touched of these 4.3 GB."""
+    try:
+        store = torch.empty(2**31 + 10_000, dtype=torch.bfloat16)
+    except RuntimeError:
+        pytest.skip("no 4.3 GB of address space")
+    logits, target, keywords = Case(3, 40, torch.bfloat16, past="logits", reduction="none").arguments()
+    target[1], keywords["past_index"] = 2, torch.tensor([0, 2, 1])
+    keywords["past"] = SoftTargets.view_logits(keywords["past"].values[:3], 3.0)
+    expected = outcome(logits, target, keywords)
+
+    def far_apart(rows, offset):
+        view = store.as_strided(rows.shape, (2**30 + 1, 1), offset)
+        view.copy_(rows)
+        return view
+
+    keywords["past"].values = far_apart(keywords["past"].values, 1000)
+    assert_same_bits(outcome(far_apart(logits, 0), target, keywords), expected)
+
+
 @settings(max_examples=80, deadline=None, derandomize=True)
 @given(
     rows=st.integers(1, 9),
