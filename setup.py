@@ -14,14 +14,14 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
-NO_COMPILER = "no C++ compiler was found (looked for $CXX, c++, g++, clang++, cl)"
+NO_COMPILER = "no C++ compiler was found (looked for $CXX, c++, g++, clang++)"
 
 
 def find_compiler():
     """The C++ compiler CMake would pick, or None."""
     if "CXX" in os.environ:
         return shutil.which(os.environ["CXX"].split()[0])
-    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++", "cl"))), None)
+    return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
 class CMakeBuild(build_ext):
