@@ -5,7 +5,7 @@ PY := $(VENV)/bin/python
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
-.PHONY: train test ctest bench lint format setup clean
+.PHONY: train test ctest faults bench lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
@@ -18,6 +18,9 @@ ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and Undefin
 		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
+
+faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
+	$(PY) tests/seeded_faults.py $(ARGS)
 
 # glibc keeps freed memory, for ours and the peers alike: the page faults of fresh memory cost as much as a loss.
 bench: setup ## kernel microbenchmarks against their peers, then the README's tables and plot from the results

@@ -20,7 +20,10 @@ using Rows = std::vector<Row>;
 inline double logsumexp(const Row& x) {
   double top = -INFINITY;
   long double sum = 0;
-  for (double v : x) top = std::max(top, v);
+  for (double v : x) {
+    if (std::isnan(v)) return NAN;
+    top = std::max(top, v);
+  }
   if (std::isinf(top)) return top;
   for (double v : x) sum += std::exp(v - top);
   return top + std::log(double(sum));
@@ -136,11 +139,16 @@ inline void make_logits(Random& random, Problem& problem) {
   problem.logits = Elements(p.dtype, offset + p.rows * p.stride);
   problem.logits.forbid(0, offset);
   const double scale = random.one_of({0.1, 1.0, 5.0}), shift = random.one_of({0.0, 0.0, 40.0, -40.0});
+  const bool diverges = random.once_in(8);  // some rows have a NaN
   for (int64_t i = 0; i < p.rows; ++i) {
     const int64_t start = offset + i * p.stride;
     Row row(p.classes);
     for (int64_t j = 0; j < p.classes; ++j)
       row[j] = problem.logits.set(start + j, problem.masked[j] ? -INFINITY : shift + scale * random.normal());
+    if (diverges && random.once_in(3)) {
+      const int64_t j = random.below(p.classes);
+      row[j] = problem.logits.set(start + j, NAN);
+    }
     problem.z.push_back(row);
     problem.logits.forbid(start + p.classes, p.stride - p.classes);
   }

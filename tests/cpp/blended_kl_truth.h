@@ -72,7 +72,9 @@ inline Answer truth(Problem& problem) {
     for (double x : q) entropy -= x > 0 ? past_scale * x * std::log(x) : 0;
     for (double& x : m) x *= class_scale;
     for (double& x : q) x *= past_scale;
-    const double class_term = -weighted(m, at_1), cross = -t * t * weighted(q, at_t), own = t * t * entropy;
+    const bool diverged = std::isnan(at_1[0]);  // by one NaN logit; an ignored row does not mind
+    const double class_term = diverged && used[i] ? NAN : -weighted(m, at_1), cross = -t * t * weighted(q, at_t),
+                 own = t * t * entropy;
     a.loss.push_back(class_term + cross - own);
     a.loss_size.push_back(class_term + cross + own);
 
@@ -86,7 +88,11 @@ inline Answer truth(Problem& problem) {
 
     a.cross_entropy.push_back(-weighted(score[i], at_1));
     a.logsumexp.push_back(logsumexp(problem.z[i]));
-    a.argmax.push_back(std::max_element(problem.z[i].begin(), problem.z[i].end()) - problem.z[i].begin());
+    int64_t largest = 0;  // the first of the largest, and NaN is larger than any number
+    for (int64_t j = 1; j < classes; ++j)
+      if (const double z = problem.z[i][j], best = problem.z[i][largest]; z > best || (z != z && best == best))
+        largest = j;
+    a.argmax.push_back(largest);
   }
   if (p.reduction != Reduction::none) {
     a.loss = {mean && divisor == 0 ? NAN : sum_of(a.loss)};

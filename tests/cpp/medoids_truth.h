@@ -78,23 +78,29 @@ struct Data {
   std::vector<Row> x;
 };
 
-inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width) {
+// normal; grid: small integers, which give ties, equal rows and zero rows; corners: near those of a cube, where all
+// costs are nearly the same.
+enum class Cloud { normal, grid, corners };
+
+inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width, Cloud cloud) {
   Data data;
   const bool by_rows = !random.once_in(4);
   const int64_t gap = random.one_of({0, 0, 1, 5}), offset = random.one_of({0, 0, 3});
   const int64_t row_stride = by_rows ? width + gap : 1 + gap % 2, column_stride = by_rows ? 1 : rows * row_stride + gap;
   data.elements = Elements(dtype, offset + (by_rows ? rows * row_stride : width * column_stride));
   data.elements.forbid(0, offset);
-  const bool grid = random.once_in(4);  // ties, equal rows, zero rows
-  const double shift = grid ? 0 : random.one_of({0.0, 0.0, 1000.0});
+  const double shift = cloud == Cloud::normal ? random.one_of({0.0, 0.0, 1000.0}) : 0;
   const double scale = dtype == DType::float64 ? random.one_of({1.0, 1.0, 1e-3, 1e140, 1e-140}) : 1.0;
+  auto draw = [&] {
+    if (cloud == Cloud::grid) return double(random.below(3) - 1);
+    if (cloud == Cloud::corners) return double(2 * random.below(2) - 1) + 1e-3 * random.normal();
+    return scale * (shift + random.normal());
+  };
   for (int64_t i = 0; i < rows; ++i) {
     Row row;
     const bool repeats = i > 0 && random.once_in(8);
     for (int64_t k = 0; k < width; ++k) {
-      const double value = repeats ? double(data.x.back()[k])
-                           : grid  ? double(random.below(3) - 1)
-                                   : scale * (shift + random.normal());
+      const double value = repeats ? double(data.x.back()[k]) : draw();
       row.push_back(data.elements.set(offset + i * row_stride + k * column_stride, value));
     }
     data.x.push_back(row);

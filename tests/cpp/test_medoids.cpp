@@ -69,10 +69,10 @@ void spoil(Random& random, Data& data) {
   }
 }
 
-void test(DType dtype, Metric metric, int64_t rows, int64_t width, int64_t classes) {
+void test(DType dtype, Metric metric, int64_t rows, int64_t width, int64_t classes, Cloud cloud) {
   Random random(problems++);
   check::current_case = describe(dtype, metric, rows, width);
-  Data data = make_data(random, dtype, rows, width);
+  Data data = make_data(random, dtype, rows, width, cloud);
   if (random.once_in(2)) spoil(random, data);
   Pool pool = make_pool(random, data, classes);
   std::vector<int64_t> wanted;
@@ -95,7 +95,7 @@ void test(DType dtype, Metric metric, int64_t rows, int64_t width, int64_t class
 void test_wrong_label() {
   Random random(problems++);
   check::current_case = "a label out of range";
-  Data data = make_data(random, DType::float32, 6, 3);
+  Data data = make_data(random, DType::float32, 6, 3, Cloud::normal);
   Guarded<int64_t> labels(6), offsets(3), order(6);
   Guarded<bool> mask(6);
   for (int64_t i = 0; i < 6; ++i) labels[i] = i % 2, mask[i] = true;
@@ -218,10 +218,10 @@ void check_bounds(const std::vector<int64_t>& positions, const Row& exact, Guard
                      std::to_string(bound[int64_t(i)]));
 }
 
-void test_products(DType dtype, int64_t rows, int64_t width) {
+void test_products(DType dtype, int64_t rows, int64_t width, Cloud cloud) {
   Random random(problems++);
   check::current_case = describe(dtype, Metric::euclidean, rows, width);
-  Data data = make_data(random, dtype, rows, width);
+  Data data = make_data(random, dtype, rows, width, cloud);
   std::vector<int64_t> class_rows, everyone, some;
   for (int64_t i = 0; i < rows; ++i)
     if (!random.once_in(5)) class_rows.push_back(i);
@@ -259,16 +259,21 @@ int main() {
   toast::get_medoid_kernels_cpu(kernels);
   for (DType dtype : kDTypes) {
     for (Metric metric : kMetrics) {
-      for (int64_t width : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33})
-        for (int64_t rows : {1, 5, 40}) test(dtype, metric, rows, width, 1 + rows / 7);
-      for (int64_t width : {255, 256, 257, 300}) test(dtype, metric, 30, width, 3);
-      test(dtype, metric, 0, 4, 2);
-      test(dtype, metric, 400, 3, 2);  // enough rows to go by columns and by means
+      for (Cloud cloud : {Cloud::normal, Cloud::grid}) {
+        for (int64_t width : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33})
+          for (int64_t rows : {1, 5, 40}) test(dtype, metric, rows, width, 1 + rows / 7, cloud);
+        test(dtype, metric, 400, 3, 2, cloud);  // enough rows to go by columns and by means
+      }
+      for (int64_t width : {255, 256, 257, 300}) test(dtype, metric, 30, width, 3, Cloud::normal);
+      test(dtype, metric, 0, 4, 2, Cloud::normal);
     }
-    for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::cityblock, Metric::jeffreys})
-      test(dtype, metric, 280, 1021, 1);  // enough elements to be worth all threads
-    for (int64_t width : {1, 5, 8, 13}) test_products(dtype, 300, width);
+    for (int64_t width : {1, 5, 8, 13})
+      for (Cloud cloud : {Cloud::normal, Cloud::grid}) test_products(dtype, 250, width, cloud);
+    // Enough elements to be worth all threads; so many rows that may win that cityblock takes its finer pass.
+    test(dtype, Metric::cityblock, 500, 1021, 1, Cloud::corners);
   }
+  for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::jeffreys})
+    test(DType::float32, metric, 500, 1021, 1, Cloud::normal);
   test_wrong_label();
   return check::finish(problems);
 }

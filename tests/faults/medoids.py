@@ -1,0 +1,148 @@
+"""Faults of class_medoids: its C++ kernels and what drives them."""
+
+CPP = "ctest medoids.generic"
+MEDOIDS = "tests/test_medoids.py::"
+SCIPY = MEDOIDS + "test_equals_scipy"
+CERTIFIED = "tests/test_medoids_certified.py::"
+
+FAULTS = {
+    "csrc/cpu/medoids.cpp": [
+        ("non-finite rows stay in the pool", "all_finite(x, i);", "true;", MEDOIDS + "test_left_out_rows"),
+        (
+            "float16 is searched for bfloat16's infinities",
+            "Bits(0x7c00u)",
+            "Bits(0x7f80u)",
+            MEDOIDS + "test_non_finite_values_are_seen_in_every_dtype_and_lane",
+        ),
+        (
+            "the mask is ignored",
+            "(labels.mask == nullptr || labels.mask[i * labels.mask_stride])",
+            "true",
+            MEDOIDS + "test_left_out_rows",
+        ),
+        ("labels are read as if contiguous", "const int64_t at = i * labels.stride;", "const int64_t at = i;", CPP),
+        (
+            "a label out of range is not noticed",
+            "if (first_wrong < x.rows) return first_wrong;",
+            "",
+            "tests/test_medoids_op.py::test_label_out_of_range_names_the_row_and_the_value",
+        ),
+        ("large classes are left out", "if (large(k)) medoids", "if (false) medoids", CPP),
+    ],
+    "csrc/cpu/medoids_costs.h": [
+        (
+            "a row's distance to itself counts",
+            "if (positions[begin + i] != j) cost",
+            "cost",
+            MEDOIDS + "test_a_zero_row_is_at_cosine_distance_1_from_every_other",
+        ),
+        (
+            "a zero row is at cosine distance 0.5",
+            "a[w] + b[w] > 0 ? 1.0",
+            "a[w] + b[w] > 0 ? 0.5",
+            MEDOIDS + "test_a_zero_row_is_at_cosine_distance_1_from_every_other",
+        ),
+        ("euclidean lacks its square root", "return std::sqrt(total);", "return total;", SCIPY),
+        ("cityblock lacks its absolute value", "return absolute(difference);", "return difference;", CPP),
+        (
+            "jeffreys is squared",
+            "return difference * (load(a + w + k) - load(b + w + k));",
+            "return difference * difference;",
+            MEDOIDS + "test_the_decision_flips_where_float64_says",
+        ),
+        (
+            "the last of equals wins",
+            "return std::find_if(cost, cost + n, [&](double c) { return c <= limit; }) - cost;",
+            "while (!(cost[--n] <= limit)) {}\n  return n;",
+            MEDOIDS + "test_duplicates_are_a_tie_and_the_first_one_wins",
+        ),
+        (
+            "costs within 1e-12 are no tie",
+            "lowest * (1 + 1e-12)",
+            "lowest",
+            MEDOIDS + "test_a_tie_of_different_rows_gives_the_first",
+        ),
+        (
+            "the largest cost wins",
+            "tie(*std::min_element(cost.begin(), cost.end())",
+            "tie(*std::max_element(cost.begin(), cost.end())",
+            MEDOIDS + "test_the_smallest_cost_wins_not_the_largest",
+        ),
+    ],
+    "csrc/cpu/medoids_decide.h": [
+        (
+            "the first candidate wins",
+            "if (all.count == 1) return all.positions[0];",
+            "return all.positions[0];",
+            CERTIFIED + "test_near_ties_are_decided_in_float64",
+        ),
+        (
+            "bounds are not believed",
+            "return std::fabs(cost) + reach < INFINITY ? reach : INFINITY;",
+            "return 0;",
+            CERTIFIED + "test_near_ties_are_decided_in_float64",
+        ),
+        (
+            "duplicates keep the last",
+            ": a.i < b.i;",
+            ": a.i > b.i;",
+            MEDOIDS + "test_duplicates_are_a_tie_and_the_first_one_wins",
+        ),
+    ],
+    "csrc/cpu/medoids_rows.h": [
+        (
+            "rows are read as if contiguous",
+            "+ row * x.row_stride, x.column_stride,",
+            "+ row * x.width, 1,",
+            MEDOIDS + "test_layouts",
+        ),
+        ("softmax's padding counts", "for (int64_t k = width; k < w; ++k) x[k] = -INFINITY;", "", CPP),
+        (
+            "softmax does not subtract the largest logit",
+            "top = std::max(top, highest[i]);",
+            "top = 0;",
+            MEDOIDS + "test_jeffreys_of_large_logits",
+        ),
+    ],
+    "csrc/cpu/medoids_means.h": [
+        ("the mean counts zero rows", "std::max<int64_t>(1, count);\n  return count;", "c.n;\n  return count;", CPP),
+        (
+            "rounding of the mean is left out of the bound",
+            "(count * (r.f * r.g + r.f * mean_g + r.g * mean_f) + products)",
+            "0",
+            MEDOIDS + "test_logits_plus_1000_have_the_same_medoids",
+        ),
+        (
+            "the sum over the class is left out",
+            "half * (count * r.dot + dots) + zeros",
+            "half * (count * r.dot - dots) + zeros",
+            CPP,
+        ),
+    ],
+    "csrc/cpu/medoids_cityblock.h": [
+        ("ranks start at 1", "double(2 * rank - n_)", "double(2 * rank + 2 - n_)", CPP),
+        ("buckets leave nothing open", "bound_ += 2 * half * (fullest - 1);", "", CPP),
+        (
+            "values above a bucket do not count",
+            "2 * before.slope + here.slope - n_",
+            "2 * before.slope + here.slope",
+            CPP,
+        ),
+    ],
+    "csrc/cpu/medoids_products.h": [
+        ("the column sums of a triangle are forgotten", "tile.column_cost[j] += cost;", "", CPP),
+        ("a row's next neighbour is left out", "self + 1));", "self + 2));", CPP),
+        (
+            "the bound leaves out the rounding of the sums",
+            "return 1.001 * bound + 160 * unit<Real> * cost;",
+            "return 0 * bound;",
+            CPP,
+        ),
+        (
+            "rounding of the rows is not measured",
+            "out.errors[i] = std::sqrt(error) * (1 + 1e-6) + length * DBL_EPSILON;",
+            "out.errors[i] = 0;",
+            CERTIFIED + "test_panels_measure_what_rounding_took_off",
+        ),
+    ],
+}
