@@ -78,9 +78,9 @@ struct Data {
   std::vector<Row> x;
 };
 
-// normal; grid: small integers, which give ties, equal rows and zero rows; corners: near those of a cube, where all
-// costs are nearly the same.
-enum class Cloud { normal, grid, corners };
+// grid: small integers, which give ties, equal rows and zero rows; far_grid: the same far from 0; outliers: some rows
+// lie a thousand times as far out.
+enum class Cloud { normal, grid, far_grid, outliers };
 
 inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width, Cloud cloud) {
   Data data;
@@ -91,16 +91,16 @@ inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width, 
   data.elements.forbid(0, offset);
   const double shift = cloud == Cloud::normal ? random.one_of({0.0, 0.0, 1000.0}) : 0;
   const double scale = dtype == DType::float64 ? random.one_of({1.0, 1.0, 1e-3, 1e140, 1e-140}) : 1.0;
-  auto draw = [&] {
+  auto draw = [&](bool outlier) {
+    if (cloud == Cloud::far_grid) return double(random.below(3) + (1 << 20));
     if (cloud == Cloud::grid) return double(random.below(3) - 1);
-    if (cloud == Cloud::corners) return double(2 * random.below(2) - 1) + 1e-3 * random.normal();
-    return scale * (shift + random.normal());
+    return (outlier ? 1000 : 1) * scale * (shift + random.normal());
   };
   for (int64_t i = 0; i < rows; ++i) {
     Row row;
-    const bool repeats = i > 0 && random.once_in(8);
+    const bool repeats = i > 0 && random.once_in(8), outlier = cloud == Cloud::outliers && i % 40 == 7;
     for (int64_t k = 0; k < width; ++k) {
-      const double value = repeats ? double(data.x.back()[k]) : draw();
+      const double value = repeats ? double(data.x.back()[k]) : draw(outlier);
       row.push_back(data.elements.set(offset + i * row_stride + k * column_stride, value));
     }
     data.x.push_back(row);
