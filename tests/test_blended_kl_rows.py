@@ -15,19 +15,24 @@ BACKENDS = ["cpu", "reference"]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-@pytest.mark.parametrize("classes", [3, 16, 129, 5003])
-@pytest.mark.parametrize("where", ["first", "last"])
-def test_a_nan_logit_poisons_its_row_only(where, classes, dtype):
-    case = Case(4, classes, dtype, past="dense", reduction="none")
+@pytest.mark.parametrize("classes", [3, 16, 129, 2049, 5003])
+@pytest.mark.parametrize(
+    "where", [slice(0, 1), slice(-1, None), slice(0, 2048)], ids=["first", "last", "a whole chunk"]
+)
+@pytest.mark.parametrize("past", [None, "dense"])
+def test_a_nan_logit_poisons_its_row_only(past, where, classes, dtype):
+    case = Case(4, classes, dtype, past=past, reduction="none")
     logits, target, keywords = case.arguments()
-    keywords["past_index"] = torch.tensor([0, 1, 2, -1])
+    if past:
+        keywords["past_index"] = torch.tensor([0, 1, 2, -1])
     target = torch.tensor([0, 1, 2, -100])
     clean = run(logits, target, torch.ones(4), keywords, "cpu")
     for row in (0, 3):  # row 3 is ignored: whatever it holds
         poisoned = logits.clone()
-        poisoned[row, 0 if where == "first" else -1] = torch.nan
-        loss, gradient, _ = run(poisoned, target, torch.ones(4), keywords, "cpu")
+        poisoned[row, where] = torch.nan
+        loss, gradient, stats = run(poisoned, target, torch.ones(4), keywords, "cpu")
         assert loss.isnan().tolist() == [row == 0, False, False, False]
+        assert stats.logsumexp.isnan().tolist() == [i == row for i in range(4)]
         others = [i for i in range(4) if i != row]
         assert torch.equal(loss[others], clean[0][others])
         assert torch.equal(gradient[others], clean[1][others])

@@ -113,6 +113,11 @@ WRONG = {
     ),
     "ignore_index a float": ({"ignore_index": 1.5}, TypeError, r"ignore_index must be an int, got 1.5"),
     "ignore_index None": ({"ignore_index": None}, TypeError, r"ignore_index must be an int, got None"),
+    "ignore_index None with probabilities": (
+        {"target": PROBABILITIES, "ignore_index": None},
+        TypeError,
+        r"ignore_index must be an int, got None",
+    ),
     "label_smoothing above 1": ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.1"),
     "label_smoothing negative": (
         {"label_smoothing": -0.1},
