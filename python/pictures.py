@@ -108,7 +108,7 @@ def _percent(share: float) -> str:
 
 
 def _wrapped(name: str) -> str:
-    return "\n".join(textwrap.wrap(name, 26, max_lines=2, placeholder=" ..."))
+    return "\n".join(textwrap.wrap(name, 22, max_lines=2, placeholder=" ..."))
 
 
 def _save(figure: Figure, path: Path) -> None:
