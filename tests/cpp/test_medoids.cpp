@@ -277,7 +277,7 @@ int main() {
       for (Cloud cloud : {Cloud::normal, Cloud::grid}) {
         for (int64_t width : {0, 1, 2, 3, 7, 8, 9, 15, 16, 17, 33})
           for (int64_t rows : {1, 5, 40}) test(dtype, metric, rows, width, 1 + rows / 7, cloud);
-        test(dtype, metric, 400, 3, 2, cloud);  // enough rows to go by columns and by means
+        test(dtype, metric, 800, 3, 2, cloud);  // enough rows to go by columns and by means
       }
       for (int64_t width : {255, 256, 257, 300}) test(dtype, metric, 30, width, 3, Cloud::normal);
       test(dtype, metric, 0, 4, 2, Cloud::normal);
@@ -291,7 +291,7 @@ int main() {
   for (DType dtype : {DType::float64, DType::float32})
     for (Metric metric : {Metric::euclidean, Metric::sqeuclidean, Metric::cityblock}) {
       test(dtype, metric, 60, 5, 2, Cloud::far_grid);
-      test(dtype, metric, 600, 3, 2, Cloud::far_grid);
+      test(dtype, metric, 800, 3, 2, Cloud::far_grid);
     }
   for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::jeffreys})
     test(DType::float32, metric, 500, 1021, 1, Cloud::normal);
