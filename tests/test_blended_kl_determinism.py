@@ -48,8 +48,9 @@ def flat(result):
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("past", ["dense", "logits"])
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=name)
 def test_any_number_of_threads(dtype, shape, past, reduction, threads):
+    """float64 shows the order in which the parts of a row are added, which float32 results round away."""
     rows, classes = SHAPES[shape]
     case = Case(rows, classes, dtype, "dense" if classes < 100 else None, past, reduction=reduction, weighted=True)
     logits, target, keywords = case.arguments()
