@@ -75,7 +75,6 @@ class MedoidBank(nn.Module):
         self._logits = torch.empty(0, num_classes, dtype=pool_dtype)
         self._labels = torch.empty(0, dtype=torch.int64)
 
-    @torch.compiler.disable
     @torch.no_grad()
     def update(self, logits: Tensor, target) -> None:
         """Adds a copy of the rows to the pool.
