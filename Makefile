@@ -46,7 +46,7 @@ $(VENV)/.requirements: requirements-dev.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.requirements $(NATIVE)
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps -e .
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	touch $@
 
 clean:

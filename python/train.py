@@ -1,6 +1,6 @@
 """Train an image classifier on real data, with cross-entropy and with TOAST, and see which did better.
 
-python python/train.py                                  3,250 classes of glyphs, about four minutes on two cores
+python python/train.py                                  3,250 classes of glyphs, at most five minutes on two cores
 python python/train.py --data fashion-mnist --method ce stage1 stage2 toast --seeds 0 1 2
 python python/train.py --data folder:my-pictures --backbone resnet --augment cutmix
 python python/train.py --resume runs/glyphs-20260131-120000

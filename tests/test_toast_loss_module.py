@@ -1,6 +1,7 @@
 """ToastLoss: an epoch's pool becomes the next epoch's soft targets; checked against plain float64 PyTorch and SciPy."""
 
 import io
+import warnings
 
 import numpy as np
 import pytest
@@ -393,3 +394,17 @@ def test_past_at_another_temperature_is_refused():
     x, y, past = replay.extend(LOGITS, LABELS)
     with pytest.raises(ValueError, match=r"softened at temperature 2.0, but temperature is 3.0"):
         ToastLoss(CLASSES)(x, y, past)
+
+
+def test_training_without_set_epoch_warns_of_the_growing_pool():
+    logits, labels = make_rows()
+    criterion = exact()
+    with pytest.warns(UserWarning, match="until set_epoch is called"):
+        criterion(logits, labels)
+    told = exact()
+    told.set_epoch(0, 2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion(logits, labels)  # once is enough
+        told(logits, labels)
+        exact().eval()(logits, labels)

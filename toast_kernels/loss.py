@@ -1,5 +1,7 @@
 """ToastLoss: toast_loss as a module that makes its own class soft targets, epoch by epoch."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -117,6 +119,12 @@ class ToastLoss(nn.Module):
             backend=self.backend,
         )
         if self.training and self.max_alpha > 0:
+            if not torch.compiler.is_compiling() and self.epoch is None and self.bank.num_rows == 0:
+                warnings.warn(
+                    "ToastLoss keeps a copy of all logits until set_epoch is called: call it before each epoch, "
+                    "or use toast_loss if no class soft targets are wanted",
+                    stacklevel=2,
+                )
             num_new = len(logits) if past is None else past.num_new
             self.bank.update(logits[:num_new], _first_rows(target, num_new))
         return result
