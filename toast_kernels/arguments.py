@@ -59,7 +59,10 @@ def _check_lam(lam, logits, label_shape):
         if not 0 <= lam <= 1:
             raise ValueError(f"target[2] (lam) must be in [0, 1], got {lam}")
         return logits.new_full(label_shape, lam, dtype=torch.promote_types(logits.dtype, torch.float32))
-    return lam.detach().to(logits.device).expand(label_shape)
+    lam = lam.detach().to(logits.device).expand(label_shape)
+    if lam.device.type == "cpu" and not torch.compiler.is_compiling() and not ((lam >= 0) & (lam <= 1)).all():
+        raise ValueError(f"target[2] (lam) must be in [0, 1], got values from {lam.min()} to {lam.max()}")
+    return lam
 
 
 def check_weight(weight, logits, num_classes):
@@ -77,6 +80,8 @@ def check_scalar(name, value, largest, logits):
     if isinstance(value, torch.Tensor):
         if value.dim():
             raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {list(value.shape)}")
+        if value.device.type != "cpu":
+            _check_device(name, value, logits)
         if value.device.type != "cpu" or torch.compiler.is_compiling():
             return  # its value is not read here: that would wait for the device
         value = value.item()

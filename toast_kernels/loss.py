@@ -98,6 +98,8 @@ class ToastLoss(nn.Module):
             target: labels, a triple (y_a, y_b, lam), or, until there are soft targets, class probabilities.
             past: what HardReplay.extend or PredictionMemory.past gave.
         """
+        if logits.dim() < 2:
+            raise ValueError(f"logits must have shape [N, C] or [N, C, d1, ...], got {list(logits.shape)}")
         if self.alpha.device != logits.device:
             self.alpha = self.alpha.to(logits.device)
         if self.soft_targets is not None and self.soft_targets.device != logits.device:

@@ -51,6 +51,14 @@ class SoftTargets:
     logsumexp: Tensor | None = None
     temperature: float | None = None
 
+    def __post_init__(self) -> None:
+        rows = self.values.shape[:1]
+        expected = {"entropy": rows, "filled": rows, "logsumexp": rows, "indices": self.values.shape}
+        for name, shape in expected.items():
+            tensor = getattr(self, name)
+            if tensor is not None and tensor.shape != shape:
+                raise ValueError(f"{name} must have shape {list(shape)} (from values), got {list(tensor.shape)}")
+
     @classmethod
     @torch.no_grad()
     def from_logits(

@@ -110,8 +110,9 @@ class Rows {
       const int k = r.labels++;
       r.label[k] = y;
       r.hard[k] = class_scale_ * portion * (1 - alpha) * (1 - eps) * weight_of(y);
-      r.soft[k] = Real(class_scale_ * portion * alpha * weight_of(y));
-      if (r.soft[k] != 0) {
+      r.soft[k] = 0;
+      if (alpha != 0) {
+        r.soft[k] = Real(class_scale_ * portion * alpha * weight_of(y));
         r.target[k] = SoftRow<Real>(p_.soft, y, p_.classes);
         r.has_soft = true;
       }

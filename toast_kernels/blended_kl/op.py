@@ -41,14 +41,16 @@ class BlendedKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, settings, need_stats, *tensors):
-        now = tensors[0].dtype != torch.float16 and settings[-1] != "none"
+    def forward(ctx, settings, differentiate, need_stats, *tensors):
+        now = differentiate and tensors[0].dtype != torch.float16 and settings[-1] != "none"
         loss, gradient, stats, argmax = _op(*tensors, None, *settings, now, need_stats)
+        ctx.mark_non_differentiable(stats, argmax)
+        if not differentiate:
+            return loss, stats, argmax
         ctx.settings = settings
         ctx.scale_only = now and torch.compiler.is_compiling()  # the compiler owns the memory: no hand-over
         ctx.save_for_backward(*((gradient,) if ctx.scale_only else tensors))
         ctx.gradient = gradient if now and not ctx.scale_only else None
-        ctx.mark_non_differentiable(stats, argmax)
         return loss, stats, argmax
 
     @staticmethod
@@ -66,7 +68,7 @@ class BlendedKL(torch.autograd.Function):
                     gradient.mul_(upstream)
         if torch.is_grad_enabled() and not ctx.scale_only:
             gradient = NoSecondDerivative.apply(gradient, ctx.saved_tensors[0])
-        return None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 3)
+        return None, None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 4)
 
 
 class NoSecondDerivative(torch.autograd.Function):
@@ -120,7 +122,6 @@ def blended_kl(
     )  # fmt: skip
     soft_temperature = 1.0 if soft is None or soft.temperature is None else soft.temperature
     settings = (soft_temperature, temperature, ignore_index, label_smoothing, reduction)
-    if logits.requires_grad and torch.is_grad_enabled():
-        return BlendedKL.apply(settings, need_stats, *tensors)
-    loss, _, stats, argmax = _op(*tensors, None, *settings, False, need_stats)
-    return loss, stats, argmax
+    # Through the Function in any case: under torch.func and forward-mode AD it raises, where the bare op would be
+    # taken for a constant.
+    return BlendedKL.apply(settings, logits.requires_grad and torch.is_grad_enabled(), need_stats, *tensors)

@@ -1,0 +1,62 @@
+"""Values and transforms nobody should pass, which must neither crash nor give a wrong number in silence."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.autograd import forward_ad
+
+from toast_kernels import SoftTargets, ToastLoss, toast_loss
+
+LOGITS = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+TARGET = torch.tensor([0, 1, 2, 3, 4, 1])
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_a_class_weight_that_is_not_finite_is_taken_as_cross_entropy_takes_it(bad, reduction):
+    weight = torch.ones(5)
+    weight[1] = bad
+    expected = F.cross_entropy(LOGITS, TARGET, weight, reduction=reduction)
+    torch.testing.assert_close(toast_loss(LOGITS, TARGET, weight, reduction=reduction), expected, equal_nan=True)
+
+
+def test_tiny_class_weights_do_not_crash():
+    loss = toast_loss(LOGITS.double(), TARGET, torch.full((5,), 1e-310, dtype=torch.float64))
+    assert loss.dim() == 0
+
+
+@pytest.mark.parametrize("lam", [float("nan"), float("inf"), -0.1, 2.0], ids=str)
+def test_lam_out_of_range_is_refused_as_a_tensor_too(lam):
+    for value in (torch.tensor(lam), torch.full((6,), lam)):
+        with pytest.raises(ValueError, match=r"lam\) must be in \[0, 1\], got"):
+            toast_loss(LOGITS, (TARGET, TARGET, value))
+
+
+@pytest.mark.parametrize("name", ["alpha", "past_weight"])
+def test_a_scalar_on_another_device_is_refused(name):
+    soft = SoftTargets.from_logits(torch.randn(5, 5))
+    with pytest.raises(ValueError, match=f"{name} must be on the device of logits"):
+        toast_loss(LOGITS, TARGET, soft_targets=soft, past=LOGITS, **{name: torch.tensor(0.5, device="meta")})
+
+
+def test_function_transforms_raise_and_do_not_drop_the_gradient():
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.vmap(toast_loss)(LOGITS[None], TARGET[None])
+    with pytest.raises(RuntimeError, match="setup_context"):
+        torch.func.grad(lambda z: toast_loss(z, TARGET))(LOGITS)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        toast_loss(forward_ad.make_dual(LOGITS, torch.ones_like(LOGITS)), TARGET)
+    with torch.no_grad(), forward_ad.dual_level(), pytest.raises(NotImplementedError):
+        toast_loss(forward_ad.make_dual(LOGITS, torch.ones_like(LOGITS)), TARGET)
+
+
+def test_a_damaged_table_is_refused():
+    state = SoftTargets.from_logits(torch.randn(5, 5), top_k=2).state_dict()
+    for name in ("filled", "entropy", "indices"):
+        with pytest.raises(ValueError, match=f"{name} must have shape"):
+            SoftTargets.from_state_dict(state | {name: state[name][:1]})
+
+
+def test_the_module_names_a_wrong_shape():
+    with pytest.raises(ValueError, match=r"logits must have shape \[N, C\]"):
+        ToastLoss(5)(LOGITS[0], TARGET[0])
