@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from blended_kl_cases import DTYPES, Case, name, normal, run
 from scipy.special import log_softmax
 
@@ -107,3 +108,17 @@ def test_past_index_out_of_range_raises_and_is_named(index, backend):
     rows = torch.tensor([0, -1, index, 2])
     with pytest.raises(IndexError, match=rf"past_index\[2\] = {index} is out of range \[0, 3\)"):
         toast_loss(torch.zeros(4, 5), torch.zeros(4, dtype=torch.int64), past=past, past_index=rows, backend=backend)
+
+
+@pytest.mark.parametrize("value", [torch.nan, INF])
+def test_a_class_weight_that_is_not_finite_shows_in_its_rows_only(value):
+    logits = normal(3, 40, seed=10).float()
+    weight = torch.ones(40)
+    weight[1] = value
+    target = torch.tensor([0, 1, 2])
+    expected = F.cross_entropy(logits, target, weight, reduction="none")
+    assert expected.isfinite().tolist() == [True, False, True]
+    loss = toast_loss(logits.requires_grad_(), target, weight, reduction="none", backend="cpu")
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+    loss.sum().backward()
+    assert logits.grad[::2].isfinite().all()

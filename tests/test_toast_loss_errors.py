@@ -85,6 +85,16 @@ WRONG = {
         r"target\[2\] \(lam\) must be in \[0, 1\], got -0.1",
     ),
     "lam NaN": ({"target": (TARGET, TARGET, NAN)}, ValueError, r"target\[2\] \(lam\) must be in \[0, 1\], got nan"),
+    "lam a tensor above 1": (
+        {"target": (TARGET, TARGET, torch.tensor([0.5, 2.0, -1.0, 0.5]))},
+        ValueError,
+        r"target\[2\] \(lam\) must be in \[0, 1\], got values from -1.0 to 2.0",
+    ),
+    "lam a tensor with NaN": (
+        {"target": (TARGET, TARGET, torch.tensor([0.5, NAN, 0.5, 0.5]))},
+        ValueError,
+        r"target\[2\] \(lam\) must be in \[0, 1\], got values from nan",
+    ),
     "lam misshapen": (
         {"target": (TARGET, TARGET, torch.ones(3))},
         ValueError,
