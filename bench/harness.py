@@ -15,15 +15,15 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleave(cases, rounds=15, seconds=20.0):
-    """Times {name: callable} round by round: each round runs every case once, in a new order, so that a busy moment of
-    the machine falls on all alike. Stops early after `seconds`. Returns {name: [seconds a round]}."""
+    """Times {name: callable} round by round: each round runs every case twice, in a new order, so that a busy moment of
+    the machine falls on all alike, and times the second, which finds the caches as in a loop of its own. Stops early
+    after `seconds`. Returns {name: [seconds a round]}."""
     names = list(cases)
-    for name in names:
-        cases[name]()  # warm up
     times = {name: [] for name in names}
     start = time.perf_counter()
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
+            cases[name]()
             before = time.perf_counter()
             cases[name]()
             times[name].append(time.perf_counter() - before)
