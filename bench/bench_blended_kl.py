@@ -84,7 +84,7 @@ def copy_of(num_bytes):
 
 def measure(benchmark, cases, **conditions):
     print("\n" + ", ".join(f"{name} {value}" for name, value in conditions.items()))
-    times = interleave(cases, rounds=41)
+    times = interleave(cases, rounds=25)
     report(times, "toast_kernels", "blended_kl", **conditions)
     benchmark.pedantic(cases["toast_kernels"], rounds=3)
     benchmark.extra_info.update({name: ratio(times, "toast_kernels", name)[0] for name in cases})
