@@ -15,10 +15,10 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def interleave(cases, rounds=15, seconds=20.0):
-    """Times {name: callable} round by round: each round runs every case in a burst, in a new order, so that a busy moment
-    of the machine falls on all alike. A burst is one call that is not timed, which finds its data where the others left
-    them, then 20 ms of calls (20 at most), which find the caches as in a loop of their own. Stops early after
-    `seconds`. Returns {name: [seconds a call, the mean of a burst]}."""
+    """Times {name: callable} round by round: each round runs every case in a burst, in a new order, so that a busy
+    moment of the machine falls on all alike. A burst is one call that is not timed, which finds its data where the
+    others left them, then 20 ms of calls (20 at most), which find the caches as in a loop of their own. Stops early
+    after `seconds`. Returns {name: [seconds a call, the mean of a burst]}."""
     names = list(cases)
     times = {name: [] for name in names}
     start = time.perf_counter()
