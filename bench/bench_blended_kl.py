@@ -79,7 +79,7 @@ def check_equal(cases, dtype):
 
 
 def copy_of(num_bytes):
-    """A copy that moves num_bytes, half of them read and half written, elsewhere in memory each time: not in a cache."""
+    """A copy that moves num_bytes, half read and half written, elsewhere in memory each time: not in a cache."""
     floats = int(num_bytes) // 8
     parts = max(2, 2**27 // floats)
     source, destination = torch.ones(parts, floats), torch.zeros(parts, floats)
