@@ -146,6 +146,12 @@ FAULTS = {
     ],
     "csrc/cpu/blended_kl_rows.h": [
         (
+            "a weight that is not finite leads to a soft target that is not there",
+            "if (alpha != 0) {",
+            "{",
+            "tests/test_blended_kl_hostile_input.py",
+        ),
+        (
             "logits are read as if their rows were contiguous",
             "as_real(p_.dtype, p_.logits, r.index * p_.stride + begin,",
             "as_real(p_.dtype, p_.logits, r.index * p_.classes + begin,",

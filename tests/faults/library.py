@@ -11,6 +11,15 @@ FAULTS = {
             "gradient = ctx.gradient",
             RETAIN,
         ),
+        (
+            "function transforms take the loss for a constant",
+            "return BlendedKL.apply(settings, logits.requires_grad and torch.is_grad_enabled(), need_stats, *tensors)",
+            (
+                "loss, _, stats, argmax = _op(*tensors, None, *settings, False, need_stats)\n"
+                "    return loss, stats, argmax"
+            ),
+            "tests/test_blended_kl_hostile_input.py",
+        ),
         ("backward ignores the upstream", "gradient.mul_(upstream)", "pass", AUTOGRAD + "test_scalar_upstream"),
         (
             "a second derivative is 0 in silence",
@@ -20,8 +29,8 @@ FAULTS = {
         ),
         (
             "float16 gradients are rounded before they are scaled",
-            "now = tensors[0].dtype != torch.float16",
-            "now = True",
+            "differentiate and tensors[0].dtype != torch.float16",
+            "differentiate",
             AUTOGRAD + "test_float16_gradients_survive_under_a_grad_scaler",
         ),
     ],
