@@ -294,6 +294,15 @@ def test_state_survives_a_file_and_goes_on_to_the_bit(top_k):
     assert replay.extend(*make_batch(0))[2] is None
 
 
+def test_a_loaded_state_shares_nothing_with_where_it_came_from():
+    replay, resumed = HardReplay(0.5), HardReplay(0.5)
+    step(replay, 0)
+    resumed.load_state_dict(replay.state_dict())
+    expected = resumed.extend(*make_batch(1))[0].clone()
+    replay.state_dict()["carried"]["x"].zero_()
+    assert torch.equal(resumed.extend(*make_batch(1))[0], expected)
+
+
 X, Y = make_batch(0)
 
 

@@ -156,7 +156,9 @@ class HardReplay:
     def load_state_dict(self, state: dict) -> None:
         self.reset()
         if (carried := state["carried"]) is not None:
-            self._carried = carried | {"targets": SoftTargets.from_state_dict(carried["targets"])}
+            targets = SoftTargets.from_state_dict(carried["targets"])
+            rest = {name: value for name, value in carried.items() if name != "targets"}
+            self._carried = tree_map(_copy, rest) | {"targets": targets}
 
     def _cross_entropy(self, logits: Tensor, y) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -251,6 +253,10 @@ class PredictionMemory:
                 f"sample must be in [0, {len(self.targets)}), got {int(sample.min())} to {int(sample.max())}"
             )
         return sample.to(self.targets.device)
+
+
+def _copy(leaf):
+    return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _num_rows(name: str, tree) -> int:

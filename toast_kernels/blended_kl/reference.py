@@ -45,7 +45,9 @@ def blended_kl(
         labels = []
     else:
         labels = [(target, z.new_ones(num_rows))]
-    smooth = label_smoothing / num_classes * (z.new_ones(num_classes) if w is None else w)  # [C]
+    smooth = z.new_full((num_classes,), label_smoothing / num_classes)
+    if w is not None and label_smoothing:
+        smooth = smooth * w
 
     if labels:
         mass = z.new_zeros(num_rows, num_classes)  # t
@@ -60,7 +62,8 @@ def blended_kl(
             share = torch.where(kept, share, 0)
             onehot = F.one_hot(y, num_classes).to(dtype) * share[:, None]
             w_y = share if w is None else share * w[y]
-            hard = (1 - label_smoothing) * onehot * (1 if w is None else w) + smooth * share[:, None]
+            weighted = onehot if w is None else torch.where(onehot != 0, onehot * w, 0)  # no inf * 0 at other labels
+            hard = (1 - label_smoothing) * weighted + smooth * share[:, None]
             if soft_targets is None:
                 mass = mass + hard
             else:
