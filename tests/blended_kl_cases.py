@@ -5,9 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from tolerances import assert_as_good_as_naive
 
-from toast_kernels import SoftTargets, toast_loss
+from toast_kernels import SoftTargets, functional
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+KERNELS = ("cpu", "triton")
+BACKENDS = ("reference", *KERNELS)
+kernels_under_test = "auto"
 ENCODINGS = (None, "dense", "bfloat16", "top-k", "logits")
 
 
@@ -32,6 +35,30 @@ def table(encoding, rows, classes, temperature, seed, dtype=torch.float32, fille
     half = torch.bfloat16 if encoding == "bfloat16" else None
     top_k = min(classes, 5) if encoding == "top-k" else None
     return SoftTargets.from_logits(logits, temperature, top_k=top_k, dtype=half, filled=filled)
+
+
+def device_of(backend):
+    """Triton's kernels run on the GPU there is, else in the interpreter on the CPU."""
+    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+
+
+def moved(value, device):
+    if isinstance(value, torch.Tensor | SoftTargets):
+        return value.to(device)
+    return tuple(moved(x, device) for x in value) if isinstance(value, tuple) else value
+
+
+def toast_loss(*arguments, backend=None, **keywords):
+    """functional.toast_loss, on tensors on the CPU, on the backend's device; result and gradients on the CPU again. By
+    default on the kernels under test (the fixture of conftest.py)."""
+    backend = backend or kernels_under_test
+    device = device_of(backend)
+    arguments = moved(arguments, device)
+    keywords = {key: moved(value, device) for key, value in keywords.items()}
+    result = functional.toast_loss(*arguments, backend=backend, **keywords)
+    if isinstance(result, tuple):
+        return result[0].cpu(), functional.ToastStats(*(x.cpu() for x in result[1]))
+    return result.cpu()
 
 
 def in_float64(rows):
@@ -118,11 +145,11 @@ def in_truth(logits, target, upstream, keywords):
     return run(logits.double(), target, upstream, keywords, "reference")
 
 
-def check(case):
+def check(case, kernel="cpu"):
     """The kernel's loss, gradient and stats are as good as naive PyTorch's."""
     logits, target, keywords = case.arguments()
     upstream = case.upstream()
-    actual, naive = (run(logits, target, upstream, keywords, backend) for backend in ("cpu", "reference"))
+    actual, naive = (run(logits, target, upstream, keywords, backend) for backend in (kernel, "reference"))
     truth = in_truth(logits, target, upstream, keywords)
     assert_runs_as_good(actual, naive, truth, case)
 

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from blended_kl_cases import DTYPES, Case, name, normal, run
-from hypothesis import given, settings
+from blended_kl_cases import DTYPES, Case, name, normal, run, toast_loss
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from toast_kernels import SoftTargets, toast_loss
+from toast_kernels import SoftTargets
 
 
 def scattered(tensor, offset=1, gap=3):
@@ -45,14 +45,14 @@ LAYOUTS = {
 @pytest.mark.parametrize("classes", [5, 130, 2051])
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name)
-def test_layouts_of_logits(dtype, layout, classes):
+def test_layouts_of_logits(kernel, dtype, layout, classes):
     logits, target, keywords = Case(6, classes, dtype, past="top-k").arguments()
     view = LAYOUTS[layout](logits)
     assert layout == "odd offset" or not view.is_contiguous()
     assert_same_bits(outcome(view, target, keywords), outcome(logits, target, keywords))
 
 
-def test_rows_that_are_one_row_expanded():
+def test_rows_that_are_one_row_expanded(kernel):
     row = normal(1, 130, seed=1).float().requires_grad_()
     target = torch.arange(8)
     loss = toast_loss(row.expand(8, 130), target, reduction="none")
@@ -63,7 +63,7 @@ def test_rows_that_are_one_row_expanded():
 
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 @pytest.mark.parametrize("memory", ["contiguous", "channels last", "permuted"])
-def test_logits_with_more_dimensions(memory, reduction):
+def test_logits_with_more_dimensions(kernel, memory, reduction):
     rows = normal(2 * 3 * 4, 33, seed=2).float()
     logits = rows.reshape(2, 3, 4, 33).permute(0, 3, 1, 2)
     if memory == "contiguous":
@@ -84,7 +84,7 @@ def test_logits_with_more_dimensions(memory, reduction):
     assert_same_bits(outcome(logits, labels, {**keywords, "past": nested}), (loss, gradient))
 
 
-def test_labels_and_past_index_that_are_views():
+def test_labels_and_past_index_that_are_views(kernel):
     logits, target, keywords = Case(8, 40, past="dense", reduction="none").arguments()
     expected = outcome(logits, target, keywords)
     for view in (torch.cat([torch.tensor([3]), target])[1:], torch.stack([target, target.roll(1)], 1)[:, 0]):
@@ -97,7 +97,7 @@ def test_labels_and_past_index_that_are_views():
     assert_same_bits(mixed, outcome(logits, (target, target.flip(0), 0.25), keywords))
 
 
-def test_weight_that_is_a_view_or_of_another_dtype():
+def test_weight_that_is_a_view_or_of_another_dtype(kernel):
     logits, target, keywords = Case(8, 40, weighted=True, label_smoothing=0.1).arguments()
     expected = outcome(logits, target, keywords)
     weight = keywords["weight"]
@@ -107,7 +107,7 @@ def test_weight_that_is_a_view_or_of_another_dtype():
 
 @pytest.mark.parametrize("encoding", ["dense", "bfloat16", "top-k", "logits"])
 @pytest.mark.parametrize("classes", [40, 2051])
-def test_tables_with_gaps_and_odd_offsets(classes, encoding):
+def test_tables_with_gaps_and_odd_offsets(kernel, classes, encoding):
     soft = encoding if classes < 1000 else None
     logits, target, keywords = Case(6, classes, soft=soft, past=encoding).arguments()
     expected = outcome(logits, target, keywords)
@@ -156,7 +156,7 @@ def test_rows_more_than_2_to_the_31_elements_apart():
     assert_same_bits(outcome(far_apart(logits, 0), target, keywords), expected)
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 9),
     classes=st.integers(1, 70) | st.sampled_from([2047, 2049]),
@@ -166,10 +166,11 @@ def test_rows_more_than_2_to_the_31_elements_apart():
     dtype=st.sampled_from(DTYPES),
     past=st.sampled_from(["dense", "bfloat16", "logits"]),
 )
-def test_any_stride_and_offset(rows, classes, offset, gap, table_offset, dtype, past):
+def test_any_stride_and_offset(kernel, rows, classes, offset, gap, table_offset, dtype, past):
+    assume(kernel != "triton" or dtype != torch.float64)
     logits, target, keywords = Case(rows, classes, dtype, past=past, reduction="none").arguments()
     upstream = torch.rand(rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    expected = run(logits, target, upstream, keywords, "cpu")
+    expected = run(logits, target, upstream, keywords, kernel)
     keywords["past"].values = scattered(keywords["past"].values, table_offset, gap)
     actual = outcome(scattered(logits, offset, gap), target, keywords, upstream.to(expected[0].dtype))
     assert_same_bits(actual, expected)

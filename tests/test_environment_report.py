@@ -81,4 +81,46 @@ def test_missing_kernels_are_reported_with_the_reason():
     for op in ("blended_kl", "class_medoids"):
         backend, why = choices[op, "cpu"]
         assert backend == "reference"
-        assert "the C++ kernels are not built" in why
+        assert "the C++ kernels cannot be used" in why
+
+
+def test_triton_is_what_auto_takes_on_a_gpu():
+    """Here by its interpreter, which counts as one."""
+    installed, choices = report("-m", "toast_kernels", TRITON_INTERPRET="1")
+    assert "usable, Triton 3" in installed["Triton kernels"]
+    assert choices["blended_kl", "cuda"][0] == choices["class_medoids", "cuda"][0] == "triton"
+    assert "float64 logits" in choices["blended_kl", "cuda"][1]
+
+
+def test_why_triton_is_not_used(monkeypatch):
+    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "0")
+    without = "import runpy, sys; sys.modules['triton'] = None; sys.argv[1:] = [];"
+    installed, choices = report("-c", without + "runpy.run_module('toast_kernels', run_name='__main__')")
+    assert "Triton cannot be imported" in installed["Triton kernels"]
+    assert "pip install triton" in installed["Triton kernels"]
+    assert choices["blended_kl", "cuda"][0] == "reference"
+    if not torch.cuda.is_available():
+        installed, choices = report("-m", "toast_kernels")
+        assert installed["Triton kernels"] == "torch sees no GPU"
+        assert choices["blended_kl", "cuda"][0] == "reference"
+
+
+def test_a_gpu_or_triton_that_is_too_old(monkeypatch):
+    import triton
+
+    for why in (backends._why_no_triton, backends._why_no_gpu):
+        monkeypatch.setattr(backends, why.__name__, why.__wrapped__)
+    device = torch.device("cuda:0")
+    monkeypatch.setattr(backends, "interpreted", lambda: False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
+    assert backends.choose("auto", device) == "reference"
+    with pytest.raises(RuntimeError, match=r"Tesla T4 has compute capability 7\.5, and the kernels need 8\.0"):
+        backends.choose("triton", device)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    assert backends.choose("auto", device) == backends.choose("triton", device) == "triton"
+    monkeypatch.setattr(triton, "__version__", "3.1.0")
+    with pytest.raises(RuntimeError, match=r"Triton is 3\.1\.0; pip install 'triton>=3\.6'"):
+        backends.choose("triton", device)

@@ -260,7 +260,12 @@ WRONG = {
     "unknown backend": (
         {"backend": "gpu"},
         ValueError,
-        r"backend must be one of 'auto', 'reference', 'cpu', got 'gpu'",
+        r"backend must be one of 'auto', 'reference', 'cpu', 'triton', got 'gpu'",
+    ),
+    "triton backend on a device that is no GPU": (
+        {"logits": LOGITS.to(META), "target": TARGET.to(META), "backend": "triton"},
+        ValueError,
+        r"backend \"triton\" needs tensors on a GPU, got tensors on meta",
     ),
     "cpu backend elsewhere": (
         {"logits": LOGITS.to(META), "target": TARGET.to(META), "backend": "cpu"},

@@ -11,20 +11,17 @@ from . import __version__, backends
 
 OPS = ("blended_kl", "class_medoids")
 DEVICES = ("cpu", "cuda")
+FLOAT64 = {"blended_kl": "; float64 logits and learned probability targets go to the reference"}
 
 
 def environment() -> list[tuple[str, str]]:
     """(what, its state) of everything that decides which backend runs."""
-    try:
-        triton = metadata.version("triton")
-    except metadata.PackageNotFoundError:
-        triton = "not installed"
     return [
         ("toast_kernels", f"{__version__} in {Path(__file__).parent}"),
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", torch.__version__),
-        ("Triton", triton),
-        ("C++ kernels", backends.missing("cpu") or f"built, {_cpu_kernels()}"),
+        ("Triton kernels", backends.missing("triton", torch.device("cuda")) or f"usable, {_triton()}"),
+        ("C++ kernels", backends.missing("cpu", torch.device("cpu")) or f"built, {_cpu_kernels()}"),
         ("threads", f"{torch.get_num_threads()} (torch.get_num_threads)"),
         ("CUDA", _cuda_devices()),
     ]
@@ -36,14 +33,19 @@ def choices() -> list[tuple[str, str, str, str]]:
     for op in OPS:
         for device in DEVICES:
             backend = backends.choose("auto", torch.device(device))
-            if backend != "reference":
+            if backend == "reference":
+                kind = "C++" if device == "cpu" else "Triton"
+                why = f"plain PyTorch: the {kind} kernels cannot be used, see above"
+            elif backend == "cpu":
                 why = "C++ kernels"
-            elif device == "cpu":
-                why = "plain PyTorch: the C++ kernels are not built, see above"
             else:
-                why = f"plain PyTorch: there are no kernels for {device} yet"
+                why = "Triton kernels" + FLOAT64.get(op, "")
             rows.append((op, device, backend, why))
     return rows
+
+
+def _triton() -> str:
+    return f"Triton {metadata.version('triton')}" + (", interpreted" if backends.interpreted() else "")
 
 
 def _cpu_kernels() -> str:

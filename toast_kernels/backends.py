@@ -1,5 +1,6 @@
 """Which backends this installation has, which one "auto" picks, and what to say when one is missing."""
 
+import functools
 import importlib
 
 import torch  # before _C: torch loads its OpenMP runtime globally, and the kernels share its thread pool
@@ -10,16 +11,21 @@ except ImportError as error:
     _C = None
     _WHY_NO_CPU_KERNELS = str(error)
 
-BACKENDS = ("auto", "reference", "cpu")
+BACKENDS = ("auto", "reference", "cpu", "triton")
+FASTEST = {"cpu": "cpu", "cuda": "triton"}  # by device; ROCm's devices are called cuda too
+OLDEST_TRITON = (3, 6)
+OLDEST_CAPABILITY = (8, 0)  # what the kernels are compiled for and checked in the tests
 
 
-def missing(backend: str) -> str | None:
-    """Why `backend` cannot be used here and what would mend it, or None if it can."""
+def missing(backend: str, device: torch.device) -> str | None:
+    """Why `backend` cannot run on `device` here and what would mend it, or None if it can."""
     if backend == "cpu" and _C is None:
         return (
             f"the C++ kernels are not built ({_WHY_NO_CPU_KERNELS}); "
             "install a C++ compiler and reinstall toast-kernels with TOAST_CPU=1 to see what stops the build"
         )
+    if backend == "triton":
+        return _why_no_triton() or _why_no_gpu(device)
     return None
 
 
@@ -32,9 +38,44 @@ def choose(requested: str, device: torch.device) -> str:
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {requested!r}")
     if requested == "auto":
-        return "cpu" if device.type == "cpu" and _C is not None else "reference"
+        fastest = FASTEST.get(device.type, "reference")
+        return "reference" if missing(fastest, device) else fastest
     if requested == "cpu" and device.type != "cpu":
         raise ValueError(f'backend "cpu" needs tensors on the CPU, got tensors on {device}')
-    if why := missing(requested):
+    if requested == "triton" and device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        raise ValueError(
+            f'backend "triton" needs tensors on a GPU, got tensors on {device} '
+            "(TRITON_INTERPRET=1 in the environment runs it on the CPU, very slowly)"
+        )
+    if why := missing(requested, device):
         raise RuntimeError(f'backend "{requested}" is not available: {why}')
     return requested
+
+
+def interpreted() -> bool:
+    """Whether Triton's kernels are run by its interpreter, on tensors on the CPU."""
+    return _why_no_triton() is None and importlib.import_module("triton").knobs.runtime.interpret
+
+
+@functools.cache
+def _why_no_triton() -> str | None:
+    try:
+        triton = importlib.import_module("triton")
+    except Exception as error:  # whatever a broken installation raises
+        return f"Triton cannot be imported ({error}); pip install triton"
+    oldest = ".".join(map(str, OLDEST_TRITON))
+    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
+        return f"Triton is {triton.__version__}; pip install 'triton>={oldest}'"
+    return None
+
+
+@functools.cache
+def _why_no_gpu(device: torch.device) -> str | None:
+    if interpreted():
+        return None
+    if not torch.cuda.is_available():
+        return "torch sees no GPU"
+    if torch.version.cuda and (capability := torch.cuda.get_device_capability(device)) < OLDEST_CAPABILITY:
+        oldest, this = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
+        return f"{torch.cuda.get_device_name(device)} has compute capability {this}, and the kernels need {oldest}"
+    return None

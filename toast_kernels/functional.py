@@ -80,7 +80,7 @@ def toast_loss(
             that have it: a weighted as in cross_entropy, b over the rows with a past.
         return_stats: also return :class:`ToastStats`: cross_entropy against the labels alone (no weight,
             smoothing or blending; 0 in ignored rows), logsumexp and argmax of the logits.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Returns:
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
@@ -88,7 +88,8 @@ def toast_loss(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
-        IndexError: on a CPU, a label or past_index out of range.
+        IndexError: on a CPU, a label or past_index out of range. On a GPU nothing can be raised without waiting for it:
+            the loss and the gradient of that row are NaN.
 
     Source: Yin et al., "Two-Stage Approach for Targeted Knowledge Transfer in Self-Knowledge Distillation" (TOAST),
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The
@@ -155,7 +156,7 @@ def class_medoids(
             "cityblock", all as in SciPy, or "jeffreys": KL(p || q) + KL(q || p) of p = softmax(x).
         mask: ``[N]`` bool, False leaves a row out.
         ignore_index: rows with this label are left out.
-        backend: "auto", "reference" or "cpu".
+        backend: "auto", "reference", "cpu" or "triton".
 
     Rows with a NaN or infinite value are left out too. The label of a row that is left out is not looked at.
 
@@ -164,7 +165,7 @@ def class_medoids(
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
-        IndexError: a label out of range.
+        IndexError: a label out of range (on a GPU a device-side assertion fails instead).
 
     Source: Yin et al. (TOAST), 2024: "class medoids generated based on logit vectors per class"; the abstract names
     no metric: the default and the others are this library's choice.

@@ -37,7 +37,7 @@ def blended_kl(
 ):
     num_rows, num_classes = logits.shape
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    logits = _rows(logits)
+    logits = rows_of(logits)
     loss = torch.empty(num_rows if reduction == "none" else (), dtype=real)
     gradient = torch.empty((num_rows, num_classes) if need_gradient else 0, dtype=logits.dtype)
     stats = torch.empty((2, num_rows if need_stats else 0), dtype=real)
@@ -56,7 +56,7 @@ def blended_kl(
     def soft_rows(values, indices=None, logsumexp=None, entropy=None, filled=None, temperature=1.0):
         if values is None:
             return None
-        values = _rows(values)
+        values = rows_of(values)
         keep.append(values)
         return (
             _DTYPE[values.dtype], values.data_ptr(), *values.shape, values.stride(0), address(indices, torch.int32),
@@ -83,6 +83,12 @@ def blended_kl(
     return loss, gradient, stats, argmax
 
 
-def _rows(tensor):
+def scale_(gradient, upstream):
+    """Multiplies the gradient in place; not at all by 1."""
+    if upstream.item() != 1:
+        gradient.mul_(upstream)
+
+
+def rows_of(tensor):
     """The tensor itself if its rows are contiguous, whatever lies between them; else a copy."""
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()

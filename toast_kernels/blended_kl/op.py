@@ -1,9 +1,11 @@
 """The op toast_kernels::blended_kl and its autograd: loss and gradient are computed together, backward only scales."""
 
+import importlib
+
 import torch
 
 from ..backends import choose
-from . import cpu, reference
+from . import reference
 
 torch.library.define(
     "toast_kernels::blended_kl",
@@ -12,16 +14,25 @@ torch.library.define(
     " Tensor? past_values, Tensor? past_indices, Tensor? past_logsumexp, Tensor? past_entropy, Tensor? past_filled,"
     " Tensor? past_index, Tensor? past_weight, Tensor? upstream,"
     " float soft_temperature, float temperature, int ignore_index, float label_smoothing, str reduction,"
-    " bool need_gradient, bool need_stats)"
+    " bool need_gradient, bool need_stats, str backend)"
     " -> (Tensor loss, Tensor gradient, Tensor stats, Tensor argmax)",
 )
-torch.library.impl("toast_kernels::blended_kl", "CPU", cpu.blended_kl)
 _op = torch.ops.toast_kernels.blended_kl.default
+
+
+def _kernels(backend):
+    return importlib.import_module(f".{backend}", __package__)
+
+
+@torch.library.impl("toast_kernels::blended_kl", "CompositeExplicitAutograd")
+def _(*arguments):
+    *arguments, backend = arguments
+    return _kernels(backend).blended_kl(*arguments)
 
 
 @torch.library.register_fake("toast_kernels::blended_kl")
 def _(logits, *rest):
-    reduction, need_gradient, need_stats = rest[-3:]
+    reduction, need_gradient, need_stats, _ = rest[-4:]
     num_rows, num_classes = logits.shape
     real = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return (
@@ -41,13 +52,13 @@ class BlendedKL(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, settings, differentiate, need_stats, *tensors):
+    def forward(ctx, settings, backend, differentiate, need_stats, *tensors):
         now = differentiate and tensors[0].dtype != torch.float16 and settings[-1] != "none"
-        loss, gradient, stats, argmax = _op(*tensors, None, *settings, now, need_stats)
+        loss, gradient, stats, argmax = _op(*tensors, None, *settings, now, need_stats, backend)
         ctx.mark_non_differentiable(stats, argmax)
         if not differentiate:
             return loss, stats, argmax
-        ctx.settings = settings
+        ctx.settings, ctx.backend = settings, backend
         ctx.scale_only = now and torch.compiler.is_compiling()  # the compiler owns the memory: no hand-over
         ctx.save_for_backward(*((gradient,) if ctx.scale_only else tensors))
         ctx.gradient = gradient if now and not ctx.scale_only else None
@@ -60,15 +71,14 @@ class BlendedKL(torch.autograd.Function):
             gradient = (gradient * upstream).to(gradient.dtype)
         elif ctx.gradient is None:
             with torch.no_grad():
-                gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False)[1]
+                gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False, ctx.backend)[1]
         else:
             gradient, ctx.gradient = ctx.gradient, None
-            if upstream.item() != 1:
-                with torch.no_grad():
-                    gradient.mul_(upstream)
+            with torch.no_grad():
+                _kernels(ctx.backend).scale_(gradient, upstream)
         if torch.is_grad_enabled() and not ctx.scale_only:
             gradient = NoSecondDerivative.apply(gradient, ctx.saved_tensors[0])
-        return None, None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 4)
+        return None, None, None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 5)
 
 
 class NoSecondDerivative(torch.autograd.Function):
@@ -102,7 +112,12 @@ def blended_kl(
 ):
     """Loss, stats [2, N] (cross_entropy, logsumexp) and argmax [N] of checked arguments; see functional.toast_loss."""
     learned_target = isinstance(target, torch.Tensor) and target.requires_grad and torch.is_grad_enabled()
-    if choose(backend, logits.device) == "reference" or (learned_target and backend == "auto"):
+    kernels = "reference" if learned_target and backend == "auto" else choose(backend, logits.device)
+    if kernels == "triton" and logits.dtype == torch.float64:
+        if backend == "triton":
+            raise ValueError('backend "triton" computes in float32; float64 logits need backend="auto" or "reference"')
+        kernels = "reference"
+    if kernels == "reference":
         loss, cross_entropy, logsumexp, argmax = reference.blended_kl(
             logits, target, weight, soft_targets=soft_targets, alpha=alpha, past=past, past_index=past_index,
             past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
@@ -124,4 +139,4 @@ def blended_kl(
     settings = (soft_temperature, temperature, ignore_index, label_smoothing, reduction)
     # Through the Function in any case: under torch.func and forward-mode AD it raises, where the bare op would be
     # taken for a constant.
-    return BlendedKL.apply(settings, logits.requires_grad and torch.is_grad_enabled(), need_stats, *tensors)
+    return BlendedKL.apply(settings, kernels, logits.requires_grad and torch.is_grad_enabled(), need_stats, *tensors)

@@ -72,13 +72,12 @@ def blended_kl(
             score = score + onehot
             row_weight = row_weight + w_y
             used |= kept
-        divisor = row_weight.sum()
     else:
         score = target.to(dtype)
         mass = (1 - label_smoothing) * score * (1 if w is None else w) + smooth
         used = torch.ones(num_rows, dtype=torch.bool, device=z.device)
         bad = torch.zeros_like(used)
-        divisor = z.new_tensor(num_rows)
+        row_weight = z.new_ones(num_rows)
 
     z = torch.where(used[:, None], z, 0)  # an ignored row takes no part, whatever it holds
     row_loss = _cross_entropy(mass, z.log_softmax(1))
@@ -87,24 +86,25 @@ def blended_kl(
     if past is not None:
         bad |= used & ((past_index < -1) | (past_index >= len(past)))
         row = torch.where(bad, 0, past_index.clamp(min=0))
-        has_past = used & (past_index >= 0) & past.filled[row] if len(past) else has_past
+        has_past = used & ~bad & (past_index >= 0) & past.filled[row] if len(past) else has_past
         if len(past):
             q = torch.where(has_past[:, None], past[row].dense().to(dtype), 0)
             log_p = (z / temperature).log_softmax(1)
             past_rows = past_weight * torch.xlogy(q, q).sum(1) + _cross_entropy(past_weight * q, log_p)
             past_rows = temperature**2 * past_rows
             past_rows = torch.where(has_past, past_rows, 0)
-    row_loss = torch.where(bad | z.isnan().any(1), torch.nan, row_loss)
+    poison = torch.where(bad, torch.nan, 1)  # the gradient too
+    row_loss = torch.where(z.isnan().any(1), torch.nan, row_loss * poison)
 
     if reduction == "none":
         loss = row_loss + past_rows
     elif reduction == "sum":
         loss = row_loss.sum() + past_rows.sum()
     else:
-        loss = row_loss.sum() / divisor + past_rows.sum() / has_past.sum().clamp(min=1)
+        loss = row_loss.sum() / torch.where(bad, 0, row_weight).sum() + past_rows.sum() / has_past.sum().clamp(min=1)
 
     cross_entropy = _cross_entropy(score, torch.where(used[:, None], statistics_of, 0).log_softmax(1))
-    return loss, cross_entropy, statistics_of.logsumexp(1), statistics_of.argmax(1)
+    return loss, cross_entropy * poison, statistics_of.logsumexp(1), statistics_of.argmax(1)
 
 
 def _cross_entropy(mass, log_probs):

@@ -1,9 +1,10 @@
 """The op toast_kernels::class_medoids: schema, fake and choice of backend."""
 
+import importlib
+
 import torch
 
 from ..backends import choose
-from . import cpu, reference
 
 METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")
 
@@ -15,8 +16,8 @@ torch.library.define(
 
 @torch.library.impl("toast_kernels::class_medoids", "CompositeExplicitAutograd")
 def _(x, labels, mask, num_classes, metric, ignore_index, backend):
-    run = cpu if backend == "cpu" else reference
-    return run.class_medoids(x, labels, mask, num_classes, metric, ignore_index)
+    implementation = importlib.import_module(f".{backend}", __package__)
+    return implementation.class_medoids(x, labels, mask, num_classes, metric, ignore_index)
 
 
 @torch.library.register_fake("toast_kernels::class_medoids")

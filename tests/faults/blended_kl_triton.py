@@ -1,0 +1,167 @@
+"""Faults of blended_kl's Triton backend."""
+
+TESTS = "tests/test_blended_kl_triton.py::"
+ROWS = "tests/test_blended_kl_rows.py::"
+ENCODINGS = TESTS + "test_every_pair_of_encodings"
+WIDTHS = TESTS + "test_widths_around_tiles"
+MASKED = TESTS + "test_top_k_mass_on_masked_classes"
+MANY = TESTS + "test_more_rows_than_one_program_or_group_adds_up"
+OUT_OF_RANGE = ROWS + "test_on_a_gpu_an_index_out_of_range_is_nan_in_its_row_alone"
+
+FAULTS = {
+    "toast_kernels/blended_kl/triton_parts.py": [
+        ("ignored rows count", "kept = active & (y != ignore_index)", "kept = active", ENCODINGS),
+        (
+            "labels beyond the last class are taken",
+            "bad = kept & ((y < 0) | (y >= C))",
+            "bad = kept & (y < 0)",
+            OUT_OF_RANGE,
+        ),
+        ("past rows beyond the last are taken", "(r < -1) | (r >= past_rows)", "r < -1", OUT_OF_RANGE),
+        ("both labels of a pair get the first's share", "first if FIRST else 1.0 - first", "first", ENCODINGS),
+        (
+            "T = 3 takes the square",
+            "for _ in tl.static_range(POWER - 1)",
+            "for _ in tl.static_range(POWER - 2)",
+            TESTS + "test_temperatures",
+        ),
+        (
+            "old logits lose the lower part of their logsumexp",
+            "exp2(((z - high) - low)",
+            "exp2((z - high)",
+            "tests/test_blended_kl_extremes.py::test_logits_far_from_0",
+        ),
+        (
+            "a listed class gets its share unscaled",
+            "tl.where(found, scale * value, rest)",
+            "tl.where(found, value, rest)",
+            ENCODINGS,
+        ),
+        (
+            "the rest is spread over all classes",
+            "tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - width, 1)",
+            "tl.maximum(1.0 - listed, 0.0) / C",
+            ENCODINGS,
+        ),
+        (
+            "rest on a masked class is not seen",
+            "(rest != 0) & (masked > listed_masked)",
+            "(rest != 0) & (rest < 0)",
+            MASKED,
+        ),
+        ("mass listed on a masked class is not seen", "infinite & (value != 0)", "infinite & (value < 0)", MASKED),
+        (
+            "a class without a soft target is blended",
+            "a = tl.where(tl.load(soft_filled + y, mask=kept, other=0) != 0, alpha, 0.0)",
+            "a = tl.where(kept, alpha, 0.0)",
+            ENCODINGS,
+        ),
+        (
+            "smoothing takes no class weights",
+            "class_mass = (class_mass + smooth) * w",
+            "class_mass = class_mass * w + smooth",
+            WIDTHS,
+        ),
+        (
+            "0 * -inf is NaN",
+            "mass * tl.where(mass != 0, d, 0.0)",
+            "mass * d",
+            "tests/test_blended_kl_extremes.py::test_masked_classes_at_the_start_wider_than_a_chunk",
+        ),
+        (
+            "ignored rows keep a gradient",
+            "return tl.where(used, g, 0.0)",
+            "return g",
+            ROWS + "test_ignored_rows_take_no_part_whatever_they_hold",
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_kernels.py": [
+        (
+            "the tail of a held row is not cut off",
+            "at = tl.arange(0, BLOCK)[None, :]\n        mask = active if EXACT else active & (at < C)",
+            "at = tl.arange(0, BLOCK)[None, :]\n        mask = active & (at < BLOCK)",
+            WIDTHS,
+        ),
+        (
+            "the tail of the last block is not cut off",
+            "            mask = active if EXACT else active & (at < C)\n            z =",
+            "            mask = active & (at < C + BLOCK)\n            z =",
+            WIDTHS,
+        ),
+        (
+            "gradients go to the row before",
+            "gradient_row = gradient + row * C",
+            "gradient_row = gradient + tl.where(row > 0, row - 1, N - 1) * C",
+            ENCODINGS,
+        ),
+        (
+            "the origin of the dots moves",
+            "origin = tl.where(origin == -INF, new_top, origin)",
+            "origin = new_top",
+            ENCODINGS,
+        ),
+        (
+            "sums at T are not brought to the new maximum",
+            "sum_e = sum_e * old_e + add_e",
+            "sum_e = sum_e + add_e",
+            ENCODINGS,
+        ),
+        (
+            "the past term is divided by the sum of weights",
+            "past_term_scale *= tl.where(past_count == 0, 0.0, tl.div_rn(1.0, past_count))",
+            "past_term_scale *= tl.where(total_weight == 0, 0.0, tl.div_rn(1.0, total_weight))",
+            ENCODINGS,
+        ),
+        (
+            "the first class of a block is the argmax",
+            "best = tl.where(tile_top > top,",
+            "best = tl.where(tile_top < top,",
+            ENCODINGS,
+        ),
+        ("a group forgets its last program", "tl.minimum(programs - group * GROUP, GROUP)", "GROUP", MANY),
+        (
+            "only the first group is added up",
+            "for start in range(0, groups, GROUP)",
+            "for start in range(0, 1, GROUP)",
+            MANY,
+        ),
+        (
+            "counters are not set to 0",
+            "tl.store(finished + i, i * 0, mask=i < counters)",
+            "pass",
+            ROWS + "test_every_output_is_written_for_every_row",
+        ),
+        (
+            "the gradient is not scaled",
+            "if factor != 1:",
+            "if factor == 0:",
+            "tests/test_blended_kl_autograd.py::test_scalar_upstream",
+        ),
+        (
+            "single classes lack the label's mass",
+            "single_mass += tl.where(single == y_a, hard_a, 0.0)",
+            "single_mass += tl.where(single == y_b, hard_a, 0.0)",
+            ENCODINGS,
+        ),
+    ],
+    "toast_kernels/blended_kl/triton.py": [
+        (
+            "every row is taken for aligned",
+            "ALIGN=math.gcd(16, num_classes, *map(stride, (logits, soft_values, past_values)))",
+            "ALIGN=16",
+            WIDTHS,
+        ),
+        (
+            "T = 2.5 is taken for 2",
+            "int(temperature) if temperature in (1, 2, 3, 4) else 0",
+            "int(temperature)",
+            TESTS + "test_temperatures",
+        ),
+        (
+            "strided tables are taken for contiguous",
+            "return None if tensor is None else tensor.contiguous()",
+            "return tensor",
+            "tests/test_blended_kl_layouts.py::test_tables_with_gaps_and_odd_offsets",
+        ),
+    ],
+}

@@ -1,0 +1,28 @@
+"""Triton's interpreter on NumPy, for tests without a GPU: set up, and put right where it differs from every GPU.
+
+It truncates float32 to bfloat16; hardware rounds to nearest even.
+"""
+
+import os
+
+import numpy as np
+
+
+def use():
+    """To be called before Triton is imported: kernels are run by the interpreter, on tensors on the CPU."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    import triton.language as tl
+    from triton.runtime import interpreter
+
+    convert = interpreter._convert_float
+
+    def convert_float(values, source, target, rounding):
+        if (source, target) == (tl.float32, tl.bfloat16):
+            bits = values.view(np.uint32)
+            rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16
+            return np.where(np.isnan(values), 0x7FC0, rounded).astype(np.uint16)
+        if (source, target) == (tl.bfloat16, tl.float32):
+            return values.view(np.uint16).astype(np.uint32) << 16
+        return convert(values, source, target, rounding)
+
+    interpreter._convert_float = convert_float

@@ -1,0 +1,239 @@
+"""The Triton kernels against the float64 truth, in every configuration; on a GPU if there is one, else interpreted.
+
+What they share with the C++ kernels (autograd, layouts, rows, extreme values) stands in the other test_blended_kl
+files.
+"""
+
+import math
+
+import pytest
+import torch
+from blended_kl_cases import (
+    DTYPES,
+    ENCODINGS,
+    Case,
+    assert_runs_as_good,
+    check,
+    in_truth,
+    name,
+    normal,
+    run,
+    toast_loss,
+)
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from toast_kernels import SoftTargets, functional
+from toast_kernels.blended_kl import triton as backend
+from toast_kernels.blended_kl.triton import Config
+
+FLOATS = DTYPES[1:]
+INF = math.inf
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+# Several rows a program, one row held, a row in several blocks: narrow enough that small data spans several.
+CONFIGURATIONS = {
+    "rows": Config(ROWS=4, BLOCK=256, HELD=True, num_warps=4),
+    "held": Config(ROWS=1, BLOCK=256, HELD=True, num_warps=1),
+    "blocks": Config(ROWS=1, BLOCK=64, HELD=False, num_warps=2),
+}
+
+
+@pytest.fixture(params=CONFIGURATIONS)
+def configuration(request, monkeypatch):
+    monkeypatch.setattr(backend, "configuration", lambda classes, dtype: CONFIGURATIONS[request.param])
+    return CONFIGURATIONS[request.param]
+
+
+@pytest.mark.parametrize("past", ENCODINGS, ids=lambda e: f"past-{e}")
+@pytest.mark.parametrize("soft", ENCODINGS, ids=lambda e: f"soft-{e}")
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_every_pair_of_encodings(configuration, dtype, soft, past):
+    check(Case(6, 131, dtype, soft, past, weighted=True, reduction="none"), "triton")
+    check(Case(6, 131, dtype, soft, past, target="mixup", label_smoothing=0.1), "triton")
+
+
+@pytest.mark.parametrize("classes", [1, 2, 3, 31, 63, 64, 65, 127, 128, 129, 192, 255, 256])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_widths_around_tiles(configuration, dtype, classes):
+    check(Case(5, classes, dtype, reduction="none"), "triton")
+    check(Case(5, classes, dtype, "bfloat16", "dense", temperature=2.0), "triton")
+    check(Case(3, classes, dtype, past="top-k", label_smoothing=0.1, weighted=True), "triton")
+    check(Case(3, classes, dtype, target="probabilities", weighted=True, label_smoothing=0.2), "triton")
+
+
+@pytest.mark.parametrize(
+    "classes", [128, 129, 256, 257, 512, 513, 1000, 1024, 1025, 2048, 2049, 4097, 8192, 8193, 16384, 16385, 33_003]
+)
+def test_the_configurations_that_users_get(classes):
+    """At the widths where one ends and the next begins."""
+    check(Case(3, classes, torch.bfloat16, past="bfloat16", label_smoothing=0.1), "triton")
+    check(Case(2, classes, past="top-k", reduction="none"), "triton")
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 2.5, 3.0, 4.0, 7.0])
+@pytest.mark.parametrize("past", ENCODINGS[1:])
+def test_temperatures(configuration, past, temperature):
+    check(Case(6, 133, torch.float32, "dense", past, temperature=temperature, reduction="none"), "triton")
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_more_rows_than_one_program_or_group_adds_up(reduction, monkeypatch):
+    monkeypatch.setattr(backend, "configuration", lambda classes, dtype: Config(2, 8, True, 1))
+    monkeypatch.setattr(backend, "SUMMED_ROWS", 16)
+    monkeypatch.setattr(backend, "GROUP", 4)
+    monkeypatch.setattr(backend, "MOST_PARTS", 2)
+    check(Case(67, 5, torch.float32, "dense", "dense", weighted=True, reduction=reduction), "triton")
+
+
+@pytest.mark.parametrize("k", [1, 63, 64, 65, 150, 256])
+def test_lists_longer_than_a_block(configuration, k):
+    """Two tables' lists, with classes in both and the labels in neither, one or both."""
+    case = Case(7, 256, seed=k)
+    logits, target, keywords = case.arguments()
+    soft = SoftTargets.from_logits(normal(256, 256, seed=k), top_k=k, dtype=torch.float32)
+    past = SoftTargets.from_logits(normal(7, 256, seed=k + 1), 3.0, top_k=k, dtype=torch.float32)
+    keywords |= {"soft_targets": soft, "alpha": 0.4, "past": past, "past_index": torch.arange(7).flip(0)}
+    for labels in (target, (target, target.roll(3), torch.rand(7))):
+        actual, naive = (run(logits, labels, torch.tensor(1.0), keywords, kind) for kind in ("triton", "reference"))
+        assert_runs_as_good(actual, naive, in_truth(logits, labels, torch.tensor(1.0), keywords), case)
+
+
+@pytest.mark.parametrize("masked", ["listed without mass", "listed", "not listed", "not listed, no rest", "both"])
+@pytest.mark.parametrize("table", ["soft_targets", "past"])
+def test_top_k_mass_on_masked_classes(configuration, table, masked):
+    """inf where there is mass on a logit of -inf, and only there; 0 * -inf is 0."""
+    classes = 140
+    rows = torch.zeros(classes, classes)
+    rows[:, 5], rows[:, 9] = 0.25, 0.5
+    rows[:, 11] = 0.25 if "no rest" in masked else 0.125
+    made = SoftTargets.from_probs(rows + (1 - rows.sum(1, keepdim=True)) / classes, top_k=4)
+    made.values.copy_(torch.tensor([0.25, 0.5, 0.25 if "no rest" in masked else 0.125, 0.0]))
+    made.indices.copy_(torch.tensor([5, 9, 11, 77]))
+    made.entropy.copy_(torch.special.entr(made.dense()).sum(1))
+    logits = normal(3, classes, seed=1).float()
+    off = {"listed without mass": [77], "listed": [9], "both": [9, 100]}.get(masked, [100])
+    logits[1, off] = -INF
+    target = torch.tensor([1, 2, 5])
+    keywords = {"reduction": "none", table: made, **({"alpha": 0.5} if table == "soft_targets" else {})}
+    if table == "past":
+        keywords["past_index"] = torch.tensor([3, 2, -1])
+    actual, naive = (run(logits, target, torch.ones(3), keywords, kind) for kind in ("triton", "reference"))
+    assert (actual[0] == INF).tolist() == [False, masked not in ("listed without mass", "not listed, no rest"), False]
+    assert_runs_as_good(actual, naive, in_truth(logits, target, torch.ones(3), keywords), Case(3, classes, past=table))
+
+
+def test_smoothing_mass_on_a_masked_class(configuration):
+    logits = normal(3, 140, seed=1).float()
+    logits[1, 100] = -INF
+    loss = toast_loss(logits, torch.tensor([1, 2, 3]), label_smoothing=0.1, reduction="none", backend="triton")
+    assert (loss == INF).tolist() == [False, True, False]
+
+
+def test_alpha_and_past_weight_that_lie_on_the_device(monkeypatch):
+    monkeypatch.setattr(backend, "number", lambda setting: (0.0, setting))
+    check(Case(5, 37, torch.float32, "dense", "top-k", alpha=0.3, past_weight=0.7), "triton")
+
+
+def test_float64_logits_go_to_the_reference_or_raise(monkeypatch):
+    with pytest.raises(ValueError, match='backend "triton" computes in float32; float64 logits need'):
+        toast_loss(torch.zeros(2, 5, dtype=torch.float64), torch.tensor([0, 1]), backend="triton")
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.builds(
+        Case,
+        rows=st.integers(0, 9),
+        classes=st.integers(1, 256),
+        dtype=st.sampled_from(FLOATS),
+        soft=st.sampled_from(ENCODINGS),
+        past=st.sampled_from(ENCODINGS),
+        target=st.sampled_from(["labels", "mixup", "probabilities"]),
+        weighted=st.booleans(),
+        alpha=st.sampled_from([0.0, 0.1, 0.8, 1.0]),
+        past_weight=st.sampled_from([0.0, 0.5, 1.0, 2.5]),
+        temperature=st.sampled_from([0.7, 1.0, 2.0, 3.0, 3.5, 4.0, 6.0]),
+        label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
+        reduction=st.sampled_from(["none", "mean", "sum"]),
+        seed=st.integers(0, 10_000).map(lambda seed: 10 * seed),
+    )
+)
+def test_any_combination(configuration, case):
+    assume(case.target != "probabilities" or case.soft is None)
+    check(case, "triton")
+
+
+def on_gpu(case):
+    logits, target, keywords = case.arguments()
+    keywords = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in keywords.items()}
+    keywords |= {key: keywords[key].to("cuda") for key in ("soft_targets", "past") if key in keywords}
+    return logits.cuda().requires_grad_(), target.cuda(), keywords
+
+
+@needs_gpu
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_auto_is_triton_and_nothing_waits_for_the_gpu(dtype, reduction):
+    logits, target, keywords = on_gpu(Case(64, 1000, dtype, "top-k", "dense", reduction=reduction))
+    functional.toast_loss(logits, target, **keywords).sum().backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        loss = functional.toast_loss(logits, target, **keywords)
+        assert type(loss.grad_fn).__name__ == "BlendedKLBackward"
+        loss.sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_a_cuda_graph_replays_the_loss_and_its_gradient():
+    logits, target, keywords = on_gpu(Case(64, 1000, torch.bfloat16, "dense", "dense"))
+
+    def step():
+        logits.grad = None
+        loss = functional.toast_loss(logits, target, **keywords)
+        (loss * 0.5).backward()
+        return loss
+
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    gradient = logits.grad
+    with torch.no_grad():
+        logits.copy_(logits.flip(0))
+    graph.replay()
+    replayed = captured.clone(), gradient.clone()
+    expected = step().detach(), logits.grad
+    assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))
+
+
+@needs_gpu
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_forward_and_backward_hold_one_gradient(dtype):
+    logits, target, keywords = on_gpu(Case(2048, 5000, dtype, past="dense"))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    functional.toast_loss(logits, target, **keywords).backward()
+    assert torch.cuda.max_memory_allocated() - before <= 1.01 * logits.numel() * logits.element_size()
+
+
+@needs_gpu
+@pytest.mark.parametrize(("rows", "classes"), [(65_536, 50_257), (8192, 360_000)])
+def test_more_than_2_to_the_31_elements(rows, classes):
+    logits = torch.randn(rows, classes, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    target = torch.randint(classes, (rows,), device="cuda")
+    loss = functional.toast_loss(logits, target, past=logits.detach().roll(1, 0), reduction="none")
+    loss[-3:].sum().backward()
+    tail = logits.detach()[-3:].float().requires_grad_()
+    past = logits.detach()[-4:-1].float()
+    wanted = functional.toast_loss(tail, target[-3:], past=past, reduction="none", backend="reference")
+    wanted.sum().backward()
+    torch.testing.assert_close(loss[-3:], wanted, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(logits.grad[-3:].float(), tail.grad, rtol=2**-7, atol=1e-6)
+    assert not logits.grad[:3].any()

@@ -1,0 +1,72 @@
+"""Every kernel the library launches compiles for every GPU it is for, to what compile_cases.py promises."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+from compile_cases import CASES, Loss, main, product_loops
+from compile_only import CHIPS, EXP, GLOBAL_LOAD, compile_all, count, widths
+
+JOBS = [(chip, case) for case in CASES for chip in CHIPS]
+IDS = [f"{case.op}-{case.name}-{chip}".replace(" ", "-") for chip, case in JOBS]
+TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+FEW = 16  # loads of at most 8 bytes, or exponentials, of a thread for what belongs to the row: its label, its past, ...
+
+
+@pytest.fixture(scope="module")
+def compiled(request):
+    """The jobs whose tests were asked for."""
+    mine = [item.callspec.params for item in request.session.items if item.path == request.path]
+    return compile_all([(parameters["chip"], parameters["case"]) for parameters in mine])
+
+
+@pytest.mark.parametrize(
+    ("chip", "case"), JOBS, ids=[f"{case.op}-{case.name}-{chip}".replace(" ", "-") for chip, case in JOBS]
+)
+def test_compiles_to_what_was_promised(compiled, chip, case):
+    kernels = compiled[chip, case]
+    assert not isinstance(kernels, str), kernels
+    kernel = main(case, kernels)
+    of_the_op = broken_by_loss if isinstance(case, Loss) else broken_by_medoids
+    broken = [*(line for any_kernel in kernels for line in broken_by_any(any_kernel)), *of_the_op(case, kernel)]
+    if kernel.blocks * kernel.num_warps < case.warps:
+        broken.append(f"{kernel.blocks} blocks of {kernel.num_warps} warps on a multiprocessor, not {case.warps} warps")
+    assert not broken, "\n".join(broken)
+
+
+def broken_by_any(kernel):
+    chip = CHIPS[kernel.chip]
+    if kernel.spilled or kernel.local_bytes:
+        yield f"{kernel.name} spills: {kernel.spilled} times, {kernel.local_bytes} bytes of local memory"
+    if kernel.registers > chip.registers_a_thread or kernel.shared_bytes > chip.shared_bytes or kernel.blocks < 1:
+        yield f"{kernel.name} does not fit: {kernel.registers} registers, {kernel.shared_bytes} bytes of shared memory"
+
+
+def broken_by_loss(case, kernel):
+    passes = case.passes(kernel)
+    if len(passes) != (1 if kernel.constants["HELD"] else 2):
+        yield f"{len(passes)} passes over the row"
+    few = FEW * (1 if kernel.constants["ROWS"] == 1 else 2)  # a thread has logits of several rows then
+    for opcodes, logits in passes:
+        loads = widths(opcodes, GLOBAL_LOAD)
+        widest = min(16, case.logits(kernel) * case.dtype.itemsize)
+        wide = sum(size * times for size, times in loads.items() if size >= widest)
+        if case.wide and wide != case.read * logits:
+            yield f"{wide / logits} bytes a logit in wide loads, not {case.read}: {loads}"
+        total = sum(size * times for size, times in loads.items())
+        if not case.read * logits <= total <= case.read * logits + 8 * few:
+            yield f"{total / logits} bytes a logit, not {case.read} and a few a row: {loads}"
+        exps = count(opcodes, EXP)
+        if not case.exps * logits <= exps <= case.exps * logits + few:
+            yield f"{exps / logits} exponentials a logit, not {case.exps} and a few a row"
+
+
+def broken_by_medoids(case, kernel):
+    if set(kernel.matrix) != ({TENSOR_CORES[kernel.chip]} if case.products else set()):
+        yield f"tensor cores: {kernel.matrix}"
+    for turn in product_loops(kernel):
+        loads = widths(turn, GLOBAL_LOAD)
+        wide = sum(size * times for size, times in loads.items() if size >= 16) * kernel.threads
+        x = 2 * kernel.constants["TILE"] * kernel.constants["COLUMNS"] * case.dtype.itemsize
+        if case.wide and wide < x:
+            yield f"x is read in narrow loads: {loads}"
