@@ -5,7 +5,10 @@ PY := $(VENV)/bin/python
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
-.PHONY: train test ctest faults bench lint format setup clean
+PART ?=
+RESULTS ?=
+
+.PHONY: train test ctest faults bench gpu lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
@@ -23,9 +26,14 @@ faults: setup ## break the code in a hundred ways, one at a time, and see a test
 	$(PY) tests/seeded_faults.py $(ARGS)
 
 # glibc keeps freed memory, for ours and the peers alike: the page faults of fresh memory cost as much as a loss.
-bench: setup ## kernel microbenchmarks against their peers, then the README's tables and plot from the results
-	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 $(PY) -m pytest -s --benchmark-disable-gc bench $(ARGS)
-	$(PY) bench/report.py
+bench: setup ## kernel microbenchmarks against their peers, then the READMEs' tables and plots from the results
+	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 TOAST_BENCH_RESULTS=$(RESULTS) \
+		$(PY) -m pytest -s -W ignore::DeprecationWarning --benchmark-disable-gc bench $(ARGS)
+	TOAST_BENCH_RESULTS=$(RESULTS) $(PY) bench/report.py
+
+# With the Python that has PyTorch for the GPU, and not the .venv.
+gpu: ## on a machine with a GPU: the tests, then every benchmark, within nine minutes (PART=loss|medoids|training, RESULTS=folder)
+	$(PYTHON) bench/gpu.py $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
 
 lint: setup
 	$(PY) -m ruff check .

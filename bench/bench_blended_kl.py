@@ -1,167 +1,101 @@
-"""toast_loss beside its peers: the same loss in eager PyTorch and under torch.compile, and F.cross_entropy.
+"""toast_loss beside its peers: eager PyTorch, torch.compile, F.cross_entropy, Liger.
 
-    pytest bench/bench_blended_kl.py       (make bench; results are appended to bench/results/blended_kl.csv)
-
-Every peer's loss and gradient are checked to be ours before anything is timed. "moving the bytes" is a copy, out of
-memory and not out of a cache, that reads and writes as many bytes as the loss must: logits, the soft targets and past
-predictions in use, and the gradient, once.
+pytest bench/bench_blended_kl.py       (make bench, make gpu; results are appended to bench/results/loss_*.csv)
 """
 
-import itertools
-import sys
-from pathlib import Path
+import time
 
 import pytest
 import torch
-import torch.nn.functional as F
+from harness import DEVICE, OURS, RESULTS, append, conditions, measure, ratio
+from peers import Blended, CrossEntropy, TopK
 
-from toast_kernels import SoftTargets, toast_loss
-
-sys.path.insert(0, str(Path(__file__).parent))
-from harness import interleave, ratio, report
-
-SHAPES = [(1024, 1000), (4096, 1000), (1024, 3250), (256, 21841)]
+ON_GPU = DEVICE.type == "cuda"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-TEMPERATURE = 3.0
-ALPHA = 0.4
+WORKS = ["forward", "forward + backward"]
+SMALL = [(8, 10), (256, 100)]  # what a call costs
+if ON_GPU:
+    SIZES = [(8192, 1000), (8192, 4096), (4096, 8192), (4096, 16384), (2048, 32768)]
+    TOP_K, WIDEST = [(1024, 128_256), (512, 360_000)], [(2048, 128_256)]
+else:
+    SIZES = [(1024, 1000), (4096, 1000), (1024, 3250), (256, 21841)]
+    TOP_K, WIDEST = [(256, 100_000)], []
 
 
-class Problem:
-    """A batch in training: dense soft targets for all classes, a past for every other row."""
-
-    def __init__(self, rows, classes, dtype):
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*shape):
-            return torch.randn(*shape, generator=generator).mul_(3).to(dtype)
-
-        self.logits = normal(rows, classes).requires_grad_()
-        self.target = torch.randint(classes, (rows,), generator=generator)
-        self.soft = SoftTargets.from_logits(normal(classes, classes))
-        self.past = SoftTargets.from_logits(normal(rows // 2, classes), TEMPERATURE)
-        self.past_index = torch.full((rows,), -1)
-        self.with_past = torch.arange(0, rows, 2)
-        self.past_index[self.with_past] = torch.arange(rows // 2)
-        self.bytes = rows * classes * (2 * dtype.itemsize + 1.5 * self.soft.values.dtype.itemsize)
-
-    def ours(self):
-        return toast_loss(
-            self.logits, self.target, soft_targets=self.soft, alpha=ALPHA, past=self.past, past_index=self.past_index
-        )
-
-    def eager(self):
-        logits = self.logits.float()
-        log_p = F.log_softmax(logits, 1)
-        hard = F.nll_loss(log_p, self.target)
-        soft = -(self.soft.values[self.target] * log_p).sum(1).mean()
-        past = F.kl_div(
-            F.log_softmax(logits[self.with_past] / TEMPERATURE, 1), self.past.values.float(), reduction="batchmean"
-        )
-        return (1 - ALPHA) * hard + ALPHA * soft + TEMPERATURE**2 * past
+def run(benchmark, suite, loss, dtype, work, calls=1, **options):
+    loss.check()
+    cases = loss.cases(work)
+    if calls > 1:
+        cases = {name: lambda case=case: [case() for _ in range(calls)] for name, case in cases.items()}
+    times = measure(
+        suite, cases, size=loss.size, dtype=dtype, work=work, num_bytes=loss.bytes(work), calls=calls, **options
+    )
+    benchmark.pedantic(cases[OURS], rounds=3)
+    benchmark.extra_info.update({peer: ratio(times, OURS, peer)[0] for peer in times})
 
 
-def backward(loss, logits):
-    def run():
-        logits.grad = None
-        loss().backward()
-        return logits.grad
-
-    return run
-
-
-def check_equal(cases, dtype):
-    """Gradients are ours up to the rounding of dtype."""
-    expected = cases["toast_kernels"]().float()
-    tolerance = {torch.float32: 1e-5, torch.bfloat16: 1e-2}[dtype] * expected.abs().max().item()
-    for name, run in cases.items():
-        error = (run().float() - expected).abs().max().item()
-        assert error <= tolerance, f"{name} has another gradient: off by {error:.2e}, allowed {tolerance:.2e}"
-
-
-def copy_of(num_bytes):
-    """A copy that moves num_bytes, half read and half written, elsewhere in memory each time: not in a cache."""
-    floats = int(num_bytes) // 8
-    parts = max(2, 2**27 // floats)
-    source, destination = torch.ones(parts, floats), torch.zeros(parts, floats)
-    order = itertools.cycle(range(parts))
-
-    def run():
-        part = next(order)
-        destination[part].copy_(source[part])
-
-    return run
-
-
-def measure(benchmark, cases, **conditions):
-    print("\n" + ", ".join(f"{name} {value}" for name, value in conditions.items()))
-    times = interleave(cases, rounds=25)
-    report(times, "toast_kernels", "blended_kl", **conditions)
-    benchmark.pedantic(cases["toast_kernels"], rounds=3)
-    benchmark.extra_info.update({name: ratio(times, "toast_kernels", name)[0] for name in cases})
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "classes"), SHAPES)
-def test_blended(benchmark, rows, classes, dtype):
-    """Forward and backward: soft targets, and a past for half of the rows."""
-    problem = Problem(rows, classes, DTYPES[dtype])
+@pytest.fixture(autouse=True)
+def fresh_compiler():
     torch.compiler.reset()
-    cases = {
-        "toast_kernels": backward(problem.ours, problem.logits),
-        "eager": backward(problem.eager, problem.logits),
-        "torch.compile": backward(torch.compile(problem.eager), problem.logits),
-    }
-    torch.testing.assert_close(problem.ours(), problem.eager(), rtol=1e-4, atol=1e-4)
-    check_equal(cases, DTYPES[dtype])
-    cases["cross_entropy alone"] = backward(lambda: F.cross_entropy(problem.logits, problem.target), problem.logits)
-    cases["moving the bytes"] = copy_of(problem.bytes)
-    measure(benchmark, cases, loss="blended", N=rows, C=classes, dtype=dtype, calls=1)
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "classes"), SIZES)
+def test_blended(benchmark, rows, classes, dtype, work):
+    run(benchmark, "loss_blended", Blended(rows, classes, DTYPES[dtype]), dtype, work)
+
+
+@pytest.mark.parametrize("work", WORKS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "classes"), [*SMALL, *SIZES, *WIDEST])
+def test_cross_entropy(benchmark, rows, classes, dtype, work):
+    calls = 200 if (rows, classes) in SMALL and not ON_GPU else 1
+    run(benchmark, "loss_plain", CrossEntropy(rows, classes, DTYPES[dtype]), dtype, work, calls)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "classes"), [(8, 10), (256, 100), *SHAPES])
-def test_cross_entropy(benchmark, rows, classes, dtype):
-    """Forward and backward with nothing added. 8 x 10 is the overhead of a call."""
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(rows, classes, generator=generator).to(DTYPES[dtype]).requires_grad_()
-    target = torch.randint(classes, (rows,), generator=generator)
-    cases = {
-        "toast_kernels": backward(lambda: toast_loss(logits, target), logits),
-        "F.cross_entropy": backward(lambda: F.cross_entropy(logits, target), logits),
-    }
-    check_equal(cases, DTYPES[dtype])
-    cases["moving the bytes"] = copy_of(max(8, 2 * logits.numel() * logits.element_size()))
-    repeats = 200 if rows * classes < 1e5 else 1
-    cases = {name: lambda run=run: [run() for _ in range(repeats)] for name, run in cases.items()}
-    measure(benchmark, cases, loss="cross-entropy", N=rows, C=classes, dtype=dtype, calls=repeats)
+@pytest.mark.parametrize(("rows", "classes"), TOP_K)
+def test_top_k(benchmark, rows, classes, dtype):
+    run(benchmark, "loss_top_k", TopK(rows, classes, DTYPES[dtype]), dtype, "forward + backward")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_top_k(benchmark, dtype):
-    """Top-k soft targets cost what plain cross-entropy costs: 64 of 100,000 classes, where a dense table is 40 GB."""
-    rows, classes, k = 256, 100_000, 64
-    generator = torch.Generator().manual_seed(0)
-    logits = torch.randn(rows, classes, generator=generator).to(DTYPES[dtype]).requires_grad_()
-    target = torch.randint(classes, (rows,), generator=generator)
-    soft = SoftTargets.empty(classes, classes, top_k=k)
-    soft.filled.fill_(True)
-    soft.values[target] = torch.rand(rows, k, generator=generator) / k
-    soft.indices[target] = torch.stack(
-        [torch.randperm(classes, generator=generator)[:k].sort()[0] for _ in target]
-    ).int()
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+@pytest.mark.parametrize(("rows", "classes"), [(8, 10), (8192, 1000)])
+def test_cuda_graph(rows, classes):
+    """A whole forward and backward pass as one launch of a graph, beside the same pass called as usual."""
+    loss = Blended(rows, classes, torch.bfloat16)
+    step = loss.with_gradient(loss.ours)
+    stream = torch.cuda.Stream()
+    with torch.cuda.stream(stream):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    measure(
+        "loss_graph", {OURS: graph.replay, "toast_kernels, no graph": step},
+        size=loss.size, dtype="bfloat16", work="forward + backward",
+    )  # fmt: skip
 
-    def eager():
-        log_p = F.log_softmax(logits.float(), 1)
-        rest = (1 - soft.values[target].sum(1)) / (classes - k)
-        listed = log_p.gather(1, soft.indices[target].long())
-        soft_term = -((soft.values[target] - rest[:, None]) * listed).sum(1) - rest * log_p.sum(1)
-        return (1 - ALPHA) * F.nll_loss(log_p, target) + ALPHA * soft_term.mean()
 
-    cases = {
-        "toast_kernels": backward(lambda: toast_loss(logits, target, soft_targets=soft, alpha=ALPHA), logits),
-        "eager": backward(eager, logits),
-    }
-    check_equal(cases, DTYPES[dtype])
-    cases["toast_kernels without soft targets"] = backward(lambda: toast_loss(logits, target), logits)
-    cases["F.cross_entropy"] = backward(lambda: F.cross_entropy(logits, target), logits)
-    measure(benchmark, cases, loss="top-k 64", N=rows, C=classes, dtype=dtype, calls=1)
+@pytest.mark.skipif(not ON_GPU, reason="on a CPU the smallest sizes of test_cross_entropy say it")
+def test_host_overhead():
+    """What the host needs to launch a pass, by the clock: nothing waits for the GPU."""
+    loss = CrossEntropy(*SMALL[0], torch.float32)
+    times = {}
+    for peer, case in loss.cases("forward + backward").items():
+        case()
+        torch.cuda.synchronize()
+        before = time.perf_counter()
+        for _ in range(200):
+            case()
+        times[peer] = (time.perf_counter() - before) / 200
+        torch.cuda.synchronize()
+    rows = [
+        conditions() | {"work": "launching forward + backward", "peer": p, "us": f"{1e6 * t:.4g}"}
+        for p, t in times.items()
+    ]
+    for row in rows:
+        print(f"\nto launch {row['peer']}: {row['us']} us a forward and backward pass", end="")
+    append(RESULTS / "loss_host.csv", rows)

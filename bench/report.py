@@ -1,11 +1,13 @@
-"""Makes the README's tables and plot from bench/results/*.csv, so that no number there is typed by hand.
+"""Makes the READMEs' tables and the plots from bench/results/*.csv, so that no number there is typed by hand.
 
-    python bench/report.py                 (make bench runs it)
+    python bench/report.py                 (make bench and make gpu run it)
 
-Of each case the newest rows count. Tables stand in README.md between <!-- table NAME --> and <!-- end -->.
+Of each case on each device the newest rows count. Tables stand in README.md and bench/README.md between
+<!-- table NAME --> and <!-- end -->. Devices whose name starts with NVIDIA or AMD Instinct are GPUs.
 """
 
 import csv
+import math
 import re
 from pathlib import Path
 
@@ -13,112 +15,184 @@ import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from harness import COPY, OURS, RESULTS
 
-RESULTS = Path(__file__).parent / "results"
-README = Path(__file__).parent.parent / "README.md"
-OURS = "toast_kernels"
-FLOOR = "moving the bytes"
+BENCH = Path(__file__).parent
+GPUS = ("NVIDIA", "AMD Instinct")
+BACKWARD = "forward + backward"
+COLOURS = {OURS: "#e4572e", "eager": "#8a8f98", "torch.compile": "#5b8def", COPY: "#3aa17e"}  # on white and on black
 
 
-def newest(name):
-    """{condition: {case: row}} of bench/results/NAME.csv, a condition being what was measured on what."""
-    path = RESULTS / f"{name}.csv"
+def newest(suite, on_gpu=False):
+    """{(work, size, dtype): {peer: row}} of RESULTS/SUITE.csv on CPUs, or on GPUs."""
+    path = RESULTS / f"{suite}.csv"
     cases = {}
     if path.exists():
         with path.open(newline="") as lines:
             for row in csv.DictReader(lines):
-                condition = tuple(row.get(key, "") for key in ("loss", "shape", "metric", "N", "C", "dtype"))
-                cases.setdefault(condition, {})[row["case"]] = row
+                if row["device"].startswith(GPUS) == on_gpu:
+                    cases.setdefault((row["work"], row["size"], row["dtype"]), {})[row["peer"]] = row
     return cases
 
 
-def times(row):
+def faster(row):
     """How many times as fast ours is, with the spread of the rounds."""
-    return (
-        f"{float(row['ours_faster']):.1f}x ({float(row['ours_faster_p20']):.1f} - {float(row['ours_faster_p80']):.1f})"
-    )
+    low, high = sorted((float(row["ours_faster_p20"]), float(row["ours_faster_p80"])))
+    return f"{float(row['ours_faster']):.3g}x ({low:.3g} - {high:.3g})"
 
 
 def milliseconds(row):
-    return f"{float(row['ms']) / float(row.get('calls') or 1):.3g} ms"
+    return f"{float(row['p50_ms']):.3g} ms"
 
 
 def markdown(header, rows):
     return "\n".join("| " + " | ".join(cells) + " |" for cells in [header, ["---"] * len(header), *rows])
 
 
-def blended_table(cases):
+def against(cases, peers, works=(BACKWARD,)):
+    """A row for each case: our time, percent of a copy, peak memory, and each peer's ratio."""
     rows = []
-    for (loss, _, _, n, c, dtype), case in cases.items():
-        if loss != "blended":
-            continue
-        slower = 1 / float(case[FLOOR]["ours_faster"])
-        rows.append(
-            [f"{n} x {c}", dtype, milliseconds(case[OURS]), times(case["eager"]), times(case["torch.compile"]),
-             times(case["cross_entropy alone"]), f"{slower:.1f}x"]
-        )  # fmt: skip
-    return markdown(
-        ["N x C", "dtype", "toast_loss", "faster than eager", "than torch.compile", "than F.cross_entropy alone",
-         "time of moving the bytes"], rows,
-    )  # fmt: skip
+    for (work, size, dtype), case in cases.items():
+        if work in works and OURS in case:
+            ours = case[OURS]
+            cells = [size, dtype, work, milliseconds(ours)]
+            cells.append(f"{float(ours['percent_of_copy']):.0f}%" if ours["percent_of_copy"] else "")
+            cells.append(f"{float(ours['peak_mb']):.3g} MB")
+            rows.append([*cells, *(faster(case[peer]) if peer in case else "" for peer in peers)])
+    header = ["N x C", "dtype", "work", "toast_loss", "of a copy's speed", "extra memory at its peak"]
+    return markdown([*header, *(f"faster than {peer}" for peer in peers)], rows)
 
 
-def cross_entropy_table(cases):
+def medoids(cases):
     rows = []
-    for (loss, _, _, n, c, dtype), case in cases.items():
-        if loss == "cross-entropy":
-            rows.append([f"{n} x {c}", dtype, milliseconds(case[OURS]), times(case["F.cross_entropy"])])
-        if loss == "top-k 64":
-            plain = f"{1 / float(case['toast_kernels without soft targets']['ours_faster']):.2f}x its own plain loss"
-            rows.append([f"{n} x {c}, top-k 64", dtype, milliseconds(case[OURS]), times(case["eager"]) + ", " + plain])
-    return markdown(["N x C", "dtype", "toast_loss", "faster than F.cross_entropy (top-k: than eager)"], rows)
+    for (metric, size, dtype), case in cases.items():
+        peers = ", ".join(f"{peer} {faster(row)}" for peer, row in case.items() if peer not in (OURS, COPY))
+        ours = case[OURS]
+        rows.append([size, dtype, metric, milliseconds(ours), f"{float(ours['peak_mb']):.3g} MB", peers])
+    return markdown(["N x D", "dtype", "metric", "class_medoids", "extra memory at its peak", "faster than"], rows)
 
 
-def medoids_table(cases):
+def steps(cases):
     rows = []
-    for (_, shape, metric, *_), case in cases.items():
-        peers = ", ".join(f"{name} {times(row)}" for name, row in case.items() if name not in (OURS, "reading x"))
-        rows.append([shape, metric, milliseconds(case[OURS]), peers])
-    return markdown(["N x D", "metric", "class_medoids", "faster than"], rows)
+    for (work, size, dtype), case in cases.items():
+        row = case["F.cross_entropy"]
+        low, high = sorted(1 / float(row[key]) for key in ("ours_faster_p20", "ours_faster_p80"))
+        cost = f"{1 / float(row['ours_faster']):.3f}x ({low:.3f} - {high:.3f})"
+        rows.append([work, size, dtype, milliseconds(case[OURS]), milliseconds(row), cost])
+    return markdown(["work", "size", "dtype", "with TOAST", "with F.cross_entropy", "TOAST costs"], rows)
 
 
-def plot_blended(cases, path):
-    """Time of a forward and backward pass, ours and the peers', a group of bars a shape."""
-    groups = [(f"{n} x {c}", case) for (loss, _, _, n, c, dtype), case in cases.items()
-              if loss == "blended" and dtype == "float32"]  # fmt: skip
-    colours = {"eager": "#8a8f98", "torch.compile": "#5b8def", OURS: "#e4572e", FLOOR: "#3aa17e"}
-    figure, axes = plt.subplots(figsize=(8, 3.6), dpi=150)
-    for k, (name, colour) in enumerate(colours.items()):
-        heights = [float(case[name]["ms"]) for _, case in groups]
-        positions = [i + 0.2 * k for i in range(len(groups))]
-        axes.bar(positions, heights, 0.19, color=colour, label=name)
-        for x, height in zip(positions, heights, strict=True):
-            axes.annotate(f"{height:.2g}", (x, height), ha="center", va="bottom", fontsize=7)
-    axes.set_yscale("log")
-    axes.set_xticks([i + 0.3 for i in range(len(groups))], [name for name, _ in groups])
-    axes.set_xlabel("N x C, float32, soft targets, a past for half of the rows, 2 threads")
-    axes.set_ylabel("ms, forward + backward")
+def heads(cases):
+    rows = []
+    for (_, size, dtype), case in cases.items():
+        peers = ", ".join(f"{peer} {faster(row)}" for peer, row in case.items() if peer != OURS)
+        rows.append([size, dtype, milliseconds(case[OURS]), f"{float(case[OURS]['peak_mb']):.3g} MB", peers])
+    return markdown(["N x width x C", "dtype", "toast_loss", "extra memory at its peak", "faster than"], rows)
+
+
+def scaling(cases):
+    """The exponent b of time = a size^b, by least squares in the logarithms, over each sweep's sizes."""
+    sweeps = {}
+    for (sweep, size, _), case in cases.items():
+        sweeps.setdefault(sweep, []).append((float(size), float(case[OURS]["p50_ms"])))
+    rows = []
+    for sweep, points in sweeps.items():
+        points.sort()
+        x, y = zip(*((math.log(size), math.log(ms)) for size, ms in points), strict=True)
+        mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
+        slope = sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+        rows.append([sweep, ", ".join(f"{size:g}: {ms:.3g}" for size, ms in points), f"{slope:.2f}"])
+    return markdown(["what grows", "size: ms", "exponent"], rows)
+
+
+def threads(cases):
+    rows = []
+    for (op, size, _), case in cases.items():
+        fewer = ", ".join(f"{peer} {faster(row)}" for peer, row in case.items() if peer != OURS)
+        rows.append([op, size, milliseconds(case[OURS]), fewer])
+    return markdown(["op", "threads", "time", "faster than with"], rows)
+
+
+def plot(cases, path, dtype, what):
+    """Time of a forward and backward pass against C, ours and the peers', and a copy of the same bytes."""
+    points = {}
+    for (work, size, case_dtype), case in cases.items():
+        if work == BACKWARD and case_dtype == dtype:
+            rows, classes = (int(n) for n in size.split(" x "))
+            for peer, row in case.items():
+                points.setdefault(peer, []).append((classes, 1e3 * float(row["p50_ms"]) / rows))
+    figure, axes = plt.subplots(figsize=(7, 3.8), dpi=150)
+    for peer, colour in COLOURS.items():
+        if peer in points:
+            classes, times = zip(*sorted(points[peer]), strict=True)
+            axes.plot(
+                classes, times, color=colour, label=peer, marker=None if peer == COPY else "o",
+                linestyle="--" if peer == COPY else "-", linewidth=2.5 if peer == OURS else 1.5,
+            )  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="us a row, forward + backward", title=what)
+    ticks = sorted({c for values in points.values() for c, _ in values})
+    axes.set_xticks(ticks, [f"{c:,}" for c in ticks])
+    axes.minorticks_off()
+    axes.grid(alpha=0.25)
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1))
     figure.tight_layout()
-    figure.savefig(path, facecolor="white")
+    figure.savefig(path, facecolor="white")  # a white card, so that it is legible on a dark page too
+    plt.close(figure)
 
 
-def main():
-    losses, medoids = newest("blended_kl"), newest("medoids")
-    tables = {
-        "blended": blended_table(losses),
-        "cross-entropy": cross_entropy_table(losses),
-        "medoids": medoids_table(medoids),
-    }
-    text = README.read_text()
+def write_tables(path, tables):
+    text = path.read_text()
     for name, table in tables.items():
         text, found = re.subn(
             rf"(<!-- table {name} -->\n).*?(<!-- end -->)", lambda m, t=table: m[1] + t + "\n" + m[2], text, flags=re.S
         )
-        assert found == 1, f"README.md must have one place for the table {name}, has {found}"
-    README.write_text(text)
-    plot_blended(losses, RESULTS / "blended_kl.png")
+        assert found == 1, f"{path} must have one place for the table {name}, has {found}"
+    path.write_text(text)
+
+
+def main():
+    peers = ["eager", "torch.compile", "F.cross_entropy alone"]
+    plain, both = ["F.cross_entropy", "torch.compile"], ("forward", BACKWARD)
+    blended, cross_entropy, top_k = newest("loss_blended"), newest("loss_plain"), newest("loss_top_k")
+    top_k_peers = ["eager", "torch.compile", "toast_kernels without soft targets"]
+    write_tables(
+        BENCH.parent / "README.md",
+        {
+            "blended": against(blended, peers),
+            "cross-entropy": against(cross_entropy, plain),
+            "top-k": against(top_k, top_k_peers),
+            "medoids": medoids(newest("medoids")),
+            "training step": steps(newest("training_step")),
+        },
+    )
+    write_tables(
+        BENCH / "README.md",
+        {
+            "forward": against(blended, peers, ["forward"]),
+            "cross-entropy forward": against(cross_entropy, plain, ["forward"]),
+            "head": heads(newest("head")),
+            "scaling": scaling(newest("scaling")),
+            "threads": threads(newest("threads")),
+        },
+    )
+    plot(blended, RESULTS / "blended_kl.png", "float32", "soft targets, a past for half of the rows; CPU, 2 threads")
+
+    on_gpu = newest("loss_blended", on_gpu=True)
+    if on_gpu:
+        gpu_peers = [*peers, COPY]
+        write_tables(
+            BENCH / "README.md",
+            {
+                "gpu blended": against(on_gpu, gpu_peers, both),
+                "gpu cross-entropy": against(newest("loss_plain", True), [*plain, "Liger"], both),
+                "gpu top-k": against(newest("loss_top_k", True), top_k_peers),
+                "gpu medoids": medoids(newest("medoids", True)),
+                "gpu training step": steps(newest("training_step", True)),
+                "gpu head": heads(newest("head", True)),
+            },
+        )
+        plot(on_gpu, RESULTS / "blended_kl_gpu.png", "bfloat16", "soft targets, a past for half of the rows; GPU")
 
 
 if __name__ == "__main__":

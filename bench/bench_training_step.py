@@ -1,0 +1,111 @@
+"""What TOAST adds to a whole training step, and the loss behind a linear head.
+
+    pytest bench/bench_training_step.py    (make bench, make gpu; bench/results/training_step.csv and head.csv)
+
+The step is the training program's: a backbone of python/backbones.py, AdamW, a batch of new rows and half as many
+replayed ones. Cross-entropy gets as many rows, so what is compared is the loss, the pooling of logits and the choice of
+the hardest rows, and not the larger batch.
+"""
+
+import backbones
+import pytest
+import torch
+import torch.nn.functional as F
+from harness import DEVICE, OURS, measure, ratio
+from peers import left_out, normal, random_labels
+
+from toast_kernels import HardReplay, ToastLoss, toast_loss
+
+ON_GPU = DEVICE.type == "cuda"
+BATCH, CLASSES = (256, 21_841) if ON_GPU else (128, 3250)
+HEADS = [(4096, 2048, 21_841), (2048, 2048, 128_256)] if ON_GPU else [(256, 256, 21_841)]
+DTYPE, TOLERANCE = (torch.bfloat16, 2e-2) if ON_GPU else (torch.float32, 1e-4)
+
+
+class Step:
+    """One training step on fixed rows."""
+
+    def __init__(self, size):
+        torch.manual_seed(0)
+        self.model = backbones.build("cnn", CLASSES, 1, size).to(DEVICE, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+
+    def __call__(self, loss):
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimizer.step()
+
+
+def test_training_step(benchmark):
+    size = 32
+    new = normal(BATCH, 1, size, size, dtype=torch.float32)
+    labels = random_labels(BATCH, CLASSES)
+    replay, criterion = HardReplay(fraction=0.5), ToastLoss(CLASSES, top_k=64)
+    criterion.set_epoch(0, 2)
+    toast, plain = Step(size), Step(size)
+    with torch.no_grad():  # one batch in the pool, and its medoids
+        criterion(toast.model(new), labels)
+    criterion.set_epoch(1, 2)
+
+    def toast_step():
+        x, y, past = replay.extend(new, labels)
+        logits = toast.model(x)
+        loss, stats = criterion(logits, y, past=past, return_stats=True)
+        replay.keep(x, y, logits, stats.cross_entropy)
+        toast(loss)
+
+    for _ in range(2):
+        toast_step()
+    rows, classes, _ = replay.extend(new, labels)
+
+    def plain_step():
+        plain(F.cross_entropy(plain.model(rows), classes))
+
+    cases = {OURS: toast_step, "F.cross_entropy": plain_step}
+    times = measure(
+        "training_step", cases, size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32", work="training step",
+        rounds=40, seconds=40.0,
+    )  # fmt: skip
+    benchmark.pedantic(toast_step, rounds=3)
+    benchmark.extra_info["cost of TOAST"] = ratio(times, "F.cross_entropy", OURS)[0]
+
+
+@pytest.mark.parametrize(("rows", "width", "classes"), HEADS)
+def test_head(benchmark, rows, width, classes):
+    """Plain cross-entropy behind a linear head, forward and backward; fused heads never hold all logits."""
+    x = normal(rows, width, dtype=DTYPE).div_(3).requires_grad_()
+    weight = (normal(classes, width, dtype=DTYPE, seed=1) / (3 * width**0.5)).requires_grad_()
+    target = random_labels(rows, classes)
+    peers = {
+        OURS: lambda: toast_loss(x @ weight.t(), target),
+        "F.cross_entropy": lambda: F.cross_entropy(x @ weight.t(), target),
+        "torch.compile": torch.compile(lambda: F.cross_entropy((x @ weight.t()).float(), target)),
+    }
+    if not left_out("liger_kernel"):
+        from liger_kernel.transformers.functional import liger_fused_linear_cross_entropy
+
+        peers["Liger, fused"] = lambda: liger_fused_linear_cross_entropy(x, weight, target)
+    if not left_out("cut_cross_entropy"):
+        from cut_cross_entropy import linear_cross_entropy
+
+        peers["Cut Cross-Entropy"] = lambda: linear_cross_entropy(x, weight, target)
+
+    def with_gradients(loss):
+        def run():
+            x.grad = weight.grad = None
+            loss().backward()
+            return x.grad, weight.grad
+
+        return run
+
+    cases = {name: with_gradients(peer) for name, peer in peers.items()}
+    expected = [gradient.float() for gradient in cases[OURS]()]
+    for name, case in cases.items():
+        for gradient, wanted in zip(case(), expected, strict=True):
+            error = (gradient.float() - wanted).norm() / wanted.norm()
+            assert error < TOLERANCE, f"{name} has another gradient: off by {error:.1e}"
+    measure(
+        "head", cases, size=f"{rows} x {width} x {classes}", dtype=str(DTYPE).removeprefix("torch."),
+        work="forward + backward", rounds=15,
+    )  # fmt: skip
+    benchmark.pedantic(cases[OURS], rounds=3)

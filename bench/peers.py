@@ -1,0 +1,276 @@
+"""What else a user could call: the same results by other means, each checked against ours before it is timed.
+
+A peer that cannot be had here is left out by name: `left_out` says why.
+"""
+
+import importlib
+
+import torch
+import torch.nn.functional as F
+from harness import COPY, DEVICE, OURS
+
+from toast_kernels import SoftTargets, class_medoids, toast_loss
+
+TEMPERATURE, ALPHA = 3.0, 0.4
+
+
+def left_out(package):
+    """None if `package` can be imported and used on this device; else why not, which is printed."""
+    gpu_only = {"liger_kernel": "Liger", "cut_cross_entropy": "Cut Cross-Entropy"}
+    if package in gpu_only and DEVICE.type != "cuda":
+        why = "needs a GPU"
+    else:
+        try:
+            importlib.import_module(package)
+            return None
+        except Exception as error:  # whatever a broken installation raises
+            why = f"{type(error).__name__}: {str(error).splitlines()[0][:80]}"
+    print(f"  {gpu_only.get(package, package)} is left out: {why}")
+    return why
+
+
+def normal(*shape, dtype, seed=0):
+    generator = torch.Generator(DEVICE).manual_seed(seed)
+    return torch.randn(*shape, generator=generator, device=DEVICE).mul_(3).to(dtype)
+
+
+def random_labels(rows, classes):
+    return torch.randint(classes, (rows,), generator=torch.Generator(DEVICE).manual_seed(1), device=DEVICE)
+
+
+class Loss:
+    """A loss of a batch of logits, by us and by peers: {name: function of the logits}, and the bytes it must move."""
+
+    def __init__(self, rows, classes, dtype):
+        self.size = f"{rows} x {classes}"
+        self.logits = normal(rows, classes, dtype=dtype).requires_grad_()
+        self.target = random_labels(rows, classes)
+        self.peers = {}
+
+    def forward_bytes(self):
+        return self.logits.numel() * self.logits.element_size()
+
+    def bytes(self, work):
+        """Everything read once, and the gradient written once."""
+        gradient = self.logits.numel() * self.logits.element_size() if "backward" in work else 0
+        return self.forward_bytes() + gradient
+
+    def cases(self, work):
+        if "backward" not in work:
+            return {name: self.without_gradient(peer) for name, peer in self.peers.items()}
+        return {name: self.with_gradient(peer) for name, peer in self.peers.items()}
+
+    def without_gradient(self, peer):
+        def run():
+            with torch.no_grad():
+                return peer(self.logits)
+
+        return run
+
+    def with_gradient(self, peer):
+        def run():
+            self.logits.grad = None
+            peer(self.logits).backward()
+            return self.logits.grad
+
+        return run
+
+    def check(self, exempt=()):
+        """Every peer has our loss and our gradient, up to the rounding of the logits' precision."""
+        tolerance = {torch.float32: 1e-4, torch.bfloat16: 1e-2}[self.logits.dtype]
+        ours, loss = self.with_gradient(self.peers[OURS])().float(), self.peers[OURS](self.logits).detach().float()
+        for name, peer in self.peers.items():
+            if name in exempt:
+                continue
+            error = ((self.with_gradient(peer)().float() - ours).norm() / ours.norm()).item()
+            assert error <= tolerance, f"{name} has another gradient: off by {error:.2e} of its norm"
+            torch.testing.assert_close(peer(self.logits).detach().float(), loss, rtol=tolerance, atol=tolerance)
+
+
+class CrossEntropy(Loss):
+    """Nothing added."""
+
+    def __init__(self, rows, classes, dtype):
+        super().__init__(rows, classes, dtype)
+        self.peers = {
+            OURS: lambda logits: toast_loss(logits, self.target),
+            "F.cross_entropy": lambda logits: F.cross_entropy(logits, self.target),
+            "torch.compile": torch.compile(lambda logits: F.cross_entropy(logits.float(), self.target)),
+        }
+        if not left_out("liger_kernel"):
+            from liger_kernel.transformers.functional import liger_cross_entropy
+
+            # It writes the gradient over the logits: a copy that a model's own logits would not need is not charged.
+            self.peers["Liger"] = lambda logits: liger_cross_entropy(logits * 1, self.target)
+
+
+class Blended(Loss):
+    """As in training: dense soft targets for all classes, a past for every other row, T = 3."""
+
+    def __init__(self, rows, classes, dtype):
+        super().__init__(rows, classes, dtype)
+        self.soft = SoftTargets.from_logits(normal(classes, classes, dtype=dtype, seed=2))
+        self.past = SoftTargets.from_logits(normal(rows // 2, classes, dtype=dtype, seed=3), TEMPERATURE)
+        self.with_past = torch.arange(0, rows, 2, device=DEVICE)
+        self.past_index = torch.full((rows,), -1, device=DEVICE)
+        self.past_index[self.with_past] = torch.arange(rows // 2, device=DEVICE)
+        self.peers = {
+            OURS: self.ours,
+            "eager": self.eager,
+            "torch.compile": torch.compile(self.eager),
+            "F.cross_entropy alone": lambda logits: F.cross_entropy(logits, self.target),
+        }
+
+    def check(self):
+        super().check(exempt=["F.cross_entropy alone"])  # which is another loss
+
+    def forward_bytes(self):
+        return super().forward_bytes() + 1.5 * self.logits.numel() * self.soft.values.element_size()
+
+    def ours(self, logits):
+        return toast_loss(
+            logits, self.target, soft_targets=self.soft, alpha=ALPHA, past=self.past, past_index=self.past_index
+        )
+
+    def eager(self, logits):
+        logits = logits.float()
+        log_p = F.log_softmax(logits, 1)
+        hard = F.nll_loss(log_p, self.target)
+        soft = -(self.soft.values[self.target] * log_p).sum(1).mean()
+        past = F.kl_div(
+            F.log_softmax(logits[self.with_past] / TEMPERATURE, 1), self.past.values.float(), reduction="batchmean"
+        )
+        return (1 - ALPHA) * hard + ALPHA * soft + TEMPERATURE**2 * past
+
+
+class TopK(Loss):
+    """Soft targets of k listed classes, for as many classes that a dense table would not fit."""
+
+    def __init__(self, rows, classes, dtype, k=64):
+        super().__init__(rows, classes, dtype)
+        self.size += f", k = {k}"
+        generator = torch.Generator(DEVICE).manual_seed(4)
+        self.soft = SoftTargets.empty(classes, classes, top_k=k, device=DEVICE)
+        self.soft.filled.fill_(True)
+        self.soft.values[self.target] = torch.rand(rows, k, generator=generator, device=DEVICE) / k
+        picks = torch.rand(rows, classes, generator=generator, device=DEVICE).topk(k, dim=1).indices
+        self.soft.indices[self.target] = picks.sort(dim=1).values.int()
+        self.peers = {
+            OURS: lambda logits: toast_loss(logits, self.target, soft_targets=self.soft, alpha=ALPHA),
+            "eager": self.eager,
+            "torch.compile": torch.compile(self.eager),
+            "toast_kernels without soft targets": lambda logits: toast_loss(logits, self.target),
+        }
+
+    def check(self):
+        super().check(exempt=["toast_kernels without soft targets"])
+
+    def eager(self, logits):
+        log_p = F.log_softmax(logits.float(), 1)
+        values, indices = self.soft.values[self.target], self.soft.indices[self.target].long()
+        rest = (1 - values.sum(1)) / (log_p.shape[1] - values.shape[1])
+        soft = -((values - rest[:, None]) * log_p.gather(1, indices)).sum(1) - rest * log_p.sum(1)
+        return (1 - ALPHA) * F.nll_loss(log_p, self.target) + ALPHA * soft.mean()
+
+
+class Medoids:
+    """Class medoids of a pool, by us and by peers."""
+
+    def __init__(self, rows, width, num_classes, metric, dtype=torch.float32, share=None):
+        """share: the part of the rows that is in class 0; by default all classes are alike."""
+        self.size = f"{rows} x {width}, {num_classes} classes" + (f", {share:.0%} in one" if share else "")
+        self.x = normal(rows, width, dtype=dtype)
+        self.labels = random_labels(rows, num_classes)
+        if share:
+            self.labels[: int(share * rows)] = 0
+        self.num_classes, self.metric = num_classes, metric
+        self.bytes = self.x.numel() * self.x.element_size()
+
+    def ours(self):
+        return class_medoids(self.x, self.labels, self.num_classes, metric=self.metric)
+
+    def cases(self):
+        cases = {OURS: self.ours}
+        for name, medoid in medoid_peers(self.metric).items():
+            cases[name] = lambda medoid=medoid: by_class(medoid, self.x, self.labels, self.num_classes)
+        return cases
+
+    def check(self, cases):
+        expected = cases[OURS]()
+        for name, case in cases.items():
+            assert name == COPY or case().equal(expected), f"{name} finds other medoids"
+
+
+def by_class(medoid, x, labels, num_classes):
+    """The loop a user writes: `medoid` of each class's rows."""
+    medoids = []
+    for c in range(num_classes):
+        rows = (labels == c).nonzero().squeeze(1)
+        medoids.append(rows[medoid(x[rows])])
+    return torch.stack(medoids)
+
+
+def medoid_peers(metric):
+    """{name: medoid of one class's rows}; the first is the one to beat."""
+    found = {
+        "euclidean": {"torch.cdist": cdist_medoid(2.0)},
+        "sqeuclidean": {"torch mean": mean_medoid},
+        "cosine": {"torch sum": cosine_medoid},
+        "cityblock": {"torch sort": sort_medoid, "torch.cdist": cdist_medoid(1.0)},
+        "jeffreys": {"torch mean": jeffreys_medoid},
+    }[metric]
+    if metric == "euclidean" and DEVICE.type == "cpu" and not left_out("kmedoids"):
+        found["kmedoids"] = kmedoids_medoid
+    if metric != "jeffreys" and DEVICE.type == "cpu" and not left_out("scipy"):
+        found["scipy"] = scipy_medoid(metric)
+    if metric == "euclidean" and DEVICE.type == "cpu" and not left_out("pykeops"):
+        found["pykeops"] = pykeops_medoid
+    return found
+
+
+def cdist_medoid(p):
+    return lambda rows: torch.cdist(rows, rows, p=p).sum(dim=1).argmin()
+
+
+def mean_medoid(rows):
+    return (rows - rows.mean(dim=0)).square().sum(dim=1).argmin()
+
+
+def cosine_medoid(rows):
+    unit = F.normalize(rows, dim=1)
+    return (unit @ unit.sum(dim=0)).argmax()
+
+
+def jeffreys_medoid(rows):
+    log_p = rows.log_softmax(dim=1)
+    p = log_p.exp()
+    return ((p - p.mean(dim=0)) * (log_p - log_p.mean(dim=0))).sum(dim=1).argmin()
+
+
+def sort_medoid(rows):
+    """sum over j of |v_i - v_j| from ranks and prefix sums, a column each."""
+    n = len(rows)
+    values, order = rows.sort(dim=0)
+    before = values.cumsum(dim=0)
+    rank = torch.arange(1, n + 1, dtype=rows.dtype, device=rows.device)[:, None]
+    cost = (2 * rank - n) * values - 2 * before + before[-1]
+    return torch.zeros_like(rows).scatter_(0, order, cost).sum(dim=1).argmin()
+
+
+def scipy_medoid(metric):
+    from scipy.spatial.distance import cdist
+
+    return lambda rows: int(cdist(rows.numpy(), rows.numpy(), metric).sum(axis=1).argmin())
+
+
+def kmedoids_medoid(rows):
+    """FasterPAM, given torch.cdist's matrix."""
+    import kmedoids
+
+    return int(kmedoids.fasterpam(torch.cdist(rows, rows).numpy(), 1, random_state=0).medoids[0])
+
+
+def pykeops_medoid(rows):
+    from pykeops.torch import LazyTensor
+
+    return (LazyTensor(rows[:, None]) - LazyTensor(rows[None])).square().sum(-1).sqrt().sum(dim=1).argmin()

@@ -1,0 +1,104 @@
+// One call of a kernel on fixed data, on one thread, for valgrind to count: count_instructions CASE ROWS WIDTH.
+// See tests/test_instruction_counts.py.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "blended_kl.h"
+#include "medoids.h"
+#include "random.h"
+
+using std::int64_t;
+
+// What is counted: valgrind is told this name.
+extern "C" __attribute__((noinline)) void counted(const std::function<void()>& call) { call(); }
+
+namespace {
+
+std::vector<float> floats(int64_t n, double scale, double shift, unsigned seed) {
+  Random random(seed);
+  std::vector<float> values(n);
+  for (float& value : values) value = float(scale * random.uniform() + shift);
+  return values;
+}
+
+toast::SoftRows dense(const std::vector<float>& values, int64_t rows, int64_t classes,
+                      const std::vector<float>& entropy) {
+  toast::SoftRows soft;
+  soft.values = values.data();
+  soft.rows = rows;
+  soft.stride = soft.width = classes;
+  soft.entropy = entropy.data();
+  return soft;
+}
+
+void loss(const std::string& name, int64_t rows, int64_t classes) {
+  constexpr int64_t tables = 8, listed = 64;
+  const auto logits = floats(rows * classes, 6, -3, 1);
+  const auto values = floats(tables * classes, 2.0 / double(classes), 0, 2);
+  const auto entropy = floats(tables, 1, 0, 3);
+  std::vector<float> gradient(rows * classes), mean(1);
+  std::vector<int64_t> target(rows), past_index(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    target[i] = i % tables;
+    past_index[i] = i % 2 ? -1 : i % tables;
+  }
+  std::vector<std::int32_t> indices(tables * listed);
+  for (int64_t i = 0; i < tables * listed; ++i) indices[i] = std::int32_t(i % listed * (classes / listed));
+
+  toast::BlendedKL problem{};
+  problem.dtype = toast::DType::float32;
+  problem.logits = logits.data();
+  problem.rows = rows;
+  problem.classes = problem.stride = classes;
+  problem.target = target.data();
+  problem.alpha = 0.4;
+  problem.loss = mean.data();
+  problem.gradient = gradient.data();
+  problem.stats = nullptr;
+  problem.argmax = nullptr;
+  if (name == "blended") {
+    problem.soft = dense(values, tables, classes, entropy);
+    problem.past = dense(values, tables, classes, entropy);
+    problem.past_index = past_index.data();
+    problem.past_weight = 1;
+    problem.temperature = 3;
+  } else if (name == "top-k") {
+    problem.soft = dense(values, tables, listed, entropy);
+    problem.soft.indices = indices.data();
+  }
+  counted([&] { toast::blended_kl_cpu(problem); });
+}
+
+void medoids(toast::Metric metric, int64_t rows, int64_t width) {
+  const auto x = floats(rows * width, 6, -3, 4);
+  std::vector<int64_t> labels(rows), order(rows), offsets(2), medoid(1);
+  toast::MedoidKernels kernels;
+  toast::get_medoid_kernels_cpu(kernels);
+  const toast::Matrix matrix{toast::DType::float32, x.data(), rows, width, width, 1};
+  counted([&] {
+    kernels.group_by_class(matrix, {labels.data(), true, 1, nullptr, 0, -100, 1}, offsets.data(), order.data(), 1);
+    kernels.all_classes(matrix, metric, offsets.data(), order.data(), 1, medoid.data(), 1);
+  });
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  if (count != 4) {
+    std::fprintf(stderr, "usage: count_instructions plain|blended|top-k|sqeuclidean|cityblock ROWS WIDTH\n");
+    return 2;
+  }
+  const std::string name = arguments[1];
+  const int64_t rows = std::atoll(arguments[2]), width = std::atoll(arguments[3]);
+  if (name == "sqeuclidean")
+    medoids(toast::Metric::sqeuclidean, rows, width);
+  else if (name == "cityblock")
+    medoids(toast::Metric::cityblock, rows, width);
+  else
+    loss(name, rows, width);
+  return 0;
+}

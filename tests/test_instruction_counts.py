@@ -1,0 +1,62 @@
+"""What the C++ kernels cost, in instructions and not in time: a guard that a noisy machine cannot trip.
+
+valgrind counts the instructions of one call, on one thread, with AVX2 (valgrind knows no AVX-512).
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+TOOLS = Path(sys.executable).parent
+MARGIN = 1.2  # for other compilers
+
+# Instructions for an element of the logits (forward and backward; an instruction works on eight) or of x. Who makes a
+# kernel cheaper lowers its number here.
+COUNTS = {
+    ("plain", 1000): 5.76,
+    ("blended", 1000): 9.04,
+    ("top-k", 20_000): 7.40,
+    ("sqeuclidean", 100): 15.4,
+    ("cityblock", 100): 76.7,
+}
+
+pytestmark = pytest.mark.skipif(
+    not shutil.which("valgrind") or not shutil.which("g++"), reason="needs valgrind and g++"
+)
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("count")
+    environment = os.environ | {"PATH": f"{TOOLS}{os.pathsep}{os.environ['PATH']}"}
+    options = ["-G", "Ninja", "-DTOAST_TESTS=ON", "-DCMAKE_BUILD_TYPE=Release"]
+    for command in (
+        ["cmake", "-S", ROOT, "-B", folder, *options],
+        ["cmake", "--build", folder, "--target", "count_instructions"],
+    ):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "tests" / "cpp" / "count_instructions"
+
+
+def instructions(program, name, rows, width):
+    options = ["--tool=callgrind", "--callgrind-out-file=/dev/null", "--toggle-collect=counted"]
+    command = ["valgrind", *options, program, name, str(rows), str(width)]
+    environment = os.environ | {"TOAST_CPU_ISA": "avx2", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return int(re.search(r"Collected : (\d+)", done.stderr)[1])
+
+
+@pytest.mark.parametrize(("name", "width"), COUNTS, ids=lambda value: str(value))
+def test_instructions_an_element(program, name, width):
+    rows = 1000 if width == 100 else 64
+    each = instructions(program, name, rows, width) / (rows * width)
+    print(f"{name}: {each:.3f} instructions an element")
+    assert COUNTS[name, width] / MARGIN <= each <= MARGIN * COUNTS[name, width]
