@@ -79,8 +79,10 @@ def main() -> int:
     parser.add_argument("--part", choices=["loss", "medoids", "training"], help="this suite only")
     parser.add_argument("--results", help="folder for the results (default bench/results)")
     arguments = parser.parse_args()
-    import torch
-
+    try:
+        import torch
+    except ImportError as error:
+        parser.error(f"{sys.executable} has no PyTorch ({error}); name another with make gpu PYTHON=...")
     if not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} in {sys.executable} sees no GPU; make bench is for a CPU")
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
