@@ -41,8 +41,8 @@ class CMakeBuild(build_ext):
     def skip(self, extension, why):
         print(f"toast_kernels: C++ kernels are not built: {why}. The PyTorch reference is used.", file=sys.stderr)
         extension.optional = True  # an editable install is not to look for the file
-        if self.editable_mode:
-            (ROOT / self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier build
+        root = ROOT if self.editable_mode else Path(self.build_lib)
+        (root / self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier build
 
     def build_with_cmake(self, extension, compiler):
         import pybind11

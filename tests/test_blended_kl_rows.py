@@ -50,7 +50,7 @@ def test_ignored_rows_take_no_part_whatever_they_hold(kernel, dtype, reduction):
         logits[~kept] = garbage
         past = normal(6, 50, seed=7).float()
         loss, gradient, stats = run(
-            logits, target, torch.ones(6 if reduction == "none" else ()), {"past": past, "reduction": reduction}, "cpu"
+            logits, target, torch.ones(6 if reduction == "none" else ()), {"past": past, "reduction": reduction}, kernel
         )
         z = logits[kept].double().numpy()
         ce = -log_softmax(z, axis=1)[np.arange(3), target[kept].numpy()]

@@ -136,7 +136,7 @@ def test_alpha_and_past_weight_that_lie_on_the_device(monkeypatch):
 
 
 def test_float64_logits_go_to_the_reference_or_raise(monkeypatch):
-    with pytest.raises(ValueError, match='backend "triton" computes in float32; float64 logits need'):
+    with pytest.raises(ValueError, match='backend "triton" computes in float32, and the logits are float64'):
         toast_loss(torch.zeros(2, 5, dtype=torch.float64), torch.tensor([0, 1]), backend="triton")
 
 

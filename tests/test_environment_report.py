@@ -84,9 +84,9 @@ def test_missing_kernels_are_reported_with_the_reason():
         assert "the C++ kernels cannot be used" in why
 
 
-def test_triton_is_what_auto_takes_on_a_gpu():
-    """Here by its interpreter, which counts as one."""
-    installed, choices = report("-m", "toast_kernels", TRITON_INTERPRET="1")
+def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
+    monkeypatch.setattr(backends, "_why_no_gpu", lambda device: None)
+    installed, choices = report_here()
     assert "usable, Triton 3" in installed["Triton kernels"]
     assert choices["blended_kl", "cuda"][0] == choices["class_medoids", "cuda"][0] == "triton"
     assert "float64 logits" in choices["blended_kl", "cuda"][1]
@@ -111,7 +111,6 @@ def test_a_gpu_or_triton_that_is_too_old(monkeypatch):
     for why in (backends._why_no_triton, backends._why_no_gpu):
         monkeypatch.setattr(backends, why.__name__, why.__wrapped__)
     device = torch.device("cuda:0")
-    monkeypatch.setattr(backends, "interpreted", lambda: False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))

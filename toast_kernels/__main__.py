@@ -1,8 +1,8 @@
 """python -m toast_kernels: what is installed here, and which backend "auto" picks for each op and device, and why."""
 
 import argparse
+import importlib
 import platform
-from importlib import metadata
 from pathlib import Path
 
 import torch
@@ -45,7 +45,8 @@ def choices() -> list[tuple[str, str, str, str]]:
 
 
 def _triton() -> str:
-    return f"Triton {metadata.version('triton')}" + (", interpreted" if backends.interpreted() else "")
+    interpreted = ", by its interpreter on the CPU" if backends.interpreted() else ""
+    return f"Triton {importlib.import_module('triton').__version__}{interpreted}"
 
 
 def _cpu_kernels() -> str:

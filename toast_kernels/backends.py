@@ -25,7 +25,7 @@ def missing(backend: str, device: torch.device) -> str | None:
             "install a C++ compiler and reinstall toast-kernels with TOAST_CPU=1 to see what stops the build"
         )
     if backend == "triton":
-        return _why_no_triton() or _why_no_gpu(device)
+        return _why_no_triton() or (_why_no_gpu(device) if device.type == "cuda" else None)
     return None
 
 
@@ -42,13 +42,13 @@ def choose(requested: str, device: torch.device) -> str:
         return "reference" if missing(fastest, device) else fastest
     if requested == "cpu" and device.type != "cpu":
         raise ValueError(f'backend "cpu" needs tensors on the CPU, got tensors on {device}')
-    if requested == "triton" and device.type != "cuda" and not (device.type == "cpu" and interpreted()):
-        raise ValueError(
-            f'backend "triton" needs tensors on a GPU, got tensors on {device} '
-            "(TRITON_INTERPRET=1 in the environment runs it on the CPU, very slowly)"
-        )
     if why := missing(requested, device):
         raise RuntimeError(f'backend "{requested}" is not available: {why}')
+    if requested == "triton" and device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        hint = " (TRITON_INTERPRET=1, set before Python starts, runs it on the CPU, very slowly)"
+        raise ValueError(
+            f'backend "triton" needs tensors on a GPU, got tensors on {device}{hint if device.type == "cpu" else ""}'
+        )
     return requested
 
 
@@ -62,7 +62,7 @@ def _why_no_triton() -> str | None:
     try:
         triton = importlib.import_module("triton")
     except Exception as error:  # whatever a broken installation raises
-        return f"Triton cannot be imported ({error}); pip install triton"
+        return f"Triton cannot be imported ({error}); pip install {getattr(error, 'name', None) or 'triton'}"
     oldest = ".".join(map(str, OLDEST_TRITON))
     if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
         return f"Triton is {triton.__version__}; pip install 'triton>={oldest}'"
@@ -71,8 +71,6 @@ def _why_no_triton() -> str | None:
 
 @functools.cache
 def _why_no_gpu(device: torch.device) -> str | None:
-    if interpreted():
-        return None
     if not torch.cuda.is_available():
         return "torch sees no GPU"
     if torch.version.cuda and (capability := torch.cuda.get_device_capability(device)) < OLDEST_CAPABILITY:

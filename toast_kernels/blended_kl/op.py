@@ -112,12 +112,15 @@ def blended_kl(
 ):
     """Loss, stats [2, N] (cross_entropy, logsumexp) and argmax [N] of checked arguments; see functional.toast_loss."""
     learned_target = isinstance(target, torch.Tensor) and target.requires_grad and torch.is_grad_enabled()
-    kernels = "reference" if learned_target and backend == "auto" else choose(backend, logits.device)
+    kernels = choose(backend, logits.device)
+    why_not = None
     if kernels == "triton" and logits.dtype == torch.float64:
-        if backend == "triton":
-            raise ValueError('backend "triton" computes in float32; float64 logits need backend="auto" or "reference"')
-        kernels = "reference"
-    if kernels == "reference":
+        why_not = "computes in float32, and the logits are float64"
+    elif kernels != "reference" and learned_target:
+        why_not = "gives no gradient to the target, and this one requires grad"
+    if why_not and backend != "auto":
+        raise ValueError(f'backend "{kernels}" {why_not}; use "auto" or "reference"')
+    if kernels == "reference" or why_not:
         loss, cross_entropy, logsumexp, argmax = reference.blended_kl(
             logits, target, weight, soft_targets=soft_targets, alpha=alpha, past=past, past_index=past_index,
             past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,

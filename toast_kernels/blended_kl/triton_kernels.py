@@ -314,11 +314,11 @@ def blended_kl_kernel(
     if STATS:
         logsumexp = shift + log_p
         if PROBABILITIES:
-            cross_entropy = score_sum * (logsumexp - origin) - score_dot
+            cross_entropy = score_sum * (log_p + (shift - origin)) - score_dot
         else:
-            cross_entropy = tl.where(share_a != 0, share_a * (logsumexp - z_a), 0.0)
+            cross_entropy = tl.where(share_a != 0, share_a * (log_p + (shift - z_a)), 0.0)
             if PAIRS:
-                cross_entropy += tl.where(share_b != 0, share_b * (logsumexp - z_b), 0.0)
+                cross_entropy += tl.where(share_b != 0, share_b * (log_p + (shift - z_b)), 0.0)
         cross_entropy = tl.where(used, cross_entropy + tl.where(bad, INF - INF, 0.0), 0.0)
         tl.store(stats + row, cross_entropy, mask=active)
         tl.store(stats + N + row, logsumexp, mask=active)
