@@ -14,7 +14,9 @@ from blended_kl_cases import (
     Case,
     assert_runs_as_good,
     check,
+    device_of,
     in_truth,
+    moved,
     name,
     normal,
     run,
@@ -41,8 +43,16 @@ CONFIGURATIONS = {
 
 @pytest.fixture(params=CONFIGURATIONS)
 def configuration(request, monkeypatch):
-    monkeypatch.setattr(backend, "configuration", lambda classes, dtype: CONFIGURATIONS[request.param])
+    monkeypatch.setattr(backend, "configuration", lambda *_: CONFIGURATIONS[request.param])
     return CONFIGURATIONS[request.param]
+
+
+def on_device(case):
+    """A case's arguments where Triton's kernels run."""
+    logits, target, keywords = case.arguments()
+    device = device_of("triton")
+    keywords = {key: moved(value, device) for key, value in keywords.items()}
+    return logits.to(device).requires_grad_(), target.to(device), keywords
 
 
 @pytest.mark.parametrize("past", ENCODINGS, ids=lambda e: f"past-{e}")
@@ -79,7 +89,7 @@ def test_temperatures(configuration, past, temperature):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_more_rows_than_one_program_or_group_adds_up(reduction, monkeypatch):
-    monkeypatch.setattr(backend, "configuration", lambda classes, dtype: Config(2, 8, True, 1))
+    monkeypatch.setattr(backend, "configuration", lambda *_: Config(2, 8, True, 1))
     monkeypatch.setattr(backend, "SUMMED_ROWS", 16)
     monkeypatch.setattr(backend, "GROUP", 4)
     monkeypatch.setattr(backend, "MOST_PARTS", 2)
@@ -130,6 +140,77 @@ def test_smoothing_mass_on_a_masked_class(configuration):
     assert (loss == INF).tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("rows", [1, 3, 5])
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_nothing_is_written_behind_the_last_row(configuration, bad, rows, monkeypatch):
+    """A class weight that is not finite makes a divisor NaN, which must not bring rows to life that do not exist."""
+    stores = []
+    plain = torch.Tensor.new_empty
+
+    def with_room_behind(like, size, **keywords):
+        if "device" in keywords:  # the interpreter's own
+            return plain(like, size, **keywords)
+        count = math.prod(size) if isinstance(size, tuple) else size
+        store = plain(like, (count + 5000,), **keywords).fill_(7)
+        stores.append((store, count))
+        return store[:count].view(size)
+
+    case = Case(rows, 8, soft="top-k", past="top-k", target="mixup", weighted=True, label_smoothing=0.1)
+    logits, (y_a, y_b, lam), keywords = case.arguments()
+    keywords["weight"][:] = bad
+    logits = logits.to(device_of("triton"))
+    monkeypatch.setattr(torch.Tensor, "new_empty", with_room_behind)
+    run(logits, (y_a, y_b, torch.zeros_like(lam)), torch.tensor(1.0), keywords, "triton")
+    assert len(stores) > 5
+    assert all((store[size:] == 7).all() for store, size in stores)
+
+
+@pytest.mark.parametrize("encoding", ENCODINGS[1:])
+def test_a_past_without_rows(configuration, encoding):
+    logits, target, keywords = Case(5, 40, past=encoding).arguments()
+    none = keywords["past"][torch.zeros(0, dtype=torch.int64)]
+    nobody = {"past": none, "past_index": torch.full((5,), -1)}
+    torch.testing.assert_close(
+        toast_loss(logits, target, backend="triton", **nobody), toast_loss(logits, target, backend="reference")
+    )
+
+
+def test_no_mass_on_a_row_that_is_masked_whole(configuration):
+    logits = torch.full((2, 40), -INF)
+    logits[1] = 0
+    weight = torch.ones(40)
+    weight[3] = 0
+    loss = toast_loss(logits, torch.tensor([3, 5]), weight, reduction="sum", backend="triton")
+    torch.testing.assert_close(loss, torch.tensor(40.0).log())
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_under_torch_compile(dtype, reduction):
+    """In one graph: the choice of the backend, the launch, and the scaling of the gradient."""
+    logits, target, keywords = on_device(Case(6, 33, dtype, "dense", "top-k", reduction=reduction))
+
+    def step(logits):
+        loss = functional.toast_loss(logits, target, backend="triton", **keywords)
+        return (loss * torch.arange(loss.numel(), device=loss.device).reshape(loss.shape)).sum() + loss.sum()
+
+    gradients = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        leaf = logits.detach().clone().requires_grad_()
+        function(leaf).backward()
+        gradients.append(leaf.grad)
+    torch.testing.assert_close(*gradients)
+
+
+def test_launches_are_on_the_device_of_the_tensors(monkeypatch):
+    """Triton takes the current device, which need not be the tensors'."""
+    entered = []
+    guard = torch.cuda.device_of
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or guard(tensor))
+    run(*Case(5, 37).arguments()[:2], torch.tensor(0.5), {}, "triton")
+    assert entered == [(5, 37), (5, 37)]  # the loss, and the gradient's scaling
+
+
 def test_alpha_and_past_weight_that_lie_on_the_device(monkeypatch):
     monkeypatch.setattr(backend, "number", lambda setting: (0.0, setting))
     check(Case(5, 37, torch.float32, "dense", "top-k", alpha=0.3, past_weight=0.7), "triton")
@@ -164,18 +245,11 @@ def test_any_combination(configuration, case):
     check(case, "triton")
 
 
-def on_gpu(case):
-    logits, target, keywords = case.arguments()
-    keywords = {key: value.cuda() if isinstance(value, torch.Tensor) else value for key, value in keywords.items()}
-    keywords |= {key: keywords[key].to("cuda") for key in ("soft_targets", "past") if key in keywords}
-    return logits.cuda().requires_grad_(), target.cuda(), keywords
-
-
 @needs_gpu
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_auto_is_triton_and_nothing_waits_for_the_gpu(dtype, reduction):
-    logits, target, keywords = on_gpu(Case(64, 1000, dtype, "top-k", "dense", reduction=reduction))
+    logits, target, keywords = on_device(Case(64, 1000, dtype, "top-k", "dense", reduction=reduction))
     functional.toast_loss(logits, target, **keywords).sum().backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -189,7 +263,7 @@ def test_auto_is_triton_and_nothing_waits_for_the_gpu(dtype, reduction):
 
 @needs_gpu
 def test_a_cuda_graph_replays_the_loss_and_its_gradient():
-    logits, target, keywords = on_gpu(Case(64, 1000, torch.bfloat16, "dense", "dense"))
+    logits, target, keywords = on_device(Case(64, 1000, torch.bfloat16, "dense", "dense"))
 
     def step():
         logits.grad = None
@@ -216,7 +290,7 @@ def test_a_cuda_graph_replays_the_loss_and_its_gradient():
 @needs_gpu
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_forward_and_backward_hold_one_gradient(dtype):
-    logits, target, keywords = on_gpu(Case(2048, 5000, dtype, past="dense"))
+    logits, target, keywords = on_device(Case(2048, 5000, dtype, past="dense"))
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     functional.toast_loss(logits, target, **keywords).backward()

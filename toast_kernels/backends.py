@@ -57,15 +57,21 @@ def interpreted() -> bool:
     return _why_no_triton() is None and importlib.import_module("triton").knobs.runtime.interpret
 
 
+# torch.compile is to take the answers and not to look at how they are found. What torch.compiler.assume_constant_result
+# sets, which would import all of torch._dynamo to do so.
+missing._dynamo_marked_constant = interpreted._dynamo_marked_constant = True
+
+
 @functools.cache
 def _why_no_triton() -> str | None:
     try:
         triton = importlib.import_module("triton")
+        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
     except Exception as error:  # whatever a broken installation raises
         return f"Triton cannot be imported ({error}); pip install {getattr(error, 'name', None) or 'triton'}"
-    oldest = ".".join(map(str, OLDEST_TRITON))
-    if tuple(int(part) for part in triton.__version__.split(".")[:2]) < OLDEST_TRITON:
-        return f"Triton is {triton.__version__}; pip install 'triton>={oldest}'"
+    if version < OLDEST_TRITON:
+        oldest = ".".join(map(str, OLDEST_TRITON))
+        return f"Triton is {triton.__version__}, and the kernels need {oldest}, which comes with PyTorch 2.10"
     return None
 
 

@@ -27,7 +27,8 @@ def _kernels(backend):
 @torch.library.impl("toast_kernels::blended_kl", "CompositeExplicitAutograd")
 def _(*arguments):
     *arguments, backend = arguments
-    return _kernels(backend).blended_kl(*arguments)
+    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+        return _kernels(backend).blended_kl(*arguments)
 
 
 @torch.library.register_fake("toast_kernels::blended_kl")
@@ -74,7 +75,7 @@ class BlendedKL(torch.autograd.Function):
                 gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False, ctx.backend)[1]
         else:
             gradient, ctx.gradient = ctx.gradient, None
-            with torch.no_grad():
+            with torch.no_grad(), torch.cuda.device_of(gradient):
                 _kernels(ctx.backend).scale_(gradient, upstream)
         if torch.is_grad_enabled() and not ctx.scale_only:
             gradient = NoSecondDerivative.apply(gradient, ctx.saved_tensors[0])

@@ -29,17 +29,22 @@ HELD = (
     (8192, Config(1, 8192, True, 8, 128)),
     (16384, Config(1, 16384, True, 16)),
 )
-IN_BLOCKS = Config(1, 2048, False, 8)
+IN_BLOCKS = Config(1, 2048, False, 8, None)
 SUMMED_ROWS = 1024  # rows of a program of normalisers_kernel, up to MOST_PARTS programs
 MOST_PARTS = 64
 GROUP = 256  # programs whose losses one of them adds up
 MOST_SINGLES = 128
 
 
-def configuration(num_classes: int, dtype: torch.dtype) -> Config:
+def configuration(num_classes: int, dtype: torch.dtype, heavy: bool) -> Config:
+    """heavy: there is more to hold in registers than logits and two tables of probabilities."""
     config = next((config for most, config in HELD if num_classes <= most), IN_BLOCKS)
-    # float32 rows would spill under the cap; AMD's compiler knows no such option.
-    return config._replace(maxnreg=None) if dtype == torch.float32 or torch.version.hip else config
+    if heavy and config.ROWS > 1:
+        config = config._replace(ROWS=config.ROWS // 2)
+    if heavy and config.num_warps == 16:
+        config = IN_BLOCKS
+    # AMD's compiler knows no such option.
+    return config._replace(maxnreg=None) if heavy or dtype == torch.float32 or torch.version.hip else config
 
 
 def blended_kl(
@@ -89,7 +94,8 @@ def blended_kl(
     past = [contiguous(x) for x in (past_indices, past_logsumexp, past_filled, past_entropy)]
     past_rows = 0 if past_values is None else past_values.shape[0]
 
-    config = configuration(num_classes, logits.dtype)
+    heavy = target_b is not None or soft_logsumexp is not None or past_logsumexp is not None or need_stats
+    config = configuration(num_classes, logits.dtype, heavy)
     programs = triton.cdiv(num_rows, config.ROWS)
     parts, sums, finished, partial, group_sums = 1, None, None, None, None
     if reduction != "none":
@@ -100,7 +106,7 @@ def blended_kl(
         finished = logits.new_empty(1 + len(group_sums), dtype=torch.int32)
         normalisers_kernel[(parts,)](
             *labels, past_index, past_filled, past_rows, sums, finished, len(finished),
-            num_rows, num_classes, ignore_index, BLOCK=SUMMED_ROWS, num_warps=4,
+            num_rows, num_classes, ignore_index, BLOCK=SUMMED_ROWS, num_warps=8,
         )  # fmt: skip
 
     def stride(values):
@@ -110,6 +116,8 @@ def blended_kl(
         return 0 if values is None else values.shape[1]
 
     lists = [x.shape[1] for x in (soft_indices, past_indices) if x is not None]
+    # What is loaded many elements at a time; lists are gathered.
+    tables = [logits, soft_values if soft_indices is None else None, past_values if past_indices is None else None]
     singles = 2 + 2 * sum(lists)
     blended_kl_kernel[(programs,)](
         logits, logits.stride(0), *labels,
@@ -125,7 +133,7 @@ def blended_kl(
         POWER=int(temperature) if temperature in (1, 2, 3, 4) else 0,
         LIST_BITS=max(lists, default=0).bit_length(),
         SINGLES=min(triton.next_power_of_2(singles), MOST_SINGLES),
-        ALIGN=math.gcd(16, num_classes, *map(stride, (logits, soft_values, past_values))),
+        ALIGN=math.gcd(16, num_classes, *(stride(x) for x in tables if x is not None)),
         EXACT=num_classes % config.BLOCK == 0,
         GROUP=GROUP,
         enable_fp_fusion=True,

@@ -28,11 +28,11 @@ from .triton_parts import (
     sum_of,
     sum_of_masses,
     tile_sums,
-    weight_of,
+    weighted,
 )
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["past_rows", "counters", "N"])
 def normalisers_kernel(
     target,  # [N], or None with probabilities
     target_b,  # [N] or None
@@ -62,10 +62,10 @@ def normalisers_kernel(
         weights = tl.where(used, 1.0, 0.0)
         if target is not None:
             y, used, bad = label_of(target, row, row < N, C, ignore_index)
-            weights = share_of(lam, row, used, True) * weight_of(weight, y, used)
+            weights = weighted(share_of(lam, row, used, True), weight, y, used)
             if target_b is not None:
                 y, kept, bad_b = label_of(target_b, row, row < N, C, ignore_index)
-                weights += share_of(lam, row, kept, False) * weight_of(weight, y, kept)
+                weights += weighted(share_of(lam, row, kept, False), weight, y, kept)
                 used, bad = used | kept, bad | bad_b
             used = used & ~bad
         if past_index is not None:
@@ -77,7 +77,7 @@ def normalisers_kernel(
     tl.store(sums + tl.num_programs(0) + program, tl.sum(past_sum, 0))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["past_rows", "N"])
 def blended_kl_kernel(
     logits,  # [N, C]
     logits_stride,
@@ -127,7 +127,7 @@ def blended_kl_kernel(
     POWER: tl.constexpr,  # T where it is a small integer, else 0
     LIST_BITS: tl.constexpr,  # 2^LIST_BITS > k - 1
     SINGLES: tl.constexpr,  # single classes worked on at once
-    ALIGN: tl.constexpr,  # divides C and the strides
+    ALIGN: tl.constexpr,  # divides C and the strides of logits and dense tables
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
     HELD: tl.constexpr,
@@ -150,8 +150,10 @@ def blended_kl_kernel(
     active = row < N
     C = C // ALIGN * ALIGN  # tells the compiler what may be loaded at once
     logits_row = logits + row * (logits_stride // ALIGN * ALIGN)
-    soft_stride = soft_stride // ALIGN * ALIGN
-    past_stride = past_stride // ALIGN * ALIGN
+    if DENSE_SOFT:
+        soft_stride = soft_stride // ALIGN * ALIGN
+    if DENSE_PAST:
+        past_stride = past_stride // ALIGN * ALIGN
 
     class_scale = tl.where(active, 1.0, 0.0)
     if upstream is not None:
@@ -163,6 +165,8 @@ def blended_kl_kernel(
         past_count = tl.sum(tl.load(sums + PARTS + part), 0)
         class_scale *= tl.where(total_weight == 0, 0.0, tl.div_rn(1.0, total_weight))
         past_term_scale *= tl.where(past_count == 0, 0.0, tl.div_rn(1.0, past_count))
+        class_scale = tl.where(active, class_scale, 0.0)  # 0 times a divisor that is NaN is not
+        past_term_scale = tl.where(active, past_term_scale, 0.0)
 
     # The row's labels, and what mass they give to themselves, to the row of soft targets and to every class.
     y_a, y_b, kept_a, kept_b = row, row, active, active
@@ -221,7 +225,7 @@ def blended_kl_kernel(
             best = first_of(at, mask & (z == top), C)
             first_nan = first_of(at, z != z, C)
             if PROBABILITIES:
-                score = dense_share(soft_values, None, None, row, soft_stride, at, mask)
+                score = dense_share(soft_values, None, None, row, soft_stride, at, mask, active)
                 score_sum, score_dot = row_sum(score), row_sum(tl.where(score != 0, score * d, 0.0))
     else:
         zero = class_scale * 0
@@ -261,7 +265,7 @@ def blended_kl_kernel(
             masked += add_masked
             top = new_top
             if STATS and PROBABILITIES:
-                score = dense_share(soft_values, None, None, row, soft_stride, at, mask)
+                score = dense_share(soft_values, None, None, row, soft_stride, at, mask, active)
                 score_sum += row_sum(score)
                 score_dot += row_sum(tl.where(score != 0, score * d, 0.0))
         origin = tl.where(origin == -INF, 0.0, origin)
@@ -301,7 +305,8 @@ def blended_kl_kernel(
 
     # The row's loss.
     log_p = tl.log(sum_p)
-    row_loss = class_sum * (log_p + (shift - origin)) - dot
+    # Logits of -inf alone have log_p = -inf, and no mass on them is no loss.
+    row_loss = tl.where((class_sum == 0) & (log_p == -INF), 0.0, class_sum * (log_p + (shift - origin))) - dot
     if PAST:
         row_loss += past_sum * (shift - origin)
         row_loss += temperature * (past_sum * tl.log(sum_e) - past_scale * entropy)
@@ -357,20 +362,20 @@ def blended_kl_kernel(
             for start in range(0, count, SINGLES):
                 k = start + tl.arange(0, SINGLES)[None, :]
                 single = tl.where(k == 0, y_a, y_b)
-                chosen = tl.where(k == 0, kept_a, kept_b) & (k < LABELS)
+                chosen = tl.where(k == 0, kept_a, kept_b) & active & (k < LABELS)
                 if SOFT_LIST:
                     j = k - LABELS
                     second = PAIRS & (j >= soft_width)
                     list_row = tl.where(second, y_b, y_a)
                     j = tl.where(second, j - soft_width, j)
-                    listed = (k >= LABELS) & (k < first_past) & (tl.where(second, soft_b, soft_a) != 0)
+                    listed = (k >= LABELS) & (k < first_past) & active & (tl.where(second, soft_b, soft_a) != 0)
                     single = tl.where(
                         listed, tl.load(soft_indices + list_row * soft_width + j, mask=listed, other=0), single
                     )
                     chosen = chosen | listed
                 if PAST_LIST:
                     j = k - first_past
-                    listed = (j >= 0) & (j < past_width) & (past_scale != 0)
+                    listed = (j >= 0) & (j < past_width) & active & (past_scale != 0)
                     single = tl.where(
                         listed, tl.load(past_indices + past_row * past_width + j, mask=listed, other=0), single
                     )

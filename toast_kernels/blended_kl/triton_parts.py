@@ -37,11 +37,12 @@ def share_of(lam, row, kept, FIRST: tl.constexpr):
 
 
 @triton.jit
-def weight_of(weight, y, kept):
+def weighted(share, weight, y, kept):
+    """share times the label's weight; 0 * inf = 0."""
     if weight is None:
-        return tl.where(kept, 1.0, 0.0)
+        return share
     else:
-        return tl.load(weight + y, mask=kept, other=0.0).to(tl.float32)
+        return tl.where(share != 0, share * tl.load(weight + y, mask=kept, other=0.0).to(tl.float32), 0.0)
 
 
 @triton.jit
@@ -72,13 +73,14 @@ def exponentials(d, inverse_t, PAST: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def dense_share(values, logsumexp, temperature, row, stride, at, mask):
-    """Shares of the classes `at` in dense or logits rows; 0 where masked."""
+def dense_share(values, logsumexp, temperature, row, stride, at, mask, meant):
+    """Shares of the classes `at` in dense or logits rows; 0 where masked and in rows that are not meant."""
+    mask = mask & meant
     if logsumexp is None:
         return tl.load(values + row * stride + at, mask=mask, other=0.0).to(tl.float32)
     else:
         z = tl.load(values + row * stride + at, mask=mask, other=-INF).to(tl.float32)
-        shift = tl.load(logsumexp + row) * temperature
+        shift = tl.load(logsumexp + row, mask=meant, other=0.0) * temperature
         high = shift.to(tl.float32)  # in two parts: rounded to one, it would show at logits far from 0
         low = (shift - high.to(tl.float64)).to(tl.float32)
         return tl.exp2(((z - high) - low) * (LOG2E / temperature))
@@ -87,6 +89,7 @@ def dense_share(values, logsumexp, temperature, row, stride, at, mask):
 @triton.jit
 def listed_share(values, indices, width, row, stride, at, mask, scale, rest, LIST_BITS: tl.constexpr):
     """`scale` times the shares of the classes `at` in top-k rows, by binary search; `rest` where one is not listed."""
+    mask = mask & (scale != 0)
     first = indices + row * width
     place = at.to(tl.int32) * 0
     for bit in tl.static_range(LIST_BITS):
@@ -131,7 +134,7 @@ def class_masses(y, kept, share, weight, soft_filled, alpha, label_smoothing, sc
         a = 0.0
     else:
         a = tl.where(tl.load(soft_filled + y, mask=kept, other=0) != 0, alpha, 0.0)
-    mass = scale * share * weight_of(weight, y, kept)
+    mass = scale * weighted(share, weight, y, kept)
     return (1 - a) * (1 - label_smoothing) * mass, a * mass, scale * share * (1 - a) * (label_smoothing / C)
 
 
@@ -147,14 +150,14 @@ def masses_at(
     class_mass = 0.0
     past_mass = 0.0
     if PROBABILITIES:
-        class_mass = soft_a * dense_share(soft_values, None, None, row, soft_stride, at, mask)
+        class_mass = soft_a * dense_share(soft_values, None, None, row, soft_stride, at, mask, soft_a != 0)
     elif DENSE_SOFT:
-        of_class = mask & (soft_a != 0)
-        class_mass = soft_a * dense_share(soft_values, soft_logsumexp, soft_temperature, y_a, soft_stride, at, of_class)
+        class_mass = soft_a * dense_share(
+            soft_values, soft_logsumexp, soft_temperature, y_a, soft_stride, at, mask, soft_a != 0
+        )
         if PAIRS:
-            of_class = mask & (soft_b != 0)
             class_mass += soft_b * dense_share(
-                soft_values, soft_logsumexp, soft_temperature, y_b, soft_stride, at, of_class
+                soft_values, soft_logsumexp, soft_temperature, y_b, soft_stride, at, mask, soft_b != 0
             )
     if WEIGHTED:
         w = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32)
@@ -165,9 +168,8 @@ def masses_at(
         else:
             class_mass = smooth * w
     if DENSE_PAST:
-        of_past = mask & (past_scale != 0)
         past_mass = past_scale * dense_share(
-            past_values, past_logsumexp, temperature, past_row, past_stride, at, of_past
+            past_values, past_logsumexp, temperature, past_row, past_stride, at, mask, past_scale != 0
         )
     return class_mass, past_mass
 
