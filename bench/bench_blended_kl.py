@@ -26,12 +26,20 @@ def run(benchmark, suite, loss, dtype, work, calls=1, **options):
     loss.check()
     cases = loss.cases(work)
     if calls > 1:
-        cases = {name: lambda case=case: [case() for _ in range(calls)] for name, case in cases.items()}
+        cases = {name: repeated(case, calls) for name, case in cases.items()}
     times = measure(
         suite, cases, size=loss.size, dtype=dtype, work=work, num_bytes=loss.bytes(work), calls=calls, **options
     )
     benchmark.pedantic(cases[OURS], rounds=3)
     benchmark.extra_info.update({peer: ratio(times, OURS, peer)[0] for peer in times})
+
+
+def repeated(case, calls):
+    def run():
+        for _ in range(calls):
+            case()
+
+    return run
 
 
 @pytest.fixture(autouse=True)

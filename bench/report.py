@@ -38,11 +38,16 @@ def newest(suite, on_gpu=False):
 def faster(row):
     """How many times as fast ours is, with the spread of the rounds."""
     low, high = sorted((float(row["ours_faster_p20"]), float(row["ours_faster_p80"])))
-    return f"{float(row['ours_faster']):.3g}x ({low:.3g} - {high:.3g})"
+    digits = 0 if low >= 100 else 1 if low >= 10 else 2
+    return f"{float(row['ours_faster']):.{digits}f}x ({low:.{digits}f} - {high:.{digits}f})"
 
 
 def milliseconds(row):
     return f"{float(row['p50_ms']):.3g} ms"
+
+
+def memory(row):
+    return f"{float(row['peak_mb']):.1f} MB"
 
 
 def markdown(header, rows):
@@ -57,7 +62,7 @@ def against(cases, peers, works=(BACKWARD,)):
             ours = case[OURS]
             cells = [size, dtype, work, milliseconds(ours)]
             cells.append(f"{float(ours['percent_of_copy']):.0f}%" if ours["percent_of_copy"] else "")
-            cells.append(f"{float(ours['peak_mb']):.3g} MB")
+            cells.append(memory(ours))
             rows.append([*cells, *(faster(case[peer]) if peer in case else "" for peer in peers)])
     header = ["N x C", "dtype", "work", "toast_loss", "of a copy's speed", "extra memory at its peak"]
     return markdown([*header, *(f"faster than {peer}" for peer in peers)], rows)
@@ -68,7 +73,7 @@ def medoids(cases):
     for (metric, size, dtype), case in cases.items():
         peers = ", ".join(f"{peer} {faster(row)}" for peer, row in case.items() if peer not in (OURS, COPY))
         ours = case[OURS]
-        rows.append([size, dtype, metric, milliseconds(ours), f"{float(ours['peak_mb']):.3g} MB", peers])
+        rows.append([size, dtype, metric, milliseconds(ours), memory(ours), peers])
     return markdown(["N x D", "dtype", "metric", "class_medoids", "extra memory at its peak", "faster than"], rows)
 
 
@@ -86,7 +91,7 @@ def heads(cases):
     rows = []
     for (_, size, dtype), case in cases.items():
         peers = ", ".join(f"{peer} {faster(row)}" for peer, row in case.items() if peer != OURS)
-        rows.append([size, dtype, milliseconds(case[OURS]), f"{float(case[OURS]['peak_mb']):.3g} MB", peers])
+        rows.append([size, dtype, milliseconds(case[OURS]), memory(case[OURS]), peers])
     return markdown(["N x width x C", "dtype", "toast_loss", "extra memory at its peak", "faster than"], rows)
 
 
