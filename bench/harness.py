@@ -25,11 +25,12 @@ FLUSH_BYTES = 1 << 30  # written before each call that is timed on a GPU: it emp
 # the host needs to launch the call, so that launches are not what is timed
 
 
-def measure(suite, cases, *, size, dtype, work, num_bytes=None, rounds=25, seconds=20.0, calls=1):
+def measure(suite, cases, *, size, dtype, work, num_bytes=None, others=(), rounds=25, seconds=20.0, calls=1):
     """Times {peer: callable}, prints a line for each and appends a row for each to RESULTS/<suite>.csv.
 
-    work: what a call does. num_bytes: what it must move at least; a copy of as many bytes is timed beside it. calls:
-    how many a callable makes, for calls too short to be timed alone. Returns {peer: [seconds a call, a round each]}.
+    work: what a call does. num_bytes: what it must move at least; a copy of as many bytes is timed beside it. others:
+    peers that do something else, to which these bytes do not apply. calls: how many a callable makes, for calls too
+    short to be timed alone. Returns {peer: [seconds a call, a round each]}.
     """
     if num_bytes:
         cases = {**cases, COPY: copy_of(num_bytes)}
@@ -45,14 +46,15 @@ def measure(suite, cases, *, size, dtype, work, num_bytes=None, rounds=25, secon
         mid, low, high = spread(values)
         faster, slowest, fastest = ratio(times, OURS, peer)
         row = conditions() | {
-            "work": work, "size": size, "dtype": dtype, "peer": peer, "rounds": len(values),
+            "load": f"{os.getloadavg()[0]:.1f}", "work": work, "size": size, "dtype": dtype, "peer": peer,
+            "rounds": len(values),
             "p20_ms": f"{1e3 * low:.4g}", "p50_ms": f"{1e3 * mid:.4g}", "p80_ms": f"{1e3 * high:.4g}",
             "bytes": "", "gb_s": "", "percent_of_copy": "", "peak_mb": f"{memory[peer] / 2**20:.4g}",
             "ours_faster": f"{faster:.3g}", "ours_faster_p20": f"{slowest:.3g}", "ours_faster_p80": f"{fastest:.3g}",
         }  # fmt: skip
         line = f"  {peer:34} {1e3 * mid:9.4f} ms [{1e3 * low:.4f}, {1e3 * high:.4f}]  ours is {faster:6.2f}x as fast"
         line += f" [{slowest:.2f}, {fastest:.2f}]  peak {memory[peer] / 2**20:8.1f} MB"
-        if num_bytes:
+        if num_bytes and peer not in others:
             percent = 100 * ratio(times, peer, COPY)[0]
             row |= {
                 "bytes": int(num_bytes),
@@ -100,6 +102,7 @@ def on_gpu(cases, rounds, seconds):
         for name in rotated(cases, i):
             before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
             flush.zero_()
+            flush.view(torch.int64).sum()  # what was written leaves the caches too
             before.record()
             cases[name]()
             after.record()
@@ -180,7 +183,7 @@ def conditions():
         triton_version = ""
     return {
         "date": datetime.date.today().isoformat(), "commit": commit(), "device": device_name(),
-        "threads": torch.get_num_threads(), "load": f"{os.getloadavg()[0]:.1f}",
+        "threads": torch.get_num_threads(),
         "python": platform.python_version(), "torch": torch.__version__, "triton": triton_version,
     }  # fmt: skip
 
@@ -196,11 +199,20 @@ def device_name():
 
 
 def commit():
-    """Short commit of the working tree, with + where a tracked file has changed since."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty=+"], cwd=Path(__file__).parent, capture_output=True, text=True
+    """Short commit of the working tree, with + where a tracked file has changed since, other than results and pages."""
+    git = ["git", "-c", "safe.directory=*"]
+    asked = (
+        ["rev-parse", "--short", "HEAD"],
+        ["status", "--porcelain", "-uno", "--", ":/", ":!/bench/results", ":!/*.md"],
     )
-    return described.stdout.strip() or "unknown"
+    try:
+        head, changed = (
+            subprocess.run([*git, *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
+            for words in asked
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return os.environ.get("TOAST_BENCH_COMMIT", "unknown")
+    return head.strip() + "+" * bool(changed.strip())
 
 
 def append(path, rows):

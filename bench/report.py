@@ -24,14 +24,17 @@ COLOURS = {OURS: "#e4572e", "eager": "#8a8f98", "torch.compile": "#5b8def", COPY
 
 
 def newest(suite, on_gpu=False):
-    """{(work, size, dtype): {peer: row}} of RESULTS/SUITE.csv on CPUs, or on GPUs."""
+    """{(work, size, dtype): {peer: row}} of RESULTS/SUITE.csv: of each case its last run, on CPUs or on GPUs."""
     path = RESULTS / f"{suite}.csv"
     cases = {}
     if path.exists():
         with path.open(newline="") as lines:
             for row in csv.DictReader(lines):
                 if row["device"].startswith(GPUS) == on_gpu:
-                    cases.setdefault((row["work"], row["size"], row["dtype"]), {})[row["peer"]] = row
+                    case = row["work"], row["size"], row["dtype"]
+                    if row["peer"] == OURS:  # the first row of a run
+                        cases[case] = {}
+                    cases[case][row["peer"]] = row
     return cases
 
 
@@ -147,6 +150,7 @@ def plot(cases, path, dtype, what):
 
 
 def write_tables(path, tables):
+    """Puts the tables into their places in a page; of what was not measured the old table stays."""
     text = path.read_text()
     for name, table in tables.items():
         text, found = re.subn(
@@ -156,48 +160,52 @@ def write_tables(path, tables):
     path.write_text(text)
 
 
-def main():
-    peers = ["eager", "torch.compile", "F.cross_entropy alone"]
+def tables():
+    """{page: {name: table}} of what was measured."""
+    losses = ["eager", "torch.compile", "F.cross_entropy alone"]
     plain, both = ["F.cross_entropy", "torch.compile"], ("forward", BACKWARD)
-    blended, cross_entropy, top_k = newest("loss_blended"), newest("loss_plain"), newest("loss_top_k")
-    top_k_peers = ["eager", "torch.compile", "toast_kernels without soft targets"]
-    write_tables(
-        BENCH.parent / "README.md",
-        {
-            "blended": against(blended, peers),
-            "cross-entropy": against(cross_entropy, plain),
-            "top-k": against(top_k, top_k_peers),
-            "medoids": medoids(newest("medoids")),
-            "training step": steps(newest("training_step")),
+    top_k = ["eager", "torch.compile", "toast_kernels without soft targets"]
+    pages = {
+        BENCH.parent / "README.md": {
+            "blended": (against, newest("loss_blended"), losses),
+            "cross-entropy": (against, newest("loss_plain"), plain),
+            "top-k": (against, newest("loss_top_k"), top_k),
+            "medoids": (medoids, newest("medoids")),
+            "training step": (steps, newest("training_step")),
         },
-    )
-    write_tables(
-        BENCH / "README.md",
-        {
-            "forward": against(blended, peers, ["forward"]),
-            "cross-entropy forward": against(cross_entropy, plain, ["forward"]),
-            "head": heads(newest("head")),
-            "scaling": scaling(newest("scaling")),
-            "threads": threads(newest("threads")),
+        BENCH / "README.md": {
+            "forward": (against, newest("loss_blended"), losses, ["forward"]),
+            "cross-entropy forward": (against, newest("loss_plain"), plain, ["forward"]),
+            "head": (heads, newest("head")),
+            "scaling": (scaling, newest("scaling")),
+            "threads": (threads, newest("threads")),
+            "gpu blended": (against, newest("loss_blended", True), losses, both),
+            "gpu cross-entropy": (against, newest("loss_plain", True), [*plain, "Liger"], both),
+            "gpu top-k": (against, newest("loss_top_k", True), top_k),
+            "gpu graph": (heads, newest("loss_graph", True)),
+            "gpu medoids": (medoids, newest("medoids", True)),
+            "gpu training step": (steps, newest("training_step", True)),
+            "gpu head": (heads, newest("head", True)),
         },
-    )
-    plot(blended, RESULTS / "blended_kl.png", "float32", "soft targets, a past for half of the rows; CPU, 2 threads")
+    }
+    return {
+        page: {name: make(cases, *rest) for name, (make, cases, *rest) in of_page.items() if cases}
+        for page, of_page in pages.items()
+    }
 
-    on_gpu = newest("loss_blended", on_gpu=True)
-    if on_gpu:
-        gpu_peers = [*peers, COPY]
-        write_tables(
-            BENCH / "README.md",
-            {
-                "gpu blended": against(on_gpu, gpu_peers, both),
-                "gpu cross-entropy": against(newest("loss_plain", True), [*plain, "Liger"], both),
-                "gpu top-k": against(newest("loss_top_k", True), top_k_peers),
-                "gpu medoids": medoids(newest("medoids", True)),
-                "gpu training step": steps(newest("training_step", True)),
-                "gpu head": heads(newest("head", True)),
-            },
-        )
-        plot(on_gpu, RESULTS / "blended_kl_gpu.png", "bfloat16", "soft targets, a past for half of the rows; GPU")
+
+def main():
+    """Into the READMEs if the results are the repository's; else into tables.md beside them."""
+    if RESULTS.resolve() == (BENCH / "results").resolve():
+        for page, of_page in tables().items():
+            write_tables(page, of_page)
+    else:
+        text = "\n\n".join(f"## {name}\n\n{table}" for page in tables().values() for name, table in page.items())
+        (RESULTS / "tables.md").write_text(text + "\n")
+    for name, on_gpu, dtype in (("blended_kl", False, "float32"), ("blended_kl_gpu", True, "bfloat16")):
+        if cases := newest("loss_blended", on_gpu):
+            where = "GPU" if on_gpu else "CPU"
+            plot(cases, RESULTS / f"{name}.png", dtype, f"soft targets, a past for half of the rows; {where}, {dtype}")
 
 
 if __name__ == "__main__":
