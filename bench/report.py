@@ -123,12 +123,14 @@ def threads(cases):
 
 def plot(cases, path, dtype, what):
     """Time of a forward and backward pass against C, ours and the peers', and a copy of the same bytes."""
-    points = {}
+    largest, points = {}, {}  # of the batches of one C
     for (work, size, case_dtype), case in cases.items():
         if work == BACKWARD and case_dtype == dtype:
             rows, classes = (int(n) for n in size.split(" x "))
-            for peer, row in case.items():
-                points.setdefault(peer, []).append((classes, 1e3 * float(row["p50_ms"]) / rows))
+            largest[classes] = max(largest.get(classes, (0, None)), (rows, size))
+    for classes, (rows, size) in largest.items():
+        for peer, row in cases[BACKWARD, size, dtype].items():
+            points.setdefault(peer, []).append((classes, 1e3 * float(row["p50_ms"]) / rows))
     figure, axes = plt.subplots(figsize=(7, 3.8), dpi=150)
     for peer, colour in COLOURS.items():
         if peer in points:
