@@ -124,7 +124,7 @@ def threads(cases):
 def plot(cases, path, dtype, what):
     """Time of a forward and backward pass against C, ours and the peers', and a copy of the same bytes."""
     largest, points = {}, {}  # of the batches of one C
-    for (work, size, case_dtype), case in cases.items():
+    for work, size, case_dtype in cases:
         if work == BACKWARD and case_dtype == dtype:
             rows, classes = (int(n) for n in size.split(" x "))
             largest[classes] = max(largest.get(classes, (0, None)), (rows, size))
