@@ -5,6 +5,7 @@
 #include "blended_kl.h"
 #include "cpu/dispatch.h"
 #include "medoids.h"
+#include "softmax_statistics.h"
 
 namespace py = pybind11;
 
@@ -70,6 +71,13 @@ void blended_kl(int dtype, std::uintptr_t logits, std::int64_t rows, std::int64_
   p.threads = threads;
   py::gil_scoped_release release;
   toast::blended_kl_cpu(p);
+}
+
+void softmax_statistics(int dtype, std::uintptr_t logits, std::int64_t rows, std::int64_t classes, std::int64_t stride,
+                        double temperature, std::uintptr_t logsumexp, std::uintptr_t entropy, int threads) {
+  py::gil_scoped_release release;
+  toast::softmax_statistics_cpu({toast::DType(dtype), pointer<const void>(logits), rows, classes, stride, temperature,
+                                 pointer<double>(logsumexp), pointer<void>(entropy), threads});
 }
 
 const toast::MedoidKernels& medoid_kernels() {
@@ -168,6 +176,7 @@ PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ kernels of toast_kernels";
   m.def("cpu_isa", [] { return toast::name(toast::cpu_isa()); });
   m.def("blended_kl", &blended_kl);
+  m.def("softmax_statistics", &softmax_statistics);
   m.def("medoids_group", &medoids_group);
   m.def("medoids_all", &medoids_all);
   m.def("medoids_centre", &medoids_centre);

@@ -9,6 +9,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from .softmax_statistics.op import softmax_statistics
+
 _PROBABILITY_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 22  # elements worked on at once: temporaries stay below about 100 MB whatever the size of the table
 
@@ -128,15 +130,7 @@ class SoftTargets:
         _check_matrix("logits", logits)
         temperature = check_temperature(temperature)
         logits = logits.detach()
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        entropy = logits.new_empty(len(logits), dtype=wide)
-        logsumexp = torch.empty_like(entropy, dtype=torch.float64)
-        for rows in _chunks(*logits.shape):
-            wide_rows = _at_least_float32(logits[rows])
-            top = wide_rows.amax(dim=1, keepdim=True)
-            scaled = (wide_rows - top) / temperature
-            logsumexp[rows] = top[:, 0].double() / temperature + scaled.logsumexp(dim=1).double()
-            entropy[rows] = _entropy(torch.softmax(scaled, dim=1))
+        logsumexp, entropy = softmax_statistics(logits, temperature)
         filled = torch.ones_like(entropy, dtype=torch.bool)
         return cls(logits, entropy, filled, logits.shape[1], logsumexp=logsumexp, temperature=temperature)
 

@@ -7,6 +7,7 @@
 
 #include "blended_kl.h"
 #include "medoids.h"
+#include "softmax_statistics.h"
 
 // Declares NAME(arguments) in the namespace of each instruction set that was built.
 #if defined(TOAST_HAS_avx2)
@@ -41,6 +42,9 @@ namespace toast {
 
 TOAST_FOR_EACH_ISA(void blended_kl(const BlendedKL&))
 void blended_kl_cpu(const BlendedKL& problem) { TOAST_CALL_BEST(blended_kl(problem)); }
+
+TOAST_FOR_EACH_ISA(void softmax_statistics(const SoftmaxStatistics&))
+void softmax_statistics_cpu(const SoftmaxStatistics& problem) { TOAST_CALL_BEST(softmax_statistics(problem)); }
 
 TOAST_FOR_EACH_ISA(void get_medoid_kernels(MedoidKernels&))
 void get_medoid_kernels_cpu(MedoidKernels& kernels) { TOAST_CALL_BEST(get_medoid_kernels(kernels)); }

@@ -1,0 +1,34 @@
+"""The op toast_kernels::softmax_statistics: row by row logsumexp(z / T) and the entropy of softmax(z / T)."""
+
+import torch
+
+from ..backends import choose
+from . import cpu, reference
+
+torch.library.define(
+    "toast_kernels::softmax_statistics", "(Tensor logits, float temperature, str backend) -> (Tensor, Tensor)"
+)
+
+
+@torch.library.impl("toast_kernels::softmax_statistics", "CompositeExplicitAutograd")
+def _(logits, temperature, backend):
+    return (cpu if backend == "cpu" else reference).softmax_statistics(logits, temperature)
+
+
+@torch.library.register_fake("toast_kernels::softmax_statistics")
+def _(logits, temperature, backend):
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    return logits.new_empty((len(logits),), dtype=torch.float64), logits.new_empty((len(logits),), dtype=wide)
+
+
+def softmax_statistics(
+    logits,  # [R, C], C >= 1
+    temperature,
+):
+    """logsumexp [R] in float64 and entropy [R] in nats, float32 (float64 for float64 logits); 0 log 0 is 0.
+
+    A NaN or +inf in a row, or nothing but -inf, makes its entropy NaN. The logits go in detached.
+    """
+    return torch.ops.toast_kernels.softmax_statistics.default(
+        logits.detach(), temperature, choose("auto", logits.device)
+    )
