@@ -4,7 +4,7 @@
 
 The step is the training program's: a backbone of python/backbones.py, AdamW, a batch of new rows and half as many
 replayed ones. Cross-entropy gets as many rows, so what is compared is the loss, the pooling of logits and the choice of
-the hardest rows, and not the larger batch.
+the hardest rows, and not the larger batch; and once the new rows alone. What set_epoch does once an epoch stands apart.
 """
 
 import backbones
@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from harness import DEVICE, OURS, measure, ratio
 from peers import left_out, normal, random_labels
 
-from toast_kernels import HardReplay, ToastLoss, toast_loss
+from toast_kernels import HardReplay, MedoidBank, ToastLoss, toast_loss
 
 ON_GPU = DEVICE.type == "cuda"
-BATCH, CLASSES = (256, 21_841) if ON_GPU else (128, 3250)
+BATCH, CLASSES, POOL = (256, 21_841, 100_000) if ON_GPU else (128, 3250, 30_379)
 HEADS = [(4096, 2048, 21_841), (2048, 2048, 128_256)] if ON_GPU else [(256, 256, 21_841)]
 DTYPE, TOLERANCE = (torch.bfloat16, 2e-2) if ON_GPU else (torch.float32, 1e-4)
 
@@ -42,7 +42,7 @@ def test_training_step(benchmark):
     labels = random_labels(BATCH, CLASSES)
     replay, criterion = HardReplay(fraction=0.5), ToastLoss(CLASSES, top_k=64)
     criterion.set_epoch(0, 2)
-    toast, plain = Step(size), Step(size)
+    toast, plain, alone = Step(size), Step(size), Step(size)
     with torch.no_grad():  # one batch in the pool, and its medoids
         criterion(toast.model(new), labels)
     criterion.set_epoch(1, 2)
@@ -58,10 +58,11 @@ def test_training_step(benchmark):
         toast_step()
     rows, classes, _ = replay.extend(new, labels)
 
-    def plain_step():
-        plain(F.cross_entropy(plain.model(rows), classes))
-
-    cases = {OURS: toast_step, "F.cross_entropy": plain_step}
+    cases = {
+        OURS: toast_step,
+        "F.cross_entropy": lambda: plain(F.cross_entropy(plain.model(rows), classes)),
+        "F.cross_entropy, new rows only": lambda: alone(F.cross_entropy(alone.model(new), labels)),
+    }
     times = measure(
         "training_step", cases, size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32", work="training step",
         rounds=40, seconds=40.0,
@@ -70,11 +71,23 @@ def test_training_step(benchmark):
     benchmark.extra_info["cost of TOAST"] = ratio(times, "F.cross_entropy", OURS)[0]
 
 
+def test_set_epoch():
+    """The medoids of an epoch's pooled logits, and soft targets of them: what set_epoch does."""
+    bank = MedoidBank(CLASSES, top_k=64)
+    for start in range(0, POOL, BATCH):
+        rows = min(BATCH, POOL - start)
+        bank.update(normal(rows, CLASSES, dtype=torch.float32, seed=start), random_labels(rows, CLASSES, seed=start))
+    measure(
+        "set_epoch", {OURS: bank.compute}, size=f"{POOL} rows, {CLASSES} classes, by {BATCH}", dtype="float16",
+        work="medoids and soft targets", rounds=5, seconds=10.0,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(("rows", "width", "classes"), HEADS)
 def test_head(benchmark, rows, width, classes):
     """Plain cross-entropy behind a linear head, forward and backward; fused heads never hold all logits."""
     x = normal(rows, width, dtype=DTYPE).div_(3).requires_grad_()
-    weight = (normal(classes, width, dtype=DTYPE, seed=1) / (3 * width**0.5)).requires_grad_()
+    weight = (normal(classes, width, dtype=DTYPE, seed=1) / width**0.5).requires_grad_()  # logits of deviation 3
     target = random_labels(rows, classes)
     peers = {
         OURS: lambda: toast_loss(x @ weight.t(), target),
@@ -93,6 +106,7 @@ def test_head(benchmark, rows, width, classes):
     cases = {name: lambda loss=loss: torch.autograd.grad(loss(), (x, weight)) for name, loss in peers.items()}
     expected = [gradient.float() for gradient in cases[OURS]()]
     for name, case in cases.items():
+        torch.testing.assert_close(peers[name]().float(), peers[OURS]().float(), rtol=TOLERANCE, atol=0, msg=name)
         for gradient, wanted in zip(case(), expected, strict=True):
             error = (gradient.float() - wanted).norm() / wanted.norm()
             assert error < TOLERANCE, f"{name} has another gradient: off by {error:.1e}"

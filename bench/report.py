@@ -2,7 +2,8 @@
 
     python bench/report.py                 (make bench and make gpu run it)
 
-Of each case on each device the newest rows count. Tables stand in README.md and bench/README.md between
+Of each case on each device the last RUNS runs count: times and ratios are the medians of theirs, brackets go from the
+lowest 20th to the highest 80th percentile of any. Tables stand in README.md and bench/README.md between
 <!-- table NAME --> and <!-- end -->. Devices whose name starts with NVIDIA or AMD Instinct are GPUs.
 """
 
@@ -10,47 +11,70 @@ import csv
 import math
 import re
 from pathlib import Path
+from statistics import median
 
 import matplotlib
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from harness import COPY, OURS, RESULTS
+from harness import COPY, METHOD, OURS, RESULTS
 
 BENCH = Path(__file__).parent
 GPUS = ("NVIDIA", "AMD Instinct")
 BACKWARD = "forward + backward"
+RUNS = 5
 COLOURS = {OURS: "#e4572e", "eager": "#8a8f98", "torch.compile": "#5b8def", COPY: "#3aa17e"}  # on white and on black
 
 
-def newest(suite, on_gpu=False):
-    """{(work, size, dtype): {peer: row}} of RESULTS/SUITE.csv: of each case its last run, on CPUs or on GPUs."""
+def last_runs(suite, on_gpu=False):
+    """{(work, size, dtype): {peer: its rows in the last runs}} of RESULTS/SUITE.csv, on CPUs or on GPUs; the peers are
+    those of the very last run."""
     path = RESULTS / f"{suite}.csv"
     cases = {}
     if path.exists():
         with path.open(newline="") as lines:
             for row in csv.DictReader(lines):
-                if row["device"].startswith(GPUS) == on_gpu:
-                    case = row["work"], row["size"], row["dtype"]
+                if row["device"].startswith(GPUS) == on_gpu and row["method"] == str(METHOD):
+                    runs = cases.setdefault((row["work"], row["size"], row["dtype"]), [])
                     if row["peer"] == OURS:  # the first row of a run
-                        cases[case] = {}
-                    cases[case][row["peer"]] = row
-    return cases
+                        runs.append({})
+                    runs[-1][row["peer"]] = row
+    return {
+        case: {peer: [run[peer] for run in runs[-RUNS:] if peer in run] for peer in runs[-1]}
+        for case, runs in cases.items()
+    }
 
 
-def faster(row):
-    """How many times as fast ours is, with the spread of the rounds."""
-    low, high = sorted((float(row["ours_faster_p20"]), float(row["ours_faster_p80"])))
-    digits = 0 if low >= 100 else 1 if low >= 10 else 2
-    return f"{float(row['ours_faster']):.{digits}f}x ({low:.{digits}f} - {high:.{digits}f})"
+def faster(rows):
+    """How many times as fast ours is, and between what bounds."""
+    bounds = [float(row[key]) for row in rows for key in ("ours_faster_p20", "ours_faster_p80")]
+    digits = 0 if min(bounds) >= 100 else 1 if min(bounds) >= 10 else 2
+    middle = median(float(row["ours_faster"]) for row in rows)
+    return f"{middle:.{digits}f}x ({min(bounds):.{digits}f} - {max(bounds):.{digits}f})"
 
 
-def milliseconds(row):
-    return f"{float(row['p50_ms']):.3g} ms"
+def slower(rows):
+    """What ours costs, in times of the peer's time."""
+    bounds = [1 / float(row[key]) for row in rows for key in ("ours_faster_p20", "ours_faster_p80")]
+    middle = 1 / median(float(row["ours_faster"]) for row in rows)
+    return f"{middle:.3f}x ({min(bounds):.3f} - {max(bounds):.3f})"
 
 
-def memory(row):
-    return f"{float(row['peak_mb']):.1f} MB"
+def in_milliseconds(rows):
+    return median(float(row["p50_ms"]) for row in rows)
+
+
+def milliseconds(rows):
+    return f"{in_milliseconds(rows):.3g} ms"
+
+
+def of_copy(rows):
+    percents = [float(row["percent_of_copy"]) for row in rows if row["percent_of_copy"]]
+    return f"{median(percents):.0f}%" if percents else ""
+
+
+def memory(rows):
+    return f"{float(rows[-1]['peak_mb']):.1f} MB"
 
 
 def markdown(header, rows):
@@ -63,9 +87,7 @@ def against(cases, peers, works=(BACKWARD,)):
     for (work, size, dtype), case in cases.items():
         if work in works and OURS in case:
             ours = case[OURS]
-            cells = [size, dtype, work, milliseconds(ours)]
-            cells.append(f"{float(ours['percent_of_copy']):.0f}%" if ours["percent_of_copy"] else "")
-            cells.append(memory(ours))
+            cells = [size, dtype, work, milliseconds(ours), of_copy(ours), memory(ours)]
             rows.append([*cells, *(faster(case[peer]) if peer in case else "" for peer in peers)])
     header = ["N x C", "dtype", "work", "toast_loss", "of a copy's speed", "extra memory at its peak"]
     return markdown([*header, *(f"faster than {peer}" for peer in peers)], rows)
@@ -83,11 +105,18 @@ def medoids(cases):
 def steps(cases):
     rows = []
     for (work, size, dtype), case in cases.items():
-        row = case["F.cross_entropy"]
-        low, high = sorted(1 / float(row[key]) for key in ("ours_faster_p20", "ours_faster_p80"))
-        cost = f"{1 / float(row['ours_faster']):.3f}x ({low:.3f} - {high:.3f})"
-        rows.append([work, size, dtype, milliseconds(case[OURS]), milliseconds(row), cost])
-    return markdown(["work", "size", "dtype", "with TOAST", "with F.cross_entropy", "TOAST costs"], rows)
+        peers = [f"{slower(peer_rows)} {peer}" for peer, peer_rows in case.items() if peer != OURS]
+        rows.append([work, size, dtype, milliseconds(case[OURS]), ", ".join(peers)])
+    return markdown(["work", "size", "dtype", "with TOAST", "TOAST costs, in times of"], rows)
+
+
+def epochs(cases):
+    rows = []
+    for (work, size, dtype), case in cases.items():
+        batches = int(size.split(" rows")[0]) / int(size.split(" by ")[1])
+        once = in_milliseconds(case[OURS])
+        rows.append([work, size, dtype, f"{once:.3g} ms", f"{once / batches:.3g} ms"])
+    return markdown(["work", "size", "dtype", "once an epoch", "shared out among its steps"], rows)
 
 
 def heads(cases):
@@ -102,7 +131,7 @@ def scaling(cases):
     """The exponent b of time = a size^b, by least squares in the logarithms, over each sweep's sizes."""
     sweeps = {}
     for (sweep, size, _), case in cases.items():
-        sweeps.setdefault(sweep, []).append((float(size), float(case[OURS]["p50_ms"])))
+        sweeps.setdefault(sweep, []).append((float(size), in_milliseconds(case[OURS])))
     rows = []
     for sweep, points in sweeps.items():
         points.sort()
@@ -129,8 +158,8 @@ def plot(cases, path, dtype, what):
             rows, classes = (int(n) for n in size.split(" x "))
             largest[classes] = max(largest.get(classes, (0, None)), (rows, size))
     for classes, (rows, size) in largest.items():
-        for peer, row in cases[BACKWARD, size, dtype].items():
-            points.setdefault(peer, []).append((classes, 1e3 * float(row["p50_ms"]) / rows))
+        for peer, of_peer in cases[BACKWARD, size, dtype].items():
+            points.setdefault(peer, []).append((classes, 1e3 * in_milliseconds(of_peer) / rows))
     figure, axes = plt.subplots(figsize=(7, 3.8), dpi=150)
     for peer, colour in COLOURS.items():
         if peer in points:
@@ -151,6 +180,21 @@ def plot(cases, path, dtype, what):
     plt.close(figure)
 
 
+def measured_on(cases):
+    """What the tables were measured on, in a sentence."""
+    rows = [row for case in cases.values() for of_peer in case.values() for row in of_peer]
+    runs = max(len(case[OURS]) for case in cases.values())
+    device, threads, torch, malloc = (
+        sorted({row[key] for row in rows}) for key in ("device", "threads", "torch", "malloc")
+    )
+    dates, commits = ([row[key] for row in rows] for key in ("date", "commit"))
+    days = " to ".join(sorted({min(dates), max(dates)}))
+    return (
+        f"{', '.join(device)}; {' or '.join(threads)} threads; torch {', '.join(torch)}; {runs} runs ({days},"
+        f" commits {', '.join(dict.fromkeys(commits))}); malloc: {', '.join(malloc)} what was freed."
+    )
+
+
 def write_tables(path, tables):
     """Puts the tables into their places in a page; of what was not measured the old table stays."""
     text = path.read_text()
@@ -169,25 +213,29 @@ def tables():
     top_k = ["eager", "torch.compile", "toast_kernels without soft targets"]
     pages = {
         BENCH.parent / "README.md": {
-            "blended": (against, newest("loss_blended"), losses),
-            "cross-entropy": (against, newest("loss_plain"), plain),
-            "top-k": (against, newest("loss_top_k"), top_k),
-            "medoids": (medoids, newest("medoids")),
-            "training step": (steps, newest("training_step")),
+            "blended": (against, last_runs("loss_blended"), losses),
+            "cross-entropy": (against, last_runs("loss_plain"), plain),
+            "top-k": (against, last_runs("loss_top_k"), top_k),
+            "medoids": (medoids, last_runs("medoids")),
+            "training step": (steps, last_runs("training_step")),
+            "set_epoch": (epochs, last_runs("set_epoch")),
+            "machine": (measured_on, last_runs("loss_blended")),
         },
         BENCH / "README.md": {
-            "forward": (against, newest("loss_blended"), losses, ["forward"]),
-            "cross-entropy forward": (against, newest("loss_plain"), plain, ["forward"]),
-            "head": (heads, newest("head")),
-            "scaling": (scaling, newest("scaling")),
-            "threads": (threads, newest("threads")),
-            "gpu blended": (against, newest("loss_blended", True), losses, both),
-            "gpu cross-entropy": (against, newest("loss_plain", True), [*plain, "Liger"], both),
-            "gpu top-k": (against, newest("loss_top_k", True), top_k),
-            "gpu graph": (heads, newest("loss_graph", True)),
-            "gpu medoids": (medoids, newest("medoids", True)),
-            "gpu training step": (steps, newest("training_step", True)),
-            "gpu head": (heads, newest("head", True)),
+            "forward": (against, last_runs("loss_blended"), losses, ["forward"]),
+            "cross-entropy forward": (against, last_runs("loss_plain"), plain, ["forward"]),
+            "head": (heads, last_runs("head")),
+            "scaling": (scaling, last_runs("scaling")),
+            "threads": (threads, last_runs("threads")),
+            "gpu blended": (against, last_runs("loss_blended", True), losses, both),
+            "gpu cross-entropy": (against, last_runs("loss_plain", True), [*plain, "Liger"], both),
+            "gpu top-k": (against, last_runs("loss_top_k", True), top_k),
+            "gpu graph": (heads, last_runs("loss_graph", True)),
+            "gpu medoids": (medoids, last_runs("medoids", True)),
+            "gpu training step": (steps, last_runs("training_step", True)),
+            "gpu set_epoch": (epochs, last_runs("set_epoch", True)),
+            "gpu machine": (measured_on, last_runs("loss_blended", True)),
+            "gpu head": (heads, last_runs("head", True)),
         },
     }
     return {
@@ -205,7 +253,7 @@ def main():
         text = "\n\n".join(f"## {name}\n\n{table}" for page in tables().values() for name, table in page.items())
         (RESULTS / "tables.md").write_text(text + "\n")
     for name, on_gpu, dtype in (("blended_kl", False, "float32"), ("blended_kl_gpu", True, "bfloat16")):
-        if cases := newest("loss_blended", on_gpu):
+        if cases := last_runs("loss_blended", on_gpu):
             where = "GPU" if on_gpu else "CPU"
             plot(cases, RESULTS / f"{name}.png", dtype, f"soft targets, a past for half of the rows; {where}, {dtype}")
 

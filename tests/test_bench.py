@@ -88,13 +88,28 @@ def test_a_missing_peer_is_named(bench, capsys):
     assert "no_such_package is left out: ModuleNotFoundError" in capsys.readouterr().out
 
 
-def test_exponents_are_fitted_and_the_newest_row_counts(bench, tmp_path):
+def write_rows(path, *rows, method=None):
+    """A results file of rows "work,size,peer,p50_ms"; each is done by what is measured now, unless told otherwise."""
+    method = method or sys.modules["harness"].METHOD
+    lines = [f"CPU,{method},float32,{row}" for row in rows]
+    path.write_text("\n".join(["device,method,dtype,work,size,peer,p50_ms", *lines]))
+
+
+def test_exponents_are_fitted_over_the_medians_of_the_runs(bench, tmp_path):
     report = bench("report")
-    header = "device,work,size,dtype,peer,p50_ms"
-    rows = [f"CPU,sweep,{n},float32,toast_kernels,{3 * n**1.5}" for n in (1, 10, 100)]
-    (tmp_path / "scaling.csv").write_text("\n".join([header, "CPU,sweep,10,float32,toast_kernels,7", *rows]))
-    assert report.scaling(report.newest("scaling")).endswith("| 1.50 |")
-    assert report.newest("scaling", on_gpu=True) == {}
+    runs = [f"sweep,{n},toast_kernels,{factor * n**1.5}" for factor in (3, 1000, 2) for n in (1, 10, 100)]
+    write_rows(tmp_path / "scaling.csv", *runs)
+    assert report.scaling(report.last_runs("scaling")).endswith("| 1: 3, 10: 94.9, 100: 3e+03 | 1.50 |")
+    assert report.last_runs("scaling", on_gpu=True) == {}
+
+
+def test_only_the_last_runs_count_and_only_those_measured_alike(bench, tmp_path):
+    report = bench("report")
+    write_rows(tmp_path / "loss.csv", *(f"w,s,toast_kernels,{t}" for t in range(8)))
+    (case,) = report.last_runs("loss").values()
+    assert [row["p50_ms"] for row in case["toast_kernels"]] == ["3", "4", "5", "6", "7"]
+    write_rows(tmp_path / "loss.csv", "w,s,toast_kernels,1", method=1)
+    assert report.last_runs("loss") == {}
 
 
 def test_results_elsewhere_leave_the_readmes_alone(bench, tmp_path):
@@ -109,19 +124,29 @@ def test_results_elsewhere_leave_the_readmes_alone(bench, tmp_path):
 
 def test_a_run_without_a_peer_shows_none_of_its_old_times(bench, tmp_path):
     report = bench("report")
-    header = "device,work,size,dtype,peer,p50_ms"
     runs = ["toast_kernels,2", "old peer,3", "toast_kernels,1", "new peer,4"]
-    (tmp_path / "loss.csv").write_text("\n".join([header, *(f"CPU,w,s,d,{run}" for run in runs)]))
-    (case,) = report.newest("loss").values()
-    assert {peer: row["p50_ms"] for peer, row in case.items()} == {"toast_kernels": "1", "new peer": "4"}
+    write_rows(tmp_path / "loss.csv", *(f"w,s,{run}" for run in runs))
+    (case,) = report.last_runs("loss").values()
+    assert {peer: [row["p50_ms"] for row in rows] for peer, rows in case.items()} == {
+        "toast_kernels": ["2", "1"],
+        "new peer": ["4"],
+    }
 
 
-def test_ratios_are_shown_with_their_spread_in_order(bench):
+def test_ratios_are_shown_with_the_bounds_of_all_runs(bench):
     report = bench("report")
-    assert report.faster({"ours_faster": "2", "ours_faster_p20": "3", "ours_faster_p80": "1"}) == "2.00x (1.00 - 3.00)"
-    row = {"ours_faster": "0.8", "ours_faster_p20": "0.5", "ours_faster_p80": "1", "p50_ms": "8"}
-    table = report.steps({("step", "s", "d"): {report.OURS: {"p50_ms": "10"}, "F.cross_entropy": row}})
-    assert table.endswith("| 10 ms | 8 ms | 1.250x (1.000 - 2.000) |")
+
+    def run(middle, low, high, ms=8):
+        keys = ("ours_faster", "ours_faster_p20", "ours_faster_p80", "p50_ms")
+        return dict(zip(keys, map(str, (middle, low, high, ms)), strict=True))
+
+    assert report.faster([run(2, 3, 1)]) == "2.00x (1.00 - 3.00)"
+    runs = [run(0.8, 0.5, 1), run(2, 1.6, 4), run(1, 0.9, 1.1)]
+    assert report.faster(runs) == "1.00x (0.50 - 4.00)"
+    table = report.steps({("step", "s", "d"): {report.OURS: [run(1, 1, 1, 10)], "F.cross_entropy": runs}})
+    assert table.endswith("| 10 ms | 1.000x (0.250 - 2.000) F.cross_entropy |")
+    table = report.epochs({("w", "1000 rows, 7 classes, by 100", "d"): {report.OURS: [run(1, 1, 1, 50)]}})
+    assert table.endswith("| 50 ms | 5 ms |")
 
 
 def test_the_readmes_have_a_place_for_each_table(bench, monkeypatch, tmp_path):
