@@ -54,6 +54,17 @@ def test_measure_counts_calls_bytes_and_memory(bench, tmp_path, capsys):
     assert len((tmp_path / "suite.csv").read_text().splitlines()) == 1 + 3 + 2  # rows are added, under one header
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of the CPU's clock")
+def test_a_burst_that_lost_a_core_is_repeated(bench, monkeypatch):
+    harness, calls = bench("harness"), []
+    for lost, bursts in (([0, 0], 1), ([0, 1, 1, 1], 2), (range(100), 3)):
+        calls.clear()
+        readings = iter(lost)
+        monkeypatch.setattr(harness, "preemptions", lambda readings=readings: next(readings))
+        harness.burst(lambda: calls.append(time.sleep(0.02)))
+        assert len(calls) == 2 * bursts
+
+
 def test_a_peer_with_another_gradient_stops_the_benchmark(bench):
     peers = bench("peers")
     loss = peers.CrossEntropy(16, 50, torch.float32)

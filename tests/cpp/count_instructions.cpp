@@ -3,13 +3,16 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <functional>
+#include <map>
 #include <string>
 #include <vector>
 
 #include "blended_kl.h"
 #include "medoids.h"
 #include "random.h"
+#include "softmax_statistics.h"
 
 using std::int64_t;
 
@@ -60,7 +63,15 @@ void loss(const std::string& name, int64_t rows, int64_t classes) {
   problem.gradient = gradient.data();
   problem.stats = nullptr;
   problem.argmax = nullptr;
-  if (name == "blended") {
+  std::vector<std::uint16_t> half_logits(rows * classes), half_gradient(rows * classes);
+  if (name == "blended-bfloat16") {  // the logits alone: what converting them costs
+    for (int64_t i = 0; i < rows * classes; ++i)
+      std::memcpy(&half_logits[i], reinterpret_cast<const char*>(&logits[i]) + 2, 2);
+    problem.dtype = toast::DType::bfloat16;
+    problem.logits = half_logits.data();
+    problem.gradient = half_gradient.data();
+  }
+  if (name == "blended" || name == "blended-bfloat16") {
     problem.soft = dense(values, tables, classes, entropy);
     problem.past = dense(values, tables, classes, entropy);
     problem.past_index = past_index.data();
@@ -85,19 +96,33 @@ void medoids(toast::Metric metric, int64_t rows, int64_t width) {
   });
 }
 
+void softmax_statistics(int64_t rows, int64_t classes) {
+  const auto logits = floats(rows * classes, 6, -3, 5);
+  std::vector<double> logsumexp(rows);
+  std::vector<float> entropy(rows);
+  counted([&] {
+    toast::softmax_statistics_cpu(
+        {toast::DType::float32, logits.data(), rows, classes, classes, 3.0, logsumexp.data(), entropy.data(), 1});
+  });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   if (count != 4) {
-    std::fprintf(stderr, "usage: count_instructions plain|blended|top-k|sqeuclidean|cityblock ROWS WIDTH\n");
+    std::fprintf(stderr, "usage: count_instructions CASE ROWS WIDTH\n");
     return 2;
   }
   const std::string name = arguments[1];
   const int64_t rows = std::atoll(arguments[2]), width = std::atoll(arguments[3]);
-  if (name == "sqeuclidean")
-    medoids(toast::Metric::sqeuclidean, rows, width);
-  else if (name == "cityblock")
-    medoids(toast::Metric::cityblock, rows, width);
+  const std::map<std::string, toast::Metric> metrics = {{"sqeuclidean", toast::Metric::sqeuclidean},
+                                                        {"cosine", toast::Metric::cosine},
+                                                        {"cityblock", toast::Metric::cityblock},
+                                                        {"jeffreys", toast::Metric::jeffreys}};
+  if (metrics.count(name) != 0)
+    medoids(metrics.at(name), rows, width);
+  else if (name == "softmax statistics")
+    softmax_statistics(rows, width);
   else
     loss(name, rows, width);
   return 0;
