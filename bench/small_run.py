@@ -2,31 +2,50 @@
 
 import torch
 
-from toast_kernels import SoftTargets, class_medoids, toast_loss
+from toast_kernels import SoftTargets, backends, class_medoids, toast_loss
+
+CUDA = torch.device("cuda")
+BACKENDS = [name for name in ("triton", "cuda") if name in backends.BACKENDS and not backends.missing(name, CUDA)]
 
 
-def losses():
-    """Each way a row is worked on (several a program, held, in blocks), with dense and with listed soft targets."""
-    for classes in (100, 1000, 20_001):
-        logits = torch.randn(5, classes, device="cuda", dtype=torch.bfloat16).requires_grad_()
-        target = torch.tensor([0, 1, -100, 3, classes - 1], device="cuda")
-        past = SoftTargets.from_logits(torch.randn(5, classes, device="cuda"), 3.0)
-        lists = SoftTargets.from_logits(torch.randn(5, classes, device="cuda"), 3.0, top_k=70)
-        for rows in (past, lists, torch.randn(5, classes, device="cuda")):
-            for reduction in ("mean", "none"):
-                toast_loss(logits, target, past=rows, label_smoothing=0.1, reduction=reduction).sum().mul(
-                    0.5
-                ).backward()
+def normal(*shape, dtype=torch.float32):
+    return torch.randn(*shape, device=CUDA, dtype=dtype)
+
+
+def losses(backend):
+    """Each way a row is worked on (several a program, held, in blocks), every encoding and kind of target; not every
+    combination, since each is a kernel to compile."""
+    half, short, single = torch.float16, torch.bfloat16, torch.float32
+    for classes, dtype in ((100, half), (1000, short), (1001, single), (20_001, short)):
+        logits = normal(5, classes, dtype=dtype).requires_grad_()
+        target = torch.tensor([0, 1, -100, 3, 2], device=CUDA)
+        mixed = target, target.flip(0), torch.rand(5, device=CUDA)
+        dense_past, listed_past = (SoftTargets.from_logits(normal(5, classes), 3.0, top_k=k) for k in (None, 70))
+        lists = SoftTargets.empty(classes, classes, top_k=70, device=CUDA)
+        lists[:5] = SoftTargets.from_probs(normal(5, classes).softmax(1), top_k=70)
+        dense = SoftTargets.from_logits(normal(classes, classes)) if classes < 2000 else lists
+        for labels, soft, past, reduction in (
+            (target, dense, listed_past, "mean"),
+            (mixed, lists, dense_past, "none"),
+            (mixed, dense, normal(5, classes, dtype=dtype), "sum"),
+        ):
+            loss, _ = toast_loss(
+                logits, labels, soft_targets=soft, alpha=0.4, past=past, label_smoothing=0.1, reduction=reduction,
+                return_stats=True, backend=backend,
+            )  # fmt: skip
+            loss.sum().mul(0.5).backward()
+        toast_loss(logits, logits.detach().float().softmax(1), backend=backend).backward()
 
 
 def medoids():
-    x = torch.randn(300, 40, device="cuda")
-    labels = torch.randint(3, (300,), device="cuda")
-    for metric in ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys"):
-        class_medoids(x, labels, 4, metric=metric)
+    for rows, width in ((300, 40), (70, 1500)):
+        x, labels = normal(rows, width), torch.randint(3, (rows,), device=CUDA)
+        for metric in ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys"):
+            class_medoids(x, labels, 4, metric=metric)
 
 
 if __name__ == "__main__":
-    losses()
+    for backend in BACKENDS:
+        losses(backend)
     medoids()
     torch.cuda.synchronize()
