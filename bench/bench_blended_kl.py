@@ -9,7 +9,7 @@ from statistics import median
 import pytest
 import torch
 from harness import DEVICE, OURS, RESULTS, append, conditions, measure, ratio, rotated
-from peers import Blended, CrossEntropy, TopK
+from peers import Blended, CrossEntropy, LongRows, TopK
 
 ON_GPU = DEVICE.type == "cuda"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -18,9 +18,10 @@ SMALL = [(8, 10), (256, 100)]  # what a call costs
 if ON_GPU:
     SIZES = [(8192, 1000), (8192, 4096), (4096, 8192), (4096, 16384), (2048, 32768)]
     TOP_K, WIDEST = [(1024, 128_256), (512, 360_000)], [(2048, 128_256)]
+    LONG = [(1024, 32_768), (1024, 65_536), (512, 131_072), (256, 262_144), (256, 360_000)]
 else:
     SIZES = [(1024, 1000), (4096, 1000), (1024, 3250), (256, 21841)]
-    TOP_K, WIDEST = [(256, 100_000)], []
+    TOP_K, WIDEST, LONG = [(256, 100_000)], [], [(256, 100_000)]
 
 
 def cases(sizes):
@@ -114,6 +115,14 @@ def test_host_overhead():
 @pytest.mark.parametrize(("rows", "classes"), TOP_K)
 def test_top_k(benchmark, rows, classes, dtype):
     run(benchmark, "loss_top_k", TopK(rows, classes, DTYPES[dtype]), dtype, BACKWARD)
+
+
+@pytest.mark.parametrize(
+    ("rows", "classes", "dtype"),
+    [(*size, dtype) for size in LONG for dtype in DTYPES if size == LONG[len(LONG) // 2] or dtype == "bfloat16"],
+)
+def test_long_rows(benchmark, rows, classes, dtype):
+    run(benchmark, "loss_long_rows", LongRows(rows, classes, DTYPES[dtype]), dtype, BACKWARD)
 
 
 @pytest.mark.parametrize(("rows", "classes", "dtype", "work"), cases(SIZES))

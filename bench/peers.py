@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from harness import DEVICE, OURS
 
 from toast_kernels import SoftTargets, class_medoids, toast_loss
+from toast_kernels.backends import missing
 
 TEMPERATURE, ALPHA = 3.0, 0.4
 
@@ -168,6 +169,46 @@ class TopK(Loss):
         rest = (1 - values.sum(1)) / (log_p.shape[1] - values.shape[1])
         soft = -((values - rest[:, None]) * log_p.gather(1, indices)).sum(1) - rest * log_p.sum(1)
         return (1 - ALPHA) * F.nll_loss(log_p, self.target) + ALPHA * soft.mean()
+
+
+class LongRows(TopK):
+    """As TopK, and the last step's logits as the past of every other row: what training with very many classes does.
+
+    On a GPU each backend that has kernels for it is a peer of its own beside the one that "auto" takes.
+    """
+
+    others = ("F.cross_entropy alone",)
+
+    def __init__(self, rows, classes, dtype):
+        super().__init__(rows, classes, dtype)
+        self.past = normal(rows // 2, classes, dtype=dtype, seed=3)
+        self.past_index = torch.full((rows,), -1, device=DEVICE)
+        self.past_index[::2] = torch.arange(rows // 2, device=DEVICE)
+        kernels = [name for name in ("triton", "cuda") if DEVICE.type == "cuda" and not missing(name, DEVICE)]
+        self.peers = {
+            OURS: self.ours("auto"),
+            **{f"backend {name}": self.ours(name) for name in kernels},
+            "eager": self.eager,
+            "torch.compile": torch.compile(self.eager),
+            "F.cross_entropy alone": lambda logits: F.cross_entropy(logits, self.target),
+        }
+
+    def forward_bytes(self):
+        return super().forward_bytes() + self.past.numel() * self.past.element_size()
+
+    def ours(self, backend):
+        return lambda logits: toast_loss(
+            logits, self.target, soft_targets=self.soft, alpha=ALPHA, past=self.past, past_index=self.past_index,
+            backend=backend,
+        )  # fmt: skip
+
+    def eager(self, logits):
+        past = F.kl_div(
+            F.log_softmax(logits[::2].float() / TEMPERATURE, 1),
+            F.log_softmax(self.past.float() / TEMPERATURE, 1),
+            reduction="batchmean", log_target=True,
+        )  # fmt: skip
+        return super().eager(logits) + TEMPERATURE**2 * past
 
 
 class Medoids:

@@ -84,7 +84,8 @@ def test_a_peer_that_finds_other_medoids_is_left_out_by_name(bench, capsys):
 
 def test_the_losses_of_the_benchmarks_are_what_they_say(bench):
     peers = bench("peers")
-    for problem in (peers.Blended(8, 40, torch.bfloat16), peers.TopK(8, 200, torch.float32, k=5)):
+    blended, listed = peers.Blended(8, 40, torch.bfloat16), peers.TopK(8, 200, torch.float32, k=5)
+    for problem in (blended, listed, peers.LongRows(8, 300, torch.bfloat16)):
         problem.check()
     plain = peers.CrossEntropy(8, 40, torch.float32)
     assert plain.bytes("forward") == 8 * 40 * 4
