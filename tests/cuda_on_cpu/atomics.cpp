@@ -8,7 +8,9 @@ namespace {
 
 template <class T, class Update>
 T update(T* address, Update new_value) {
+  const cuda_on_cpu::races::Unwatched unwatched;
   cuda_on_cpu::give_way();
+  cuda_on_cpu::races::access(address, sizeof *address, cuda_on_cpu::races::kAtomic);
   const T old = *address;
   *address = new_value(old);
   return old;

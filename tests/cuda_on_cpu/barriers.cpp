@@ -1,22 +1,30 @@
-// Barriers of a block and a cluster; operations of a warp.
+// Barriers of a block and a cluster; operations of a warp. Only barriers order memory: shuffles and votes do not.
+#include <algorithm>
+
 #include "threads.h"
 
 namespace cuda_on_cpu {
 
 // Stricter than hardware, which lets a thread that has returned count as arrived, and any two __syncthreads match.
 void sync_block(Site site) {
+  const races::Unwatched unwatched;
   Block& block = block_of(*running);
   if (block.at_barrier == 0) block.barrier = site;
   if (!(block.barrier == site))
     throw Fault("__syncthreads in divergent code: " + describe(*running) + " is at " + describe(site) +
                 ", others of its block wait at " + describe(block.barrier));
-  if (++block.at_barrier < cluster.threads_per_block) return wait(&block, "__syncthreads", site);
-  block.at_barrier = 0;
-  wake(&block, cluster.first_thread(running->block), cluster.threads_per_block);
-  give_way();
+  if (++block.at_barrier < cluster.threads_per_block) {
+    wait(&block, "__syncthreads", site);
+  } else {
+    block.at_barrier = 0;
+    wake(&block, cluster.first_thread(running->block), cluster.threads_per_block);
+    give_way();
+  }
+  ++running->clock.block_barriers;
 }
 
 void arrive_cluster(Site site) {
+  const races::Unwatched unwatched;
   if (device.compute_capability_major < 9) throw Fault("this GPU has no clusters: " + describe(site));
   if (running->cluster_arrivals != running->cluster_waits)
     throw Fault(describe(*running) +
@@ -31,6 +39,7 @@ void arrive_cluster(Site site) {
 }
 
 void wait_cluster(Site site) {
+  const races::Unwatched unwatched;
   if (running->cluster_arrivals == running->cluster_waits)
     throw Fault(describe(*running) + " waits at the cluster's barrier without having arrived: " + describe(site));
   if (cluster.phase < running->cluster_arrivals) wait(&cluster, "the cluster's barrier", site);
@@ -59,6 +68,7 @@ bool all_joined(unsigned mask, Site site) {
 // Waits for the lanes of the mask; the last to come calls finish(), which fills in the results of all.
 template <class Finish>
 std::uint64_t join(const char* operation, unsigned mask, Site site, Finish finish) {
+  const races::Unwatched unwatched;
   Thread& self = *running;
   Warp& warp = cluster.warps[self.warp];
   const auto fault = [&](const std::string& what) {
@@ -85,7 +95,17 @@ std::uint64_t join(const char* operation, unsigned mask, Site site, Finish finis
 }  // namespace
 
 void sync_warp(unsigned mask, Site site) {
-  join("__syncwarp", mask, site, [] {});
+  ++running->clock.seen_of_lane[running->lane];
+  join("__syncwarp", mask, site, [mask] {
+    Clock together = {};
+    for (unsigned left = mask; left != 0; left &= left - 1) {
+      const Clock& clock = lane_of_warp(__builtin_ctz(left)).clock;
+      for (unsigned i = 0; i < kWarp; ++i)
+        together.seen_of_lane[i] = std::max(together.seen_of_lane[i], clock.seen_of_lane[i]);
+    }
+    for (unsigned left = mask; left != 0; left &= left - 1)
+      std::copy_n(together.seen_of_lane, kWarp, lane_of_warp(__builtin_ctz(left)).clock.seen_of_lane);
+  });
 }
 
 std::uint64_t exchange(const char* operation, unsigned mask, std::uint64_t value, unsigned source, Site site) {

@@ -54,6 +54,7 @@ void set_up(unsigned number) {
       thread.site = {"", 0};
       thread.returned = false;
       thread.cluster_arrivals = thread.cluster_waits = 0;
+      thread.clock = {};
       thread.copies.clear();
       thread.copy_groups = 0;
       cluster.warps[thread.warp].exist |= 1u << thread.lane;
@@ -74,6 +75,7 @@ void run(const Launch& launch, void (*kernel)(void*), void* arguments) {
   blockDim = launch.block;
   draw = Random(seed);
   begin_launch_shared_memory();
+  races::begin_launch();
 
   // Clusters run one after another: nothing says in which order.
   std::vector<unsigned> order(volume(launch.grid) / volume(launch.cluster));
@@ -83,8 +85,10 @@ void run(const Launch& launch, void (*kernel)(void*), void* arguments) {
   for (unsigned number : order) {
     set_up(number);
     begin_shared_memory();
+    races::begin_cluster();
     run_cluster([] { kernel_to_run(arguments_to_pass); });
   }
+  races::end_launch();
 }
 
 }  // namespace cuda_on_cpu

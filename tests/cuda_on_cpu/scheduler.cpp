@@ -100,9 +100,12 @@ void thread_main() {
     open_shared_memory(self.block);
   }
   try {
+    races::watching = true;
     thread_body();
+    races::watching = false;
     if (!self.copies.empty()) throw Fault(describe(self) + " returned without waiting for its asynchronous copies");
   } catch (...) {
+    races::watching = false;
     failure = std::current_exception();
   }
   self.returned = true;

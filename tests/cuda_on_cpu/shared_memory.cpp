@@ -44,14 +44,28 @@ std::size_t offset_in_own_arena(const void* address, const char* operation) {
   return offset;
 }
 
-void complete(const Copy& copy) { std::memcpy(copy.to, copy.from, copy.bytes); }
+// The copy writes at some time between its issue and its thread's wait.
+void record(const Copy& copy) {
+  races::access(copy.from, copy.bytes, races::kRead);
+  races::access(copy.to, copy.bytes, races::kWrite);
+}
 
-template <class Done>
-void complete_those(Done done) {
+void complete(Copy& copy) {
+  if (!copy.completed) std::memcpy(copy.to, copy.from, copy.bytes);
+  copy.completed = true;
+}
+
+// Waits for the copies of all groups before the one of this number.
+void wait_for_groups_before(unsigned group) {
+  const races::Unwatched unwatched;
   std::vector<Copy>& copies = running->copies;
-  for (const Copy& copy : copies)
-    if (done(copy)) complete(copy);
-  copies.erase(std::remove_if(copies.begin(), copies.end(), done), copies.end());
+  const auto done =
+      std::stable_partition(copies.begin(), copies.end(), [=](const Copy& copy) { return copy.group >= group; });
+  for (auto copy = done; copy != copies.end(); ++copy) {
+    complete(*copy);
+    record(*copy);
+  }
+  copies.erase(done, copies.end());
 }
 
 }  // namespace
@@ -81,12 +95,14 @@ void open_shared_memory(unsigned block) {
   ASAN_UNPOISON_MEMORY_REGION(memory, arena_bytes());
   std::memset(memory, kPoison, arena_bytes());
   ASAN_POISON_MEMORY_REGION(memory, arena_bytes());
+  races::begin_block(memory, arena_bytes());
   for (const Variable& variable : variables) ASAN_UNPOISON_MEMORY_REGION(memory + variable.offset, variable.bytes);
   ASAN_UNPOISON_MEMORY_REGION(memory + kDynamic, cluster.launch.dynamic_bytes);
 }
 
 void close_shared_memory(unsigned block) {
   char* const memory = arena(block);
+  races::end_block(block, memory, arena_bytes());
   ASAN_UNPOISON_MEMORY_REGION(memory, arena_bytes());
   std::memset(memory, kPoison, arena_bytes());
   ASAN_POISON_MEMORY_REGION(memory, arena_bytes());
@@ -99,6 +115,7 @@ int shared_memory_owner(const void* address) {
 }
 
 void* static_shared(const void* id, std::size_t bytes, std::size_t alignment) {
+  const races::Unwatched unwatched;
   for (const Variable& variable : variables)
     if (variable.id == id) return arena(running->block) + variable.offset;
   const std::size_t offset = (static_end + alignment - 1) / alignment * alignment;
@@ -115,9 +132,11 @@ void* static_shared(const void* id, std::size_t bytes, std::size_t alignment) {
   return arena(running->block) + offset;
 }
 
-void* dynamic_shared() { return arena(running->block) + kDynamic; }
+void* dynamic_shared_of(unsigned block) { return arena(block) + kDynamic; }
+void* dynamic_shared() { return dynamic_shared_of(running->block); }
 
 void* map_shared_rank(const void* address, unsigned rank) {
+  const races::Unwatched unwatched;
   const std::size_t offset = offset_in_own_arena(address, "map_shared_rank");
   if (rank >= cluster.blocks.size())
     throw Fault("map_shared_rank: no block " + std::to_string(rank) + " in the cluster");
@@ -134,31 +153,29 @@ unsigned query_shared_rank(const void* address) {
 }
 
 void copy_async(void* to, const void* from, unsigned bytes) {
+  const races::Unwatched unwatched;
   if (bytes != 4 && bytes != 8 && bytes != 16) throw Fault("asynchronous copies are of 4, 8 or 16 bytes");
   if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % bytes != 0)
     throw Fault("an asynchronous copy of " + std::to_string(bytes) + " bytes is not aligned to them");
   offset_in_own_arena(to, "an asynchronous copy");
+  running->copies.push_back({to, from, bytes, running->copy_groups, false});
+  record(running->copies.back());
   std::memset(to, kPoison, bytes);
-  running->copies.push_back({to, from, bytes, running->copy_groups});
 }
 
 void commit_copies() { ++running->copy_groups; }
 
 void wait_for_copy_groups(unsigned newest) {
-  const unsigned committed = running->copy_groups;
-  complete_those([=](const Copy& copy) { return copy.group + newest < committed; });
+  const unsigned groups = running->copy_groups;
+  wait_for_groups_before(groups > newest ? groups - newest : 0);
 }
 
-void wait_for_copies() {
-  complete_those([](const Copy&) { return true; });
-}
+void wait_for_copies() { wait_for_groups_before(running->copy_groups + 1); }
 
 void complete_a_copy() {
   if (seed == 0 || draw.below(4) != 0) return;
   std::vector<Copy>& copies = running->copies;
-  std::swap(copies[draw.below(unsigned(copies.size()))], copies.back());
-  complete(copies.back());
-  copies.pop_back();
+  complete(copies[draw.below(unsigned(copies.size()))]);
 }
 
 }  // namespace cuda_on_cpu

@@ -9,6 +9,7 @@
 
 #include "emulator.h"
 #include "fibers.h"
+#include "races.h"
 
 namespace cuda_on_cpu {
 
@@ -18,6 +19,7 @@ struct Copy {
   void* to;
   const void* from;
   unsigned bytes, group;
+  bool completed;
 };
 
 struct Thread {
@@ -36,8 +38,9 @@ struct Thread {
   std::uint64_t value, result;
 
   unsigned cluster_arrivals, cluster_waits;
+  Clock clock;
 
-  std::vector<Copy> copies;  // in flight
+  std::vector<Copy> copies;  // that it has not waited for
   unsigned copy_groups;
 };
 
@@ -99,10 +102,11 @@ void run_cluster(void (*body)());
 
 // --- Shared memory
 void begin_launch_shared_memory();
-void begin_shared_memory();                    // of all blocks of the cluster that is to run
-void open_shared_memory(unsigned block);       // as its first thread starts
-void close_shared_memory(unsigned block);      // as its last thread returns
+void begin_shared_memory();                // of all blocks of the cluster that is to run
+void open_shared_memory(unsigned block);   // as its first thread starts
+void close_shared_memory(unsigned block);  // as its last thread returns
+void* dynamic_shared_of(unsigned block);
 int shared_memory_owner(const void* address);  // the block whose it is, or -1
-void complete_a_copy();                        // or not: one that the running thread has in flight, at random
+void complete_a_copy();                        // or not: of the running thread, at random
 
 }  // namespace cuda_on_cpu
