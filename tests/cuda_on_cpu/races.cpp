@@ -17,6 +17,7 @@ bool watching = false;
 namespace {
 
 bool enabled = false;
+std::uint64_t count = 0;
 unsigned clusters = 0;
 std::string first_race;
 
@@ -24,6 +25,7 @@ struct Access {
   unsigned cluster, thread, block, warp, lane;
   unsigned warp_clock, block_clock, cluster_clock;
   const void* code;
+  std::uint64_t number;
   unsigned char bytes;  // of the word, a bit each
   Kind kind;
 };
@@ -73,11 +75,14 @@ void report(const std::string& what, const void* address) {
   if (first_race.empty()) first_race = what + "; " + describe_place(address);
 }
 
-void record(Word& word, const Access& now, const void* address) {
-  for (const Access& before : word)
-    if ((before.bytes & now.bytes) != 0 && (before.kind | now.kind) != kRead &&
-        !(before.kind == kAtomic && now.kind == kAtomic) && !ordered(before, *running))
+// Adds an access, that began when `since` others had been, to those of its word.
+void record(Word& word, const Access& now, std::uint64_t since, const void* address) {
+  for (const Access& before : word) {
+    const bool conflict = (before.bytes & now.bytes) != 0 && (before.kind | now.kind) != kRead &&
+                          !(before.kind == kAtomic && now.kind == kAtomic);
+    if (conflict && (!ordered(before, *running) || before.number > since))
       report("data race: " + describe_access(now) + ", not ordered after " + describe_access(before), address);
+  }
   // What would race with an earlier access races with this one too, if it is of the same kind or a write.
   const auto covered = [&](const Access& before) {
     return (before.bytes & ~now.bytes) == 0 && (before.kind == now.kind || now.kind == kWrite) &&
@@ -96,6 +101,22 @@ void check_lifetime(const Access& now, const void* address) {
     report(describe_access(now) + " to the shared memory of a block that may not have started", address);
 }
 
+void add(const void* address, std::size_t bytes, Kind kind, const void* code, std::uint64_t since) {
+  if (!enabled || running->fiber.owns(address) || (address >= &__executable_start && address < &end)) return;
+  const Thread& t = *running;
+  Access now = {
+      clusters,           t.number, t.block, t.warp, t.lane, t.clock.seen_of_lane[t.lane], t.clock.block_barriers,
+      t.cluster_arrivals, code,     ++count, 0,      kind};
+  check_lifetime(now, address);
+  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address), last = first + bytes;
+  for (std::uintptr_t word = first / 8; word * 8 < last; ++word) {
+    const std::uintptr_t from = std::max(first, word * 8) - word * 8, to = std::min(last, word * 8 + 8) - word * 8;
+    now.bytes = static_cast<unsigned char>((1u << to) - (1u << from));
+    record(pages[word / kWordsPerPage][word % kWordsPerPage], now, since,
+           reinterpret_cast<const char*>(word * 8 + from));
+  }
+}
+
 }  // namespace
 
 void begin_launch() {
@@ -105,19 +126,14 @@ void begin_launch() {
 
 void begin_cluster() { ++clusters; }
 
+std::uint64_t accesses() { return count; }
+
 void access(const void* address, std::size_t bytes, Kind kind, const void* code) {
-  if (!enabled || running->fiber.owns(address) || (address >= &__executable_start && address < &end)) return;
-  const Thread& t = *running;
-  Access now = {
-      clusters,           t.number, t.block, t.warp, t.lane, t.clock.seen_of_lane[t.lane], t.clock.block_barriers,
-      t.cluster_arrivals, code,     0,       kind};
-  check_lifetime(now, address);
-  const std::uintptr_t first = reinterpret_cast<std::uintptr_t>(address), last = first + bytes;
-  for (std::uintptr_t word = first / 8; word * 8 < last; ++word) {
-    const std::uintptr_t from = std::max(first, word * 8) - word * 8, to = std::min(last, word * 8 + 8) - word * 8;
-    now.bytes = static_cast<unsigned char>((1u << to) - (1u << from));
-    record(pages[word / kWordsPerPage][word % kWordsPerPage], now, reinterpret_cast<const char*>(word * 8 + from));
-  }
+  add(address, bytes, kind, code, count + 1);
+}
+
+void end_of_access(const void* address, std::size_t bytes, Kind kind, std::uint64_t since) {
+  add(address, bytes, kind, nullptr, since);
 }
 
 void begin_block(const void* memory, std::size_t bytes) {

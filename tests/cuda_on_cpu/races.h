@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 
 namespace cuda_on_cpu {
 
@@ -38,6 +39,9 @@ void begin_launch();
 void begin_cluster();
 // An access by the running thread, if it is not one to memory of its own.
 void access(const void* address, std::size_t bytes, Kind kind, const void* code = nullptr);
+// An access that went on since accesses() was `since`, and ends now.
+void end_of_access(const void* address, std::size_t bytes, Kind kind, std::uint64_t since);
+std::uint64_t accesses();
 void begin_block(const void* memory, std::size_t bytes);
 // What other blocks did to the block's shared memory must have happened before its end.
 void end_block(unsigned block, const void* memory, std::size_t bytes);

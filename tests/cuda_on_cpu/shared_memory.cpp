@@ -44,12 +44,6 @@ std::size_t offset_in_own_arena(const void* address, const char* operation) {
   return offset;
 }
 
-// The copy writes at some time between its issue and its thread's wait.
-void record(const Copy& copy) {
-  races::access(copy.from, copy.bytes, races::kRead);
-  races::access(copy.to, copy.bytes, races::kWrite);
-}
-
 void complete(Copy& copy) {
   if (!copy.completed) std::memcpy(copy.to, copy.from, copy.bytes);
   copy.completed = true;
@@ -63,7 +57,8 @@ void wait_for_groups_before(unsigned group) {
       std::stable_partition(copies.begin(), copies.end(), [=](const Copy& copy) { return copy.group >= group; });
   for (auto copy = done; copy != copies.end(); ++copy) {
     complete(*copy);
-    record(*copy);
+    races::end_of_access(copy->from, copy->bytes, races::kRead, copy->issued);
+    races::end_of_access(copy->to, copy->bytes, races::kWrite, copy->issued);
   }
   copies.erase(done, copies.end());
 }
@@ -158,8 +153,9 @@ void copy_async(void* to, const void* from, unsigned bytes) {
   if ((reinterpret_cast<std::uintptr_t>(to) | reinterpret_cast<std::uintptr_t>(from)) % bytes != 0)
     throw Fault("an asynchronous copy of " + std::to_string(bytes) + " bytes is not aligned to them");
   offset_in_own_arena(to, "an asynchronous copy");
-  running->copies.push_back({to, from, bytes, running->copy_groups, false});
-  record(running->copies.back());
+  races::access(from, bytes, races::kRead);
+  races::access(to, bytes, races::kWrite);
+  running->copies.push_back({to, from, bytes, running->copy_groups, false, races::accesses()});
   std::memset(to, kPoison, bytes);
 }
 

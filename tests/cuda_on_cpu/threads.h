@@ -20,6 +20,7 @@ struct Copy {
   const void* from;
   unsigned bytes, group;
   bool completed;
+  std::uint64_t issued;  // as races::accesses() counts
 };
 
 struct Thread {
