@@ -6,11 +6,9 @@
 #include <string>
 #include <utility>
 
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kRacesAreWatched = true;
-#else
-constexpr bool kRacesAreWatched = false;
-#endif
+#include "sanitizers.h"
+
+constexpr bool kRacesAreWatched = CUDA_ON_CPU_RACES;
 
 struct Shape {
   dim3 grid, block;
