@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstring>
 #include <unordered_map>
 
 #include "threads.h"
@@ -199,5 +200,29 @@ void __tsan_read_range(void* p, unsigned long bytes) { instrumented(p, bytes, kR
 void __tsan_write_range(void* p, unsigned long bytes) { instrumented(p, bytes, kWrite, __builtin_return_address(0)); }
 void __tsan_vptr_update(void**, void*) {}
 void __tsan_vptr_read(void**) {}
+
+void* __tsan_memcpy(void* to, const void* from, unsigned long bytes) {
+  instrumented(from, bytes, kRead, __builtin_return_address(0));
+  instrumented(to, bytes, kWrite, __builtin_return_address(0));
+  return std::memcpy(to, from, bytes);
+}
+void* __tsan_memmove(void* to, const void* from, unsigned long bytes) {
+  instrumented(from, bytes, kRead, __builtin_return_address(0));
+  instrumented(to, bytes, kWrite, __builtin_return_address(0));
+  return std::memmove(to, from, bytes);
+}
+void* __tsan_memset(void* to, int value, unsigned long bytes) {
+  instrumented(to, bytes, kWrite, __builtin_return_address(0));
+  return std::memset(to, value, bytes);
+}
+
+// The host's atomics: of shared_ptr, and of the guards of local statics.
+#define ATOMICS(bits, T)                                                                                  \
+  T __tsan_atomic##bits##_load(const volatile T* p, int) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); } \
+  void __tsan_atomic##bits##_store(volatile T* p, T x, int) { __atomic_store_n(p, x, __ATOMIC_SEQ_CST); } \
+  T __tsan_atomic##bits##_fetch_add(volatile T* p, T x, int) { return __atomic_fetch_add(p, x, __ATOMIC_SEQ_CST); }
+ATOMICS(8, unsigned char)
+ATOMICS(32, unsigned)
+ATOMICS(64, unsigned long)
 
 }  // extern "C"
