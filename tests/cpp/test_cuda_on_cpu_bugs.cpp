@@ -43,6 +43,19 @@ __global__ void reverse_in_a_warp(const float* in, float* out) {
   out[threadIdx.x] = row[31 - threadIdx.x];
 }
 
+// Two warps that trust a barrier of each. The read that it does order must not hide the one that it does not.
+template <bool right>
+__global__ void reverse_over_warps(const float* in, float* out) {
+  SMEM_STATIC(float[kThreads], row);
+  row[threadIdx.x] = in[threadIdx.x];
+  if (right)
+    __syncthreads();
+  else
+    __syncwarp();
+  out[threadIdx.x] = row[threadIdx.x ^ 1];
+  out[threadIdx.x] = row[kThreads - 1 - threadIdx.x];
+}
+
 // Row after row through the same buffer.
 template <bool right>
 __global__ void reverse_rows(const float* in, float* out) {
@@ -277,6 +290,7 @@ void hang(const char* name, const std::string& by, Kernel right, Kernel wrong, c
 void races() {
   race("no __syncthreads", reverse<true>, reverse<false>, kBlock);
   if (kRacesAreWatched) race("a shuffle for a barrier", reverse_in_a_warp<true>, reverse_in_a_warp<false>, {1, 32});
+  race("a warp's barrier for a block's", reverse_over_warps<true>, reverse_over_warps<false>, kBlock);
   race("a buffer overwritten while it is read", reverse_rows<true>, reverse_rows<false>, kBlock, kRounds);
   race("a block's barrier for a cluster's", neighbours<true>, neighbours<false>, kOneCluster);
   race("no barrier after a copy", copy_rows<Wrong::nothing>, copy_rows<Wrong::no_barrier>, kBlock, kRounds);
