@@ -43,17 +43,17 @@ __global__ void reverse_in_a_warp(const float* in, float* out) {
   out[threadIdx.x] = row[31 - threadIdx.x];
 }
 
-// Two warps that trust a barrier of each. The read that it does order must not hide the one that it does not.
+// The first warp writes, both read: its own reads, which the barrier does order, must not hide the other's.
 template <bool right>
-__global__ void reverse_over_warps(const float* in, float* out) {
-  SMEM_STATIC(float[kThreads], row);
-  row[threadIdx.x] = in[threadIdx.x];
+__global__ void first_warp_writes(float* out) {
+  SMEM_STATIC(float[32], row);
+  const unsigned lane = threadIdx.x % 32;
+  if (threadIdx.x < 32) row[lane] = float(lane);
   if (right)
     __syncthreads();
   else
     __syncwarp();
-  out[threadIdx.x] = row[threadIdx.x ^ 1];
-  out[threadIdx.x] = row[kThreads - 1 - threadIdx.x];
+  out[threadIdx.x] = row[31 - lane];
 }
 
 // Row after row through the same buffer.
@@ -290,16 +290,20 @@ void hang(const char* name, const std::string& by, Kernel right, Kernel wrong, c
 void races() {
   race("no __syncthreads", reverse<true>, reverse<false>, kBlock);
   if (kRacesAreWatched) race("a shuffle for a barrier", reverse_in_a_warp<true>, reverse_in_a_warp<false>, {1, 32});
-  race("a warp's barrier for a block's", reverse_over_warps<true>, reverse_over_warps<false>, kBlock);
   race("a buffer overwritten while it is read", reverse_rows<true>, reverse_rows<false>, kBlock, kRounds);
   race("a block's barrier for a cluster's", neighbours<true>, neighbours<false>, kOneCluster);
   race("no barrier after a copy", copy_rows<Wrong::nothing>, copy_rows<Wrong::no_barrier>, kBlock, kRounds);
   race("a copy over what is being read", copy_rows<Wrong::nothing>, copy_rows<Wrong::overwrites>, kBlock, kRounds);
-  if (kRacesAreWatched)
-    check_bug("two blocks write one element", Seen::at_times, "data race", [](bool right) {
-      std::vector<float> out(kCluster);
-      return fault({kCluster, 32}, right ? all_write<true> : all_write<false>, out.data());
+  const auto race_alone = [](const char* name, const Shape& shape, void (*right)(float*), void (*wrong)(float*)) {
+    check_bug(name, Seen::at_times, "data race", [=](bool r) {
+      std::vector<float> out(kThreads);
+      return fault(shape, r ? right : wrong, out.data());
     });
+  };
+  if (kRacesAreWatched) {
+    race_alone("two blocks write one element", {kCluster, 32}, all_write<true>, all_write<false>);
+    race_alone("a warp's barrier for a block's", {1, kThreads}, first_warp_writes<true>, first_warp_writes<false>);
+  }
 }
 
 void copies() {
