@@ -23,7 +23,7 @@ struct Shared {
   float warp_max[kMostThreads / 32];
   Statistics warp[kMostThreads / 32];
   Statistics pieces;                 // so far
-  Statistics block[2][kMostCluster];  // from each block of the cluster, in turns
+  Statistics block[2][kMostCluster];  // from each block of the cluster; in turns: a late one still reads the last row's
 };
 static_assert(sizeof(Shared) <= kStaticShared, "the plan has to leave room for it");
 
@@ -32,6 +32,7 @@ static_assert(sizeof(Shared) <= kStaticShared, "the plan has to leave room for i
 struct Step {
   std::int64_t row;
   int number;
+  int turn;  // 0 and 1 for every other row
 };
 
 template <class T, bool Target, bool PastTerm>
@@ -49,7 +50,7 @@ class Block {
   __device__ void run() {
     const int ahead = task_.plan.stages - 1;
     cluster_barrier();  // the other blocks run: their memory may be written to
-    Step loading{std::int64_t(blockIdx.x) / task_.plan.cluster, 0}, working = loading;
+    Step loading{std::int64_t(blockIdx.x) / task_.plan.cluster, 0, 0}, working = loading;
     for (int load = 0; working.row < p_.rows; ++load) {
       if (loading.row < p_.rows) fetch(loading, stage_at(load & ahead));
       commit_copies();
@@ -72,11 +73,9 @@ class Block {
 
   __device__ Step after(Step step) const {
     const int loads = p_.gradient == nullptr ? task_.plan.pieces : 2 * task_.plan.pieces - 1;
-    if (step.number + 1 < loads) return {step.row, step.number + 1};
-    return {step.row + task_.clusters, 0};
+    if (step.number + 1 < loads) return {step.row, step.number + 1, step.turn};
+    return {step.row + task_.clusters, 0, 1 - step.turn};
   }
-
-  __device__ Row& this_row(Step step) { return shared_.row[step.row / task_.clusters % 2]; }
 
   __device__ Slice slice_of(Step step) const {
     const int pieces = task_.plan.pieces, size = task_.plan.slice;
@@ -95,7 +94,7 @@ class Block {
 
   __device__ void work(Step step, const T* logits) {
     const int last = task_.plan.pieces - 1;
-    const Row& row = this_row(step);
+    const Row& row = shared_.row[step.turn];
     const Slice slice = slice_of(step);
     const bool worked_on = row.used || p_.stats != nullptr;
     if (worked_on) {
@@ -104,7 +103,7 @@ class Block {
       if (step.number <= last) learn(row, slice, logits, masses, step.number == 0);
       if (step.number > last) __syncthreads();  // the target row is written
     }
-    if (step.number == last) finish_statistics(row, worked_on);
+    if (step.number == last) finish_statistics(row, step.turn, worked_on);
     if (step.number >= last && p_.gradient != nullptr) write_gradient(row, slice, logits);
   }
 
@@ -112,6 +111,7 @@ class Block {
   __device__ void fetch(Step step, T* to) {
     const Slice slice = slice_of(step);
     const T* from = logits_row(step.row) + slice.begin - slice.lead;
+#pragma unroll 1
     for (int place = int(threadIdx.x) * kWidth<T>; place < slice.places; place += int(blockDim.x) * kWidth<T>) {
       if (slice.has(place) && slice.has(place + kWidth<T> - 1)) {
         copy_async_16(to + place, from + place);
@@ -124,12 +124,13 @@ class Block {
       }
     }
     if (step.number == 0 && warp() == 0)
-      make_row<PastTerm>(p_, step.row, scales_.class_term, scales_.past_term, this_row(step));
+      make_row<PastTerm>(p_, step.row, scales_.class_term, scales_.past_term, shared_.row[step.turn]);
   }
 
   // Calls f(place, logits, masses) for each 16 bytes of the slice. Beyond its ends there are logits of -inf, no mass.
   template <class F>
   __device__ void for_each_vector(const Slice& slice, const T* logits, F&& f) const {
+#pragma unroll 1
     for (int place = int(threadIdx.x) * kWidth<T>; place < slice.places; place += int(blockDim.x) * kWidth<T>) {
       float z[kWidth<T>], mass[kWidth<T>];
       widen<T>(*reinterpret_cast<const uint4*>(logits + place), z);
@@ -208,25 +209,26 @@ class Block {
           s.first = min(s.first, unsigned(slice.class_at(place + k)) | (number ? kNumber : 0));
       }
     });
-    if (p_.target != nullptr) return;
-    for_each_share(row.part[kSoftA], slice, [&](int place, auto& shares) {
-      for (const float& share : shares) {
-        const float d = widen(logits[place + (&share - shares)]) - shift;
-        s.score_mass += share;
-        s.score_dot += share == 0 ? 0 : share * d;
-      }
-    });
+    if constexpr (Target) {
+      if (p_.target != nullptr) return;
+      for_each_share<1>(row.part[kSoftA], slice, [&](int place, auto& shares) {
+#pragma unroll
+        for (const float& share : shares) {
+          const float d = widen(logits[place + (&share - shares)]) - shift;
+          s.score_mass += share;
+          s.score_dot += share == 0 ? 0 : share * d;
+        }
+      });
+    }
   }
 
   // Gives this block's statistics to all blocks of the cluster and takes theirs. From then on every thread knows what
   // the gradient needs, and one of the cluster's writes the loss.
-  __device__ void finish_statistics(const Row& row, bool worked_on) {
+  __device__ void finish_statistics(const Row& row, int turn, bool worked_on) {
     Statistics total = no_statistics();
     if (worked_on) {
       const int blocks = task_.plan.cluster;
-      // In turns: who is late still reads what it was given for the row before.
-      Statistics(&given)[kMostCluster] = shared_.block[turn_];
-      turn_ = 1 - turn_;
+      Statistics(&given)[kMostCluster] = shared_.block[turn];
       if (warp() == 0) {
         __syncwarp();
         if (lane() < blocks) in_block(given, lane())[rank_] = shared_.pieces;
@@ -307,7 +309,6 @@ class Block {
   T* logits_;
   float* mass_;
   Scales scales_;  // known to the first warp, which needs them
-  int turn_ = 0;
   float shift_, of_p_, of_e_;  // of the row's gradient
 };
 

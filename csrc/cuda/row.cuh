@@ -110,31 +110,32 @@ __device__ inline float element(DType dtype, const void* values, std::int64_t i)
   return x;
 }
 
-// Of a whole warp.
-__device__ inline Part part_of(const SoftRows& table, std::int64_t row, float scale, std::int64_t classes) {
-  Part part{};
-  part.scale = scale;
-  if (scale == 0) return part;
-  part.dtype = table.dtype;
-  const std::int64_t start = row * table.stride;
-  part.values = static_cast<const char*>(table.values) + start * size_of(table.dtype);
-  part.width = int(table.width);
-  if (table.indices != nullptr) {
-    part.indices = table.indices + row * table.width;
+// By a whole warp, for the sum over a list; its first lane writes.
+__device__ inline void describe(const SoftRows& table, std::int64_t row, float scale, std::int64_t classes,
+                                Part& part) {
+  const void* values = static_cast<const char*>(table.values) + row * table.stride * size_of(table.dtype);
+  float rest = 0;
+  if (table.indices != nullptr && scale != 0) {
     float listed = 0;
-    for (int k = int(threadIdx.x) % 32; k < part.width; k += 32) listed += element(part.dtype, part.values, k);
-    listed = warp_sum(listed);
-    part.rest = scale * (fmaxf(1 - listed, 0) / float(classes > table.width ? classes - table.width : 1));
+    for (int k = int(threadIdx.x) % 32; k < table.width; k += 32) listed += element(table.dtype, values, k);
+    rest = scale * (fmaxf(1 - warp_sum(listed), 0) / float(max(classes - table.width, std::int64_t(1))));
   }
-  if (table.logsumexp != nullptr) {
+  if (threadIdx.x % 32 != 0) return;
+  part.scale = scale;
+  part.dtype = table.dtype;
+  part.values = values;
+  part.indices = table.indices == nullptr ? nullptr : table.indices + row * table.width;
+  part.width = int(table.width);
+  part.rest = rest;
+  part.weight = nullptr;
+  part.logits = table.logsumexp != nullptr;
+  if (part.logits) {
     // In two parts: rounded to one float, the shift would show at logits far from 0.
     const double shift = table.logsumexp[row] * table.temperature;
-    part.logits = true;
     part.high = float(shift);
     part.low = float(shift - double(part.high));
     part.by = float(kLog2e / table.temperature);
   }
-  return part;
 }
 
 // Where a top-k row lists class j, or -1.
@@ -164,11 +165,12 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
   const float alpha = float(p.alpha_on_device == nullptr ? p.alpha : *p.alpha_on_device);
   bool used = p.target == nullptr, bad = false;
   float smooth = 0;
-  Part part{};
+  if (writes)
+    for (Part& part : row.part) part.scale = 0;
   if (p.target == nullptr) {
-    part = part_of(p.probabilities, i, 1, p.classes);
-    part.scale = class_scale * (1 - eps);
-    part.weight = static_cast<const float*>(p.weight);
+    Part& part = row.part[kSoftA];
+    describe(p.probabilities, i, class_scale * (1 - eps), p.classes, part);
+    if (writes) part.weight = static_cast<const float*>(p.weight);
     smooth = class_scale * even;
   }
 #pragma unroll
@@ -179,7 +181,6 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
     if (target != nullptr) {
       const Label label = label_of(p, target, i);
       bad |= label.bad;
-      part.scale = 0;
       if (label.kept) {
         used = true;
         y = int(label.y);
@@ -189,7 +190,7 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
         const float a = soft ? alpha : 0, mass = class_scale * weighted(p, share, y);
         hard = (1 - a) * (1 - eps) * mass;
         smooth += class_scale * share * (1 - a) * even;
-        if (soft) part = part_of(p.soft, y, a * mass, p.classes);
+        if (soft) describe(p.soft, y, a * mass, p.classes, row.part[which]);
       }
     }
     if (writes) {
@@ -197,9 +198,7 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
       row.hard[which] = hard;
       row.share[which] = share;
       row.z[which] = z;
-      row.part[which] = part;
     }
-    part.scale = 0;
   }
   float past_entropy = 0;
   if constexpr (PastTerm) {
@@ -208,8 +207,9 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
       bad = past.bad;
       if (past.there) {
         const double weight = p.past_weight_on_device == nullptr ? p.past_weight : *p.past_weight_on_device;
-        part = part_of(p.past, past.row, past_term_scale * (float(weight) * float(p.temperature)), p.classes);
-        if (part.scale != 0) past_entropy = part.scale * static_cast<const float*>(p.past.entropy)[past.row];
+        const float scale = past_term_scale * (float(weight) * float(p.temperature));
+        describe(p.past, past.row, scale, p.classes, row.part[kPast]);
+        if (scale != 0) past_entropy = scale * static_cast<const float*>(p.past.entropy)[past.row];
       }
     }
   }
@@ -218,7 +218,6 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
     row.used = used || bad;
     row.bad = bad;
     row.smooth = smooth;
-    row.part[kPast] = part;
     row.past_entropy = past_entropy;
     row.upstream = p.upstream == nullptr ? 1 : static_cast<const float*>(p.upstream)[i * p.upstream_stride];
   }

@@ -21,16 +21,16 @@ struct Slice {
 };
 
 // Calls f(place, shares) for the slice's part of a dense row or of logits, 16 bytes at a time where they lie right for
-// that, else one by one: shares is a float[n], at n places from `place` on.
-template <class F>
+// that, else one by one: shares is a float[n], at n places from `place` on. A thread has several loads
+// under way, but of float64: it would take too many registers, as four would on sm_100.
+template <int kLoads, class F>
 __device__ void for_each_share(const Part& part, const Slice& slice, F&& f) {
-  constexpr int kInFlight = 4;
   const bool logits = part.logits;
   const float high = part.high, low = part.low, by = part.by;
   const auto share_of = [&](float value) { return logits ? exp2_approx((value - high - low) * by) : value; };
   with_element(part.dtype, [&](auto zero) {
     using T = decltype(zero);
-    constexpr int width = kWidth<T>;
+    constexpr int width = kWidth<T>, kInFlight = width == 2 ? 1 : kLoads;
     const T* values = static_cast<const T*>(part.values) + slice.begin;
     const int threads = int(blockDim.x), end = slice.lead + slice.n;
     // Whole vectors: the places [first, last).
@@ -39,6 +39,7 @@ __device__ void for_each_share(const Part& part, const Slice& slice, F&& f) {
       first = min((slice.lead + width - 1) / width * width, end);
       last = max(end / width * width, first);
     }
+#pragma unroll 1
     for (int place = first + int(threadIdx.x) * width; place < last; place += kInFlight * threads * width) {
       uint4 bytes[kInFlight];
 #pragma unroll
@@ -58,6 +59,7 @@ __device__ void for_each_share(const Part& part, const Slice& slice, F&& f) {
     }
     // What lies before and after them.
     const int head = first - slice.lead, others = head + end - last;
+#pragma unroll 1
     for (int other = int(threadIdx.x); other < others; other += kInFlight * threads) {
       T elements[kInFlight];
 #pragma unroll
@@ -143,7 +145,7 @@ __device__ Masses build_target(const BlendedKL& p, const Row& row, const Slice& 
     const float scale = part.scale;
     const float* by = part.weight;
     float sum = 0;
-    for_each_share(part, slice, [&](int place, auto& shares) {
+    for_each_share<3>(part, slice, [&](int place, auto& shares) {
       constexpr int n = sizeof(shares) / sizeof(float);
       float all[n];
       load(mass + place, all);
