@@ -23,7 +23,7 @@ struct Shared {
   float warp_max[kMostThreads / 32];
   Statistics warp[kMostThreads / 32];
   Statistics pieces;                 // so far
-  Statistics block[2][kMostCluster];  // from each block of the cluster; in turns: a late one still reads the last row's
+  Statistics block[2][kMostCluster];  // from each block of the cluster, in turns
 };
 static_assert(sizeof(Shared) <= kStaticShared, "the plan has to leave room for it");
 
@@ -103,7 +103,7 @@ class Block {
       if (step.number <= last) learn(row, slice, logits, masses, step.number == 0);
       if (step.number > last) __syncthreads();  // the target row is written
     }
-    if (step.number == last) finish_statistics(row, step.turn, worked_on);
+    if (step.number == last) finish_statistics(row, worked_on);
     if (step.number >= last && p_.gradient != nullptr) write_gradient(row, slice, logits);
   }
 
@@ -224,11 +224,13 @@ class Block {
 
   // Gives this block's statistics to all blocks of the cluster and takes theirs. From then on every thread knows what
   // the gradient needs, and one of the cluster's writes the loss.
-  __device__ void finish_statistics(const Row& row, int turn, bool worked_on) {
+  __device__ void finish_statistics(const Row& row, bool worked_on) {
     Statistics total = no_statistics();
     if (worked_on) {
       const int blocks = task_.plan.cluster;
-      Statistics(&given)[kMostCluster] = shared_.block[turn];
+      // In turns: a block that is late still reads what it was given the last time.
+      Statistics(&given)[kMostCluster] = shared_.block[exchange_];
+      exchange_ = 1 - exchange_;
       if (warp() == 0) {
         __syncwarp();
         if (lane() < blocks) in_block(given, lane())[rank_] = shared_.pieces;
@@ -308,6 +310,7 @@ class Block {
   const int rank_;
   T* logits_;
   float* mass_;
+  int exchange_ = 0;
   Scales scales_;  // known to the first warp, which needs them
   float shift_, of_p_, of_e_;  // of the row's gradient
 };
