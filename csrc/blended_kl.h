@@ -2,12 +2,16 @@
 //
 // N rows, C classes, logits z, class soft targets S, past predictions Q at temperature T:
 //
-//   t_i = (1 - alpha) ((1 - eps) w[y_i] onehot(y_i) + eps / C w) + alpha w[y_i] S[y_i]     target mass of the class
-//   term a_i = - sum_j t_ij log softmax(z_i)_j                                                  class term b_i = T^2
-//   sum_j q_j (log q_j - log softmax(z_i / T)_j),  q = Q[r_i]                    past term, 0 where r_i = -1 loss =
-//   sum_i a_i / W + lambda sum_i b_i / P      W = sum_i w[y_i], P = rows with a past ("mean"; else W = P = 1)
+// clang-format off
+//   target mass   t_i = (1 - alpha) ((1 - eps) w[y_i] onehot(y_i) + eps / C w) + alpha w[y_i] S[y_i]
+//   class term    a_i = - sum_j t_ij log softmax(z_i)_j
+//   past term     b_i = T^2 sum_j q_j (log q_j - log softmax(z_i / T)_j),  q = Q[r_i]; 0 where r_i = -1
 //
+//   loss = sum_i a_i / W + lambda sum_i b_i / P
 //   d loss / d z_i = (sum_j t_ij softmax(z_i) - t_i) / W + lambda T (sum_j q_j softmax(z_i / T) - q) / P
+//
+//   W = sum_i w[y_i], P = rows with a past ("mean"; else W = P = 1)
+// clang-format on
 //
 // A class whose soft target is not filled takes alpha = 0. With (y_a, y_b, lam) t_i is lam t_i(y_a) + (1 - lam)
 // t_i(y_b). 0 log 0 = 0 and 0 * -inf = 0. An ignored row has loss 0 and gradient 0, whatever its logits hold.
@@ -49,9 +53,11 @@ struct BlendedKL {
 
   SoftRows soft;
   double alpha = 0;
+  const double* alpha_on_device = nullptr;  // [] instead of alpha, where the kernel runs on a GPU
   SoftRows past;
   const std::int64_t* past_index = nullptr;  // [N]
   double past_weight = 0;                    // lambda
+  const double* past_weight_on_device = nullptr;
 
   double temperature = 1;
   std::int64_t ignore_index = -100;

@@ -29,7 +29,7 @@ void with_dtype(DType dtype, F&& f) {
   }
 }
 
-inline std::int64_t size_of(DType dtype) {
+constexpr std::int64_t size_of(DType dtype) {
   switch (dtype) {
     case DType::float64:
       return 8;

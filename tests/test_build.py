@@ -43,7 +43,8 @@ def source(tmp_path):
 
 def python(folder, *arguments, compiler=True, **variables):
     """Runs this Python in a folder, if need be where no compiler is to be found."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("CXX", "TOAST_CPU")} | variables
+    ours = ("CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH", "TOAST_CPU", "TOAST_CUDA")
+    environment = {k: v for k, v in os.environ.items() if k not in ours} | {"TOAST_CUDA": "0"} | variables
     if not compiler:
         environment["PATH"] = str(folder)
     return subprocess.run(
@@ -92,16 +93,46 @@ def test_kernels_that_are_wanted_need_a_compiler(source):
     assert "TOAST_CPU=1, but no C++ compiler was found" in run.stderr
 
 
+def test_cuda_kernels_need_nvcc_if_they_are_wanted(source):
+    run = python(source, "setup.py", "build_ext", compiler=False, TOAST_CUDA="1")
+    assert run.returncode != 0
+    assert "TOAST_CUDA=1, but no nvcc" in run.stderr
+
+
+def test_without_nvcc_the_package_is_complete_without_cuda(source, tmp_path):
+    """And it says so: nvcc is looked for on a path that has a C++ compiler only."""
+    cxx = shutil.which("c++")
+    run = python(source, "setup.py", "build_ext", compiler=False, CXX=cxx, TOAST_CUDA="auto", TOAST_CPU="0")
+    assert run.returncode == 0, run.stderr
+    assert "CUDA kernels are not built: no nvcc" in run.stderr
+
+
+def test_an_nvcc_that_is_too_old_is_not_used(source):
+    old = source / "nvcc"
+    old.write_text("#!/bin/sh\necho Cuda compilation tools, release 11.8, V11.8.89\n")
+    old.chmod(0o755)
+    run = python(source, "setup.py", "build_ext", TOAST_CUDA="1", TOAST_CPU="0", CUDACXX=str(old))
+    assert run.returncode != 0
+    assert "no nvcc of CUDA 12" in run.stderr
+
+
+def test_an_nvcc_that_fails_is_an_error(source):
+    run = python(source, "setup.py", "build_ext", TOAST_CUDA="1", TOAST_CPU="0", CUDACXX=shutil.which("false"))
+    assert run.returncode != 0
+    assert "toast_kernels: building the CUDA kernels with" in run.stderr
+
+
 def test_a_compiler_that_fails_is_an_error(source):
     run = python(source, "setup.py", "build_ext", CXX=shutil.which("false"))
     assert run.returncode != 0
     assert "not able to compile a simple test program" in run.stderr
 
 
-def test_toast_cpu_is_0_or_1(source):
-    run = python(source, "setup.py", "build_ext", TOAST_CPU="banana")
+@pytest.mark.parametrize("variable", ["TOAST_CPU", "TOAST_CUDA"])
+def test_the_variables_are_0_or_1(source, variable):
+    run = python(source, "setup.py", "build_ext", **{"TOAST_CPU": "0", variable: "banana"})
     assert run.returncode != 0
-    assert "TOAST_CPU must be 0, 1 or unset, got 'banana'" in run.stderr
+    assert f"{variable} must be 0, 1 or unset, got 'banana'" in run.stderr
 
 
 def test_the_source_distribution_holds_what_the_build_needs(source, tmp_path):
@@ -111,7 +142,7 @@ def test_the_source_distribution_holds_what_the_build_needs(source, tmp_path):
     with tarfile.open(archive) as tar:
         packed = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
     needed = [
-        file for pattern in ("csrc/**/*.h", "csrc/**/*.cpp", "toast_kernels/**/*.py") for file in source.glob(pattern)
+        file for pattern in ("csrc/**/*.*", "toast_kernels/**/*.py") for file in source.glob(pattern) if file.is_file()
     ]
     needed += [source / name for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE")]
     missing = {file.relative_to(source) for file in needed} - packed

@@ -260,7 +260,7 @@ WRONG = {
     "unknown backend": (
         {"backend": "gpu"},
         ValueError,
-        r"backend must be one of 'auto', 'reference', 'cpu', 'triton', got 'gpu'",
+        r"backend must be one of 'auto', 'reference', 'cpu', 'triton', 'cuda', got 'gpu'",
     ),
     "triton backend on a device that is no GPU": (
         {"logits": LOGITS.to(META), "target": TARGET.to(META), "backend": "triton"},

@@ -21,6 +21,7 @@ def environment() -> list[tuple[str, str]]:
         ("Python", f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         ("torch", torch.__version__),
         ("Triton kernels", backends.missing("triton", torch.device("cuda")) or f"usable, {_triton()}"),
+        ("CUDA kernels", backends.missing("cuda", torch.device("cuda")) or "usable"),
         ("C++ kernels", backends.missing("cpu", torch.device("cpu")) or f"built, {_cpu_kernels()}"),
         ("threads", f"{torch.get_num_threads()} (torch.get_num_threads)"),
         ("CUDA", _cuda_devices()),
@@ -40,6 +41,9 @@ def choices() -> list[tuple[str, str, str, str]]:
                 why = "C++ kernels"
             else:
                 why = "Triton kernels" + FLOAT64.get(op, "")
+            if op == "blended_kl":
+                long = backends.choose("auto", torch.device(device), backends.LONG_ROW)
+                why += f"; rows of {backends.LONG_ROW} classes or more: {long}" if long != backend else ""
             rows.append((op, device, backend, why))
     return rows
 

@@ -10,9 +10,18 @@ try:
 except ImportError as error:
     _C = None
     _WHY_NO_CPU_KERNELS = str(error)
+try:
+    _cuda = importlib.import_module("._cuda", __package__)  # a test may put _cuda_on_cpu here
+except ImportError as error:
+    _cuda = None
+    _WHY_NO_CUDA_KERNELS = str(error)
 
-BACKENDS = ("auto", "reference", "cpu", "triton")
-FASTEST = {"cpu": "cpu", "cuda": "triton"}  # by device; ROCm's devices are called cuda too
+BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
+# What "auto" tries in this order, by device; ROCm's devices are called cuda too.
+FASTEST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
+# Where "cuda" is predicted to be faster than Triton: for rows that Triton reads twice, on GPUs with block clusters.
+LONG_ROW = 16385
+CLUSTERS_FROM = (9, 0)
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)  # what the kernels are compiled for and checked in the tests
 
@@ -26,11 +35,20 @@ def missing(backend: str, device: torch.device) -> str | None:
         )
     if backend == "triton":
         return _why_no_triton() or (_why_no_gpu(device) if device.type == "cuda" else None)
+    if backend == "cuda" and _cuda is None:
+        return (
+            f"the CUDA kernels are not built ({_WHY_NO_CUDA_KERNELS}); "
+            "install CUDA's compiler, nvcc, and reinstall toast-kernels with TOAST_CUDA=1 to see what stops the build"
+        )
+    if backend == "cuda" and device.type == "cuda":
+        return "this PyTorch is for AMD's GPUs" if torch.version.hip else _why_no_gpu(device)
     return None
 
 
-def choose(requested: str, device: torch.device) -> str:
+def choose(requested: str, device: torch.device, row: int | None = None) -> str:
     """The backend that runs on tensors of `device`: "auto" takes the fastest there is, a name is taken at its word.
+
+    row: the number of classes in a row, or None for an op that has no CUDA kernel.
 
     Raises ValueError for an unknown name or one that cannot take tensors of this device, RuntimeError for one
     that is not installed.
@@ -38,18 +56,31 @@ def choose(requested: str, device: torch.device) -> str:
     if requested not in BACKENDS:
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {requested!r}")
     if requested == "auto":
-        fastest = FASTEST.get(device.type, "reference")
-        return "reference" if missing(fastest, device) else fastest
+        for name in FASTEST.get(device.type, ()):
+            pays = name != "cuda" or (row is not None and row >= LONG_ROW and has_clusters(device))
+            if pays and not missing(name, device):
+                return name
+        return "reference"
+    if requested == "cuda" and row is None:
+        raise ValueError('backend "cuda" has no kernel for this op; use "auto" or "triton"')
     if requested == "cpu" and device.type != "cpu":
         raise ValueError(f'backend "cpu" needs tensors on the CPU, got tensors on {device}')
     if why := missing(requested, device):
         raise RuntimeError(f'backend "{requested}" is not available: {why}')
-    if requested == "triton" and device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+    if requested in ("triton", "cuda") and device.type != "cuda" and not (device.type == "cpu" and on_cpu(requested)):
         hint = " (TRITON_INTERPRET=1, set before Python starts, runs it on the CPU, very slowly)"
-        raise ValueError(
-            f'backend "triton" needs tensors on a GPU, got tensors on {device}{hint if device.type == "cpu" else ""}'
-        )
+        hint = hint if requested == "triton" and device.type == "cpu" else ""
+        raise ValueError(f'backend "{requested}" needs tensors on a GPU, got tensors on {device}{hint}')
     return requested
+
+
+def on_cpu(backend: str) -> bool:
+    """Whether a GPU's kernels run on tensors on the CPU here, as in tests."""
+    return interpreted() if backend == "triton" else _cuda is not None and _cuda.on_cpu
+
+
+def has_clusters(device: torch.device) -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= CLUSTERS_FROM
 
 
 def interpreted() -> bool:
@@ -59,7 +90,8 @@ def interpreted() -> bool:
 
 # torch.compile is to take the answers and not to look at how they are found. What torch.compiler.assume_constant_result
 # sets, which would import all of torch._dynamo to do so.
-missing._dynamo_marked_constant = interpreted._dynamo_marked_constant = True
+for answer in (missing, has_clusters, interpreted, on_cpu):
+    answer._dynamo_marked_constant = True
 
 
 @functools.cache

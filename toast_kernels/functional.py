@@ -80,7 +80,7 @@ def toast_loss(
             that have it: a weighted as in cross_entropy, b over the rows with a past.
         return_stats: also return :class:`ToastStats`: cross_entropy against the labels alone (no weight,
             smoothing or blending; 0 in ignored rows), logsumexp and argmax of the logits.
-        backend: "auto", "reference", "cpu" or "triton".
+        backend: "auto", "reference", "cpu", "triton" or "cuda".
 
     Returns:
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are

@@ -40,7 +40,7 @@ FAULTS = {
             AUTOGRAD + "test_float16_gradients_survive_under_a_grad_scaler",
         ),
     ],
-    "toast_kernels/blended_kl/cpu.py": [
+    "toast_kernels/blended_kl/native.py": [
         (
             "columns of another stride are read as contiguous",
             "if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()",

@@ -27,7 +27,7 @@ def _kernels(backend):
 @torch.library.impl("toast_kernels::blended_kl", "CompositeExplicitAutograd")
 def _(*arguments):
     *arguments, backend = arguments
-    with torch.cuda.device_of(arguments[0]):  # Triton launches on the current device
+    with torch.cuda.device_of(arguments[0]):  # a kernel is launched on the current device
         return _kernels(backend).blended_kl(*arguments)
 
 
@@ -113,9 +113,9 @@ def blended_kl(
 ):
     """Loss, stats [2, N] (cross_entropy, logsumexp) and argmax [N] of checked arguments; see functional.toast_loss."""
     learned_target = isinstance(target, torch.Tensor) and target.requires_grad and torch.is_grad_enabled()
-    kernels = choose(backend, logits.device)
+    kernels = choose(backend, logits.device, logits.shape[1])
     why_not = None
-    if kernels == "triton" and logits.dtype == torch.float64:
+    if kernels in ("triton", "cuda") and logits.dtype == torch.float64:
         why_not = "computes in float32, and the logits are float64"
     elif kernels != "reference" and learned_target:
         why_not = "gives no gradient to the target, and this one requires grad"

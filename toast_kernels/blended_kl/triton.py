@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .cpu import rows_of
+from .native import rows_of
 from .triton_kernels import blended_kl_kernel, normalisers_kernel, scale_kernel
 
 

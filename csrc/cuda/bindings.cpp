@@ -1,0 +1,38 @@
+// toast_kernels._cuda: the CUDA kernels as Python functions over raw addresses. A module of its own, so that one that
+// cannot be loaded leaves the kernels for CPUs alone. Built with tests/cuda_on_cpu it is _cuda_on_cpu.
+#include "bindings.h"
+
+#include "cuda/blended_kl.h"
+
+namespace py = pybind11;
+
+namespace {
+
+cudaStream_t stream_at(std::uintptr_t stream) { return toast::pointer<CUstream_st>(stream); }
+
+void blended_kl(const py::tuple& described, std::uintptr_t workspace, std::uintptr_t stream) {
+  const toast::BlendedKL p = toast::blended_kl_problem(described);
+  py::gil_scoped_release release;
+  toast::blended_kl_cuda(p, toast::pointer<double>(workspace), stream_at(stream));
+}
+
+void scale(int dtype, std::uintptr_t gradient, std::int64_t size, std::uintptr_t upstream, std::uintptr_t stream) {
+  py::gil_scoped_release release;
+  toast::scale_cuda(toast::DType(dtype), toast::pointer<void>(gradient), size, toast::pointer<const float>(upstream),
+                    stream_at(stream));
+}
+
+}  // namespace
+
+#if defined(CUDA_ON_CPU)
+PYBIND11_MODULE(_cuda_on_cpu, m) {
+  m.attr("on_cpu") = true;
+#else
+PYBIND11_MODULE(_cuda, m) {
+  m.attr("on_cpu") = false;
+#endif
+  m.doc() = "CUDA kernels of toast_kernels";
+  m.def("workspace_size", &toast::workspace_size);
+  m.def("blended_kl", &blended_kl);
+  m.def("scale", &scale);
+}

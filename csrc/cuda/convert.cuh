@@ -1,0 +1,74 @@
+// Elements to float and back, 16 bytes at a time.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstring>
+
+#include "dtype.h"
+
+namespace toast {
+
+// Elements of T in 16 bytes, which is what one thread loads and stores at once.
+template <class T>
+constexpr int kWidth = 16 / sizeof(T);
+
+__device__ inline float widen(double x) { return float(x); }
+__device__ inline float widen(float x) { return x; }
+__device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float widen(__half x) { return __half2float(x); }
+
+// Rounds to nearest even.
+__device__ inline void narrow(float x, float& out) { out = x; }
+__device__ inline void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
+__device__ inline void narrow(float x, __half& out) { out = __float2half_rn(x); }
+
+template <class T>
+__device__ void widen(const uint4& bytes, float (&x)[kWidth<T>]) {
+  T elements[kWidth<T>];
+  std::memcpy(elements, &bytes, 16);
+#pragma unroll
+  for (int k = 0; k < kWidth<T>; ++k) x[k] = widen(elements[k]);
+}
+
+template <class T>
+__device__ uint4 narrow(const float (&x)[kWidth<T>]) {
+  T elements[kWidth<T>];
+#pragma unroll
+  for (int k = 0; k < kWidth<T>; ++k) narrow(x[k], elements[k]);
+  uint4 bytes;
+  std::memcpy(&bytes, elements, 16);
+  return bytes;
+}
+
+// n consecutive floats of shared memory, of which the first has an address divisible by all their bytes, up to 16.
+template <int n>
+__device__ void load(const float* from, float (&x)[n]) {
+  const float* aligned = static_cast<const float*>(__builtin_assume_aligned(from, n < 4 ? 4 * n : 16));
+#pragma unroll
+  for (int k = 0; k < n; ++k) x[k] = aligned[k];
+}
+template <int n>
+__device__ void store(const float (&x)[n], float* to) {
+  float* aligned = static_cast<float*>(__builtin_assume_aligned(to, n < 4 ? 4 * n : 16));
+#pragma unroll
+  for (int k = 0; k < n; ++k) aligned[k] = x[k];
+}
+
+// with_dtype of dtype.h, on a GPU and with its types.
+template <class F>
+__device__ void with_element(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::float64:
+      return f(double{});
+    case DType::float32:
+      return f(float{});
+    case DType::bfloat16:
+      return f(__nv_bfloat16{});
+    case DType::float16:
+      return f(__half{});
+  }
+}
+
+}  // namespace toast

@@ -1,0 +1,70 @@
+// What CUDA C++ has no name for, and what sm_80 lacks: single instructions and the cluster behind plain functions.
+// Compiled for a CPU (see tests/cuda_on_cpu), each says in C++ what it does.
+#pragma once
+
+#include <cooperative_groups.h>
+#include <cuda_runtime.h>
+
+#include <cmath>
+
+namespace toast {
+
+// 2^x to 2 units in the last place; 0 for -inf.
+__device__ inline float exp2_approx(float x) {
+#if defined(__CUDACC__)
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+#else
+  return std::exp2(x);
+#endif
+}
+
+// Starts to copy 16 bytes to shared memory, past the registers; both addresses are multiples of 16.
+__device__ inline void copy_async_16(void* shared, const void* global) {
+#if defined(__CUDACC__)
+  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+#else
+  cuda_on_cpu::copy_async(shared, global, 16);
+#endif
+}
+
+// What this thread has started since the last commit is a group.
+__device__ inline void commit_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.commit_group;" ::: "memory");
+#else
+  cuda_on_cpu::commit_copies();
+#endif
+}
+
+// Waits for all of this thread's groups but the newest so many. A barrier then shows them to the other threads.
+template <int newest>
+__device__ void wait_for_copies() {
+#if defined(__CUDACC__)
+  asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
+#else
+  cuda_on_cpu::wait_for_copy_groups(newest);
+#endif
+}
+
+// Clusters of thread blocks came with sm_90; before, every block is a cluster of its own.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+__device__ inline int cluster_rank() { return 0; }
+__device__ inline void cluster_barrier() { __syncthreads(); }
+template <class T>
+__device__ T& in_block(T& shared, int) {
+  return shared;
+}
+#else
+__device__ inline int cluster_rank() { return int(cooperative_groups::this_cluster().block_rank()); }
+__device__ inline void cluster_barrier() { cooperative_groups::this_cluster().sync(); }
+// The same variable in the shared memory of the cluster's block `rank`.
+template <class T>
+__device__ T& in_block(T& shared, int rank) {
+  return *cooperative_groups::this_cluster().map_shared_rank(&shared, rank);
+}
+#endif
+
+}  // namespace toast

@@ -1,0 +1,201 @@
+// The CUDA kernel, run on a CPU by tests/cuda_on_cpu, against plain double loops: every size of cluster, rows whole and
+// in pieces, in many orders of the threads.
+#include "blended_kl_compare.h"
+#include "cuda/blended_kl.h"
+
+namespace {
+
+using toast::Plan;
+
+constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
+
+unsigned problems = 0;
+
+// A plan that spreads rows of this problem over a cluster in pieces.
+Plan spread(const BlendedKL& p, int threads, int cluster, int stages, int pieces) {
+  const int64_t width = 16 / toast::size_of(p.dtype), shares = int64_t(cluster) * pieces;
+  const int64_t slice = ((p.classes + shares - 1) / shares + width - 1) / width * width;
+  return {threads, cluster, stages, pieces, int(slice), int(toast::shared_bytes(p, slice, stages))};
+}
+
+// Fresh outputs, all NaN, and then the kernel's.
+void run(Problem& problem, const Plan& plan, int clusters, unsigned seed) {
+  problem.make_outputs();
+  Guarded<double> workspace(toast::workspace_size(problem.p.rows));
+  cuda_on_cpu::seed = seed;
+  toast::blended_kl_cuda(problem.p, plan, clusters, workspace.data(), nullptr);
+  CHECK(problem.intact() && workspace.intact());
+}
+
+struct Outputs {
+  Elements loss, gradient, stats;
+
+  explicit Outputs(Problem& problem)
+      : loss(std::move(problem.loss)), gradient(std::move(problem.gradient)), stats(std::move(problem.stats)) {}
+  bool equal(Problem& problem) {
+    return ::equal(loss, problem.loss) && ::equal(gradient, problem.gradient) && ::equal(stats, problem.stats);
+  }
+};
+
+// Against the truth with the threads in order; then the same bits in random orders and on other grids.
+void test(Problem& problem, const Plan& plan) {
+  BlendedKL& p = problem.p;
+  check::current_case = problem.name + ", " + std::to_string(plan.threads) + " threads, clusters of " +
+                        std::to_string(plan.cluster) + ", " + std::to_string(plan.stages) + " stages, " +
+                        std::to_string(plan.pieces) + " pieces of " + std::to_string(plan.slice);
+  run(problem, plan, 1, 0);
+  compare(problem);
+  Outputs first(problem);
+  for (unsigned seed = 1; seed <= 2; ++seed) {
+    run(problem, plan, 1 + (problems + seed) % (p.rows + 2), 100 * problems + seed);
+    CHECK(first.equal(problem));
+  }
+  problem.make_outputs();
+  Guarded<double> workspace(toast::workspace_size(p.rows));
+  p.gradient = p.stats = nullptr;
+  toast::blended_kl_cuda(p, plan, 1, workspace.data(), nullptr);
+  CHECK(equal(first.loss, problem.loss));
+}
+
+void test(DType dtype, int64_t rows, int64_t classes, int cluster, int pieces) {
+  const unsigned seed = problems++;
+  Problem problem = make_problem(seed, dtype, rows, classes);
+  test(problem, spread(problem.p, seed % 3 == 0 ? 64 : 32, cluster, 1 + seed % 2, pieces));
+}
+
+// A label or past_index out of range: the row is NaN, and to all others it is as if it were ignored.
+void test_out_of_range() {
+  int bad_rows = 0;
+  for (unsigned seed = 0; seed < 60; ++seed) {
+    Problem problem = make_problem(seed, kDTypes[seed % 3], 5, 37);
+    BlendedKL& p = problem.p;
+    check::current_case = problem.name + ", out of range";
+    if (p.target == nullptr) continue;
+    const Plan plan = spread(p, 32, 1 << seed % 3, 1 + seed % 2, 1 + seed % 2);
+    const int64_t row = 1 + seed % 3, wrong[] = {p.classes, int64_t(1) << 40, -1};
+    int64_t* index = p.past_index != nullptr && seed % 2 == 0 ? &problem.past_index[row]
+                     : p.target_b != nullptr && seed % 3 == 0 ? &problem.target_b[row]
+                                                              : &problem.target[row];
+    const bool is_past = index == &problem.past_index[row];
+    // The other label may be ignored, but then this one may not; a row that is ignored has no past.
+    if (is_past && problem.target[row] == p.ignore_index) continue;
+    *index = is_past && seed % 4 == 0 ? -2 : wrong[seed % 3];
+    if (is_past && *index == -1) *index = p.past.rows;
+    run(problem, plan, 2, seed);
+    Outputs bad(problem);
+    problem.target[row] = p.ignore_index;
+    if (p.target_b != nullptr) problem.target_b[row] = p.ignore_index;
+    run(problem, plan, 2, seed);
+    ++bad_rows;
+    for (int64_t i = 0; i < p.rows; ++i)
+      for (int64_t j = 0, at = i * p.classes; j < p.classes; ++j, ++at) {
+        const double got = bad.gradient.get(at), other = problem.gradient.get(at);
+        if (i == row)
+          CHECK(std::isnan(got) && other == 0);
+        else
+          CHECK(got == other || (std::isnan(got) && std::isnan(other)));
+      }
+    CHECK(std::isnan(bad.loss.get(p.reduction == Reduction::none ? row : 0)));
+    CHECK(std::isnan(bad.stats.get(row)) && !(problem.stats.get(row) != 0));
+  }
+  CHECK(bad_rows > 20);
+}
+
+// alpha and lambda that lie on the device.
+void test_settings_on_the_device() {
+  for (unsigned seed = 0; seed < 40; ++seed) {
+    Problem problem = make_problem(seed, DType::float32, 4, 50);
+    check::current_case = problem.name + ", settings on the device";
+    const Plan plan = spread(problem.p, 32, 2, 2, 1);
+    run(problem, plan, 2, seed);
+    Outputs given(problem);
+    Guarded<double> settings(2);
+    settings[0] = std::exchange(problem.p.alpha, 0.123);
+    settings[1] = std::exchange(problem.p.past_weight, 0.123);
+    problem.p.alpha_on_device = &settings[0];
+    problem.p.past_weight_on_device = &settings[1];
+    run(problem, plan, 2, seed);
+    CHECK(given.equal(problem));
+  }
+}
+
+// What is planned for a GPU fits it, and covers the row; the plans that the library makes for itself also run.
+void test_plans() {
+  const toast::Limits gpus[] = {{227 * 1024, 228 * 1024, 16}, {227 * 1024, 228 * 1024, 8}, {163 * 1024, 164 * 1024, 1}};
+  int whole = 0, in_pieces = 0;
+  for (const toast::Limits& gpu : gpus)
+    for (DType dtype : kDTypes)
+      for (int64_t classes : {1, 1000, 16385, 21841, 128256, 262144, 360000, 2000003})
+        for (bool target : {false, true}) {
+          BlendedKL p{};
+          p.dtype = dtype;
+          p.classes = classes;
+          p.target = &classes;
+          p.label_smoothing = target ? 0.1 : 0;
+          const Plan plan = toast::plan(p, gpu);
+          check::current_case = std::to_string(classes) + " classes on clusters of up to " +
+                                std::to_string(gpu.largest_cluster);
+          CHECK(plan.cluster <= gpu.largest_cluster && plan.slice % (16 / toast::size_of(dtype)) == 0);
+          CHECK(int64_t(plan.slice) * plan.cluster * plan.pieces >= classes);
+          CHECK(plan.shared == toast::shared_bytes(p, plan.slice, plan.stages));
+          CHECK(plan.shared + 4096 <= gpu.shared_per_block);
+          ++(plan.pieces == 1 ? whole : in_pieces);
+          const int64_t most = int64_t(gpu.shared_per_block - 4096 - 64) / (target ? 4 + toast::size_of(dtype) : toast::size_of(dtype));
+          CHECK((plan.pieces == 1) == (classes <= most * gpu.largest_cluster));
+        }
+  CHECK(whole > 50 && in_pieces > 20);
+
+  const cuda_on_cpu::Device before = cuda_on_cpu::device;
+  for (int per_block : {6 * 1024, 12 * 1024})
+    for (int per_gpc : {4, 16})
+      for (unsigned seed = 0; seed < 12; ++seed) {
+        cuda_on_cpu::device.shared_memory_per_block = per_block;
+        cuda_on_cpu::device.shared_memory_per_multiprocessor = per_block + 1024;
+        cuda_on_cpu::device.multiprocessors_per_gpc = per_gpc;
+        cuda_on_cpu::seed = seed;
+        Problem problem = make_problem(seed, kDTypes[seed % 3], 2, 1501);
+        check::current_case = problem.name + ", as the library plans";
+        Guarded<double> workspace(toast::workspace_size(2));
+        toast::blended_kl_cuda(problem.p, workspace.data(), nullptr);
+        compare(problem);
+      }
+  cuda_on_cpu::device = before;
+}
+
+void test_scale() {
+  for (DType dtype : kDTypes)
+    for (int64_t size : {0, 1, 7, 8, 1000, 5003})
+      for (float factor : {1.0f, -0.37f, NAN}) {
+        Elements gradient(dtype, size);
+        std::vector<double> values;
+        Random random{unsigned(size)};
+        for (int64_t i = 0; i < size; ++i) values.push_back(gradient.set(i, random.normal()));
+        toast::scale_cuda(dtype, gradient.data(), size, &factor, nullptr);
+        for (int64_t i = 0; i < size; ++i) {
+          Elements wanted(dtype, 1);
+          const double value = wanted.set(0, double(float(values[i]) * factor));
+          CHECK(gradient.get(i) == value || (std::isnan(value) && std::isnan(gradient.get(i))));
+        }
+        CHECK(gradient.intact());
+      }
+}
+
+}  // namespace
+
+int main() {
+  for (DType dtype : kDTypes) {
+    // Whole and broken vectors of 4 and 8; slices that are empty, and more rows than clusters.
+    for (int64_t classes : {1, 2, 3, 7, 8, 9, 15, 17, 33, 64, 65, 130})
+      for (int repeat = 0; repeat < 6; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat % 5, 1 + repeat % 3);
+    for (int64_t classes : {511, 1024, 2049})
+      for (int cluster : {1, 2, 4, 8, 16})
+        for (int repeat = 0; repeat < 2; ++repeat) test(dtype, 1 + repeat, classes, cluster, 1 + 2 * repeat);
+    test(dtype, 0, 5, 2, 1);
+    test(dtype, 300, 9, 1, 1);
+  }
+  test_out_of_range();
+  test_settings_on_the_device();
+  test_plans();
+  test_scale();
+  return check::finish(problems);
+}
