@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
+CPP_FILES := $(shell find csrc tests/cpp tests/cuda_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
@@ -38,12 +39,12 @@ gpu: ## on a machine with a GPU: the tests, then every benchmark, within nine mi
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(VENV)/bin/clang-format --dry-run --Werror $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: setup
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
-	$(VENV)/bin/clang-format -i $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp')
+	$(VENV)/bin/clang-format -i $(CPP_FILES)
 
 setup: $(VENV)/.built
 

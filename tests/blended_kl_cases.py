@@ -8,7 +8,7 @@ from tolerances import assert_as_good_as_naive
 from toast_kernels import SoftTargets, functional
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-KERNELS = ("cpu", "triton")
+KERNELS = ("cpu", "triton", "cuda")
 BACKENDS = ("reference", *KERNELS)
 kernels_under_test = "auto"
 ENCODINGS = (None, "dense", "bfloat16", "top-k", "logits")
@@ -38,8 +38,8 @@ def table(encoding, rows, classes, temperature, seed, dtype=torch.float32, fille
 
 
 def device_of(backend):
-    """Triton's kernels run on the GPU there is, else in the interpreter on the CPU."""
-    return "cuda" if backend == "triton" and torch.cuda.is_available() else "cpu"
+    """GPU kernels run on the GPU there is, else on the CPU: interpreter.py, cuda_kernels.py."""
+    return "cuda" if backend in ("triton", "cuda") and torch.cuda.is_available() else "cpu"
 
 
 def moved(value, device):

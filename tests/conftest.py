@@ -14,6 +14,7 @@ if not torch.cuda.is_available():
     interpreter.use()
 
 import blended_kl_cases
+import cuda_kernels
 
 
 @pytest.fixture(params=blended_kl_cases.KERNELS)
@@ -24,14 +25,18 @@ def kernel(request, monkeypatch):
 
 
 def pytest_collection_modifyitems(config, items):
-    """Triton computes in float32: no float64 logits."""
+    """GPU kernels compute in float32: no float64 logits. Where there is no GPU, CUDA's run on the CPU."""
+
+    def runs_on(item, *kernels):
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        return {parameters.get("kernel"), parameters.get("backend")} & set(kernels)
 
     def possible(item):
-        parameters = getattr(item, "callspec", None) and item.callspec.params
-        return not parameters or not (
-            "triton" in (parameters.get("kernel"), parameters.get("backend"))
-            and parameters.get("dtype") == torch.float64
-        )
+        return not (runs_on(item, "triton", "cuda") and item.callspec.params.get("dtype") == torch.float64)
 
     config.hook.pytest_deselected(items=[item for item in items if not possible(item)])
     items[:] = filter(possible, items)
+    on_cuda = [item for item in items if runs_on(item, "cuda")]
+    why_not = cuda_kernels.use() if on_cuda and not config.option.collectonly else None
+    for item in on_cuda if why_not else ():
+        item.add_marker(pytest.mark.skip(reason=why_not))

@@ -88,7 +88,8 @@ class Tree:
         import pybind11
 
         self.build(
-            "_C", False, "-DTOAST_CUDA=0", f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            "_C", False, "-DTOAST_CUDA=0",
+            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DTOAST_OUTPUT_DIRECTORY={self.root / 'toast_kernels'}",
         )  # fmt: skip
 

@@ -2,12 +2,11 @@
 // of the target row where there is one, in shared memory between the statistics and the gradient, so that the row is
 // read once. The blocks' statistics meet in distributed shared memory. A row that no cluster can hold is worked on in
 // pieces: forwards for the statistics, and backwards, from the last piece that is still there, for the gradient.
-#include "cuda/blended_kl.h"
-
 #include <algorithm>
 #include <stdexcept>
 #include <string>
 
+#include "cuda/blended_kl.h"
 #include "cuda/shared_memory.cuh"
 #include "cuda/statistics.cuh"
 #include "cuda/sums.cuh"
@@ -22,7 +21,7 @@ struct Shared {
   Row row[2];  // in turns
   float warp_max[kMostThreads / 32];
   Statistics warp[kMostThreads / 32];
-  Statistics pieces;                 // so far
+  Statistics pieces;                  // so far
   Statistics block[2][kMostCluster];  // from each block of the cluster, in turns
 };
 static_assert(sizeof(Shared) <= kStaticShared, "the plan has to leave room for it");
@@ -128,13 +127,14 @@ class Block {
   }
 
   // Calls f(place, logits, masses) for each 16 bytes of the slice. Beyond its ends there are logits of -inf, no mass.
-  template <class F>
+  // Without the target row, which may not be written yet, the masses are not to be looked at.
+  template <bool kMasses = Target, class F>
   __device__ void for_each_vector(const Slice& slice, const T* logits, F&& f) const {
 #pragma unroll 1
     for (int place = int(threadIdx.x) * kWidth<T>; place < slice.places; place += int(blockDim.x) * kWidth<T>) {
       float z[kWidth<T>], mass[kWidth<T>];
       widen<T>(*reinterpret_cast<const uint4*>(logits + place), z);
-      if constexpr (Target) load(mass_ + place, mass);
+      if constexpr (kMasses) load(mass_ + place, mass);
       f(place, z, mass);
     }
   }
@@ -157,7 +157,7 @@ class Block {
   // The statistics of a slice, added to those of the pieces before it.
   __device__ void learn(const Row& row, const Slice& slice, const T* logits, Masses masses, bool first_piece) {
     float top = -kInf;
-    for_each_vector(slice, logits, [&](int, auto& z, auto&) {
+    for_each_vector<false>(slice, logits, [&](int, auto& z, auto&) {
 #pragma unroll
       for (float x : z) top = fmaxf(top, x);
     });
@@ -193,7 +193,8 @@ class Block {
           shared_.pieces = piece;
         } else {
           const float both = fmaxf(shared_.pieces.max, piece.max);
-          shared_.pieces = relative_to(both, shared_.pieces, task_.log2e_by_t) + relative_to(both, piece, task_.log2e_by_t);
+          shared_.pieces =
+              relative_to(both, shared_.pieces, task_.log2e_by_t) + relative_to(both, piece, task_.log2e_by_t);
         }
       }
     }
@@ -201,7 +202,7 @@ class Block {
 
   // For the stats that the user sees: where the largest logit is, and the cross-entropy against given probabilities.
   __device__ void look_closer(const Row& row, const Slice& slice, const T* logits, Statistics& s, float shift) {
-    for_each_vector(slice, logits, [&](int place, auto& z, auto&) {
+    for_each_vector<false>(slice, logits, [&](int place, auto& z, auto&) {
 #pragma unroll
       for (int k = 0; k < kWidth<T>; ++k) {
         const bool number = z[k] == z[k];
@@ -277,8 +278,7 @@ class Block {
     const bool aligned = reinterpret_cast<std::uintptr_t>(to) % 16 == 0;
     int label[2];
 #pragma unroll
-    for (int which = 0; which < 2; ++which)
-      label[which] = row.label[which] < 0 ? -1 : slice.place_of(row.label[which]);
+    for (int which = 0; which < 2; ++which) label[which] = row.label[which] < 0 ? -1 : slice.place_of(row.label[which]);
     const bool used = row.used;
     const float of_mass = -row.upstream, of_hard[2] = {of_mass * row.hard[0], of_mass * row.hard[1]};
     for_each_vector(slice, logits, [&](int place, auto& z, auto& mass) {
@@ -289,8 +289,8 @@ class Block {
         g[k] = of_p_ * p[k];
         if constexpr (PastTerm) g[k] += of_e_ * e[k];
         if constexpr (Target) g[k] += of_mass * mass[k];
-    #pragma unroll
-    for (int which = 0; which < 2; ++which)
+#pragma unroll
+        for (int which = 0; which < 2; ++which)
           if (place + k == label[which]) g[k] += of_hard[which];
         if (!used) g[k] = 0;  // whatever the logits hold
       }
@@ -311,7 +311,7 @@ class Block {
   T* logits_;
   float* mass_;
   int exchange_ = 0;
-  Scales scales_;  // known to the first warp, which needs them
+  Scales scales_;              // known to the first warp, which needs them
   float shift_, of_p_, of_e_;  // of the row's gradient
 };
 
@@ -428,8 +428,8 @@ void blended_kl_cuda(const BlendedKL& p, const Plan& plan, int clusters, double*
   const int parts = int(std::min<std::int64_t>((p.rows + kSumThreads - 1) / kSumThreads, kMostSumBlocks));
   double* normalisers = workspace;
   double* row_losses = workspace + 2 * kMostSumBlocks;
-  const Task task{p, plan, clusters, normalisers, parts, row_losses, t <= 4 && t == std::floor(t) ? int(t) : 0,
-                  float(kLog2e / t)};
+  const Task task{
+      p, plan, clusters, normalisers, parts, row_losses, t <= 4 && t == std::floor(t) ? int(t) : 0, float(kLog2e / t)};
   if (p.reduction == Reduction::mean && parts > 0)
     launch(normalisers_kernel, parts, kSumThreads, stream, p, normalisers);
   if (p.rows > 0) {
@@ -446,7 +446,7 @@ void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* ups
   if (size == 0) return;
   const auto scale = [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t blocks = std::min<std::int64_t>(size / (kSumThreads * kWidth<T>) + 1, 2048);
+    const std::int64_t blocks = std::min<std::int64_t>(size / (kSumThreads * kWidth<T>)+1, 2048);
     launch(scale_kernel<T>, blocks, kSumThreads, stream, static_cast<T*>(gradient), size, upstream);
   };
   switch (dtype) {

@@ -24,7 +24,8 @@ struct Plan {
   int threads;  // of a block; a multiple of 32, up to kMostThreads
   int cluster;  // blocks of a cluster: 1, 2, 4, 8 or 16
   int stages;   // 2: the next logits are on their way while these are worked on
-  int pieces;   // 1: the cluster holds the whole row, which is read once; else what follows the first piece is read twice
+  int pieces;   // 1: the cluster holds the whole row, which is read once; else what follows the first piece is read
+                // twice
   int slice;    // classes of a block's share of a piece; a multiple of 16 bytes
   int shared;   // bytes of dynamic shared memory
 };

@@ -68,8 +68,15 @@ __device__ inline Statistics warp_sum(Statistics s) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) {
     const auto other = [&](auto x) { return __shfl_xor_sync(kAllLanes, x, lanes); };
-    s = s + Statistics{s.max,           other(s.sum),       other(s.sum_at_t),   other(s.dot),  other(s.class_mass),
-                       other(s.past_mass), other(s.score_mass), other(s.score_dot), other(s.first)};
+    s = s + Statistics{s.max,
+                       other(s.sum),
+                       other(s.sum_at_t),
+                       other(s.dot),
+                       other(s.class_mass),
+                       other(s.past_mass),
+                       other(s.score_mass),
+                       other(s.score_dot),
+                       other(s.first)};
   }
   return s;
 }

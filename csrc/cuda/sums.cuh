@@ -85,7 +85,8 @@ __global__ void __launch_bounds__(kSumThreads) scale_kernel(T* gradient, std::in
     for (float& element : x) element *= factor;
     vectors[i] = narrow<T>(x);
   }
-  for (std::int64_t i = whole * kWidth<T> + thread; i < size; i += threads) narrow(widen(gradient[i]) * factor, gradient[i]);
+  for (std::int64_t i = whole * kWidth<T> + thread; i < size; i += threads)
+    narrow(widen(gradient[i]) * factor, gradient[i]);
 }
 
 }  // namespace toast

@@ -11,7 +11,7 @@ constexpr int kStaticShared = 4096;  // bytes that a plan leaves for what is not
 struct Task {
   BlendedKL problem;
   Plan plan;
-  int clusters;              // of the grid: cluster k works on the rows k, k + clusters, ...
+  int clusters;               // of the grid: cluster k works on the rows k, k + clusters, ...
   const double* normalisers;  // of each part, see normalisers_kernel
   int parts;
   double* row_losses;  // [N], unless the reduction is "none"

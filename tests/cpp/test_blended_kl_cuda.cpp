@@ -133,14 +133,15 @@ void test_plans() {
           p.target = &classes;
           p.label_smoothing = target ? 0.1 : 0;
           const Plan plan = toast::plan(p, gpu);
-          check::current_case = std::to_string(classes) + " classes on clusters of up to " +
-                                std::to_string(gpu.largest_cluster);
+          check::current_case =
+              std::to_string(classes) + " classes on clusters of up to " + std::to_string(gpu.largest_cluster);
           CHECK(plan.cluster <= gpu.largest_cluster && plan.slice % (16 / toast::size_of(dtype)) == 0);
           CHECK(int64_t(plan.slice) * plan.cluster * plan.pieces >= classes);
           CHECK(plan.shared == toast::shared_bytes(p, plan.slice, plan.stages));
           CHECK(plan.shared + 4096 <= gpu.shared_per_block);
           ++(plan.pieces == 1 ? whole : in_pieces);
-          const int64_t most = int64_t(gpu.shared_per_block - 4096 - 64) / (target ? 4 + toast::size_of(dtype) : toast::size_of(dtype));
+          const int64_t most =
+              int64_t(gpu.shared_per_block - 4096 - 64) / (target ? 4 + toast::size_of(dtype) : toast::size_of(dtype));
           CHECK((plan.pieces == 1) == (classes <= most * gpu.largest_cluster));
         }
   CHECK(whole > 50 && in_pieces > 20);

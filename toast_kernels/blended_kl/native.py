@@ -1,8 +1,8 @@
-"""What the C++ and the CUDA kernel are given: outputs, and addresses, sizes and strides in the order of csrc/bindings.h."""
+"""What the C++ and the CUDA kernel are given: outputs; addresses, sizes and strides in the order of csrc/bindings.h."""
 
 import torch
 
-_DTYPE = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
+DTYPE = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _REDUCTION = {"none": 0, "mean": 1, "sum": 2}
 
 
@@ -58,7 +58,7 @@ def describe(
         values = rows_of(values)
         keep.append(values)
         return (
-            _DTYPE[values.dtype], values.data_ptr(), *values.shape, values.stride(0), address(indices, torch.int32),
+            DTYPE[values.dtype], values.data_ptr(), *values.shape, values.stride(0), address(indices, torch.int32),
             address(logsumexp, torch.float64), address(entropy), address(filled, torch.bool), temperature,
         )  # fmt: skip
 
@@ -70,7 +70,7 @@ def describe(
 
     has_labels = not target.is_floating_point()
     description = (
-        _DTYPE[logits.dtype], logits.data_ptr(), num_rows, num_classes, logits.stride(0),
+        DTYPE[logits.dtype], logits.data_ptr(), num_rows, num_classes, logits.stride(0),
         address(target, torch.int64) if has_labels else 0, address(target_b, torch.int64), address(lam),
         None if has_labels else soft_rows(target),
         address(weight),
@@ -88,7 +88,7 @@ def describe(
 
 
 def dtype_number(dtype):
-    return _DTYPE[dtype]
+    return DTYPE[dtype]
 
 
 def rows_of(tensor):

@@ -3,7 +3,7 @@
 import torch
 
 from ..backends import _C
-from ..blended_kl.cpu import _DTYPE, rows_of
+from ..blended_kl.native import DTYPE, rows_of
 
 
 def softmax_statistics(
@@ -14,7 +14,7 @@ def softmax_statistics(
     logsumexp = logits.new_empty(len(logits), dtype=torch.float64)
     entropy = logits.new_empty(len(logits), dtype=torch.promote_types(logits.dtype, torch.float32))
     _C.softmax_statistics(
-        _DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0), temperature,
+        DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0), temperature,
         logsumexp.data_ptr(), entropy.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     return logsumexp, entropy

@@ -1,0 +1,54 @@
+"""The CUDA kernels for tests: on the GPU there is, else the same sources on tests/cuda_on_cpu, built into build/."""
+
+import importlib.util
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from toast_kernels import backends
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDER = ROOT / "build" / "cuda_on_cpu"
+# A block's shared memory, of which 4 KB are not for rows: rows of a few hundred classes already need a cluster.
+SHARED_MEMORY = 10 * 1024
+
+
+def use():
+    """Makes backend="cuda" work, or returns why it cannot."""
+    if torch.cuda.is_available():
+        return backends.missing("cuda", torch.device("cuda"))
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    missing = [tool for tool in ("cmake", "ninja", "c++") if shutil.which(tool, path=path) is None]
+    if missing:
+        return f"the CUDA kernels cannot be built to run on the CPU without {', '.join(missing)}"
+    backends._cuda = load(build({**os.environ, "PATH": path}))
+    backends._cuda.set_shared_memory(SHARED_MEMORY)
+    return None
+
+
+def build(environment):
+    import pybind11
+
+    configure = [
+        "cmake", "-S", ROOT, "-B", FOLDER, "-G", "Ninja", "-DTOAST_CUDA=0", "-DTOAST_CUDA_ON_CPU=ON",
+        "-DTOAST_SIMD=OFF",
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+        f"-DTOAST_OUTPUT_DIRECTORY={FOLDER}",
+    ]  # fmt: skip
+    for command in (configure, ["cmake", "--build", FOLDER, "--target", "_cuda_on_cpu"]):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stdout}{done.stderr}")
+    (module,) = FOLDER.glob("_cuda_on_cpu.*.so")
+    return module
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location("_cuda_on_cpu", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
