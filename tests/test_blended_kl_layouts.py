@@ -173,7 +173,7 @@ def test_rows_more_than_2_to_the_31_elements_apart():
     past=st.sampled_from(["dense", "bfloat16", "logits"]),
 )
 def test_any_stride_and_offset(kernel, rows, classes, offset, gap, table_offset, dtype, past):
-    assume(kernel != "triton" or dtype != torch.float64)
+    assume(kernel == "cpu" or dtype != torch.float64)
     logits, target, keywords = Case(rows, classes, dtype, past=past, reduction="none").arguments()
     upstream = torch.rand(rows, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = run(logits, target, upstream, keywords, kernel)
