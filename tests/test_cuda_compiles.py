@@ -3,19 +3,21 @@
 import re
 import shutil
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from toast_kernels import backends
 
-CUOBJDUMP = shutil.which("cuobjdump") or shutil.which("/usr/local/cuda/bin/cuobjdump")
+TRITONS = Path(getattr(find_spec("triton"), "origin", "")).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(TRITONS)
 REGISTERS, THREADS, BLOCKS = 65536, 256, 2  # of a multiprocessor, of a block, of a multiprocessor
 
 module = next(Path(backends.__file__).parent.glob("_cuda.*.so"), None)
 pytestmark = [
     pytest.mark.skipif(module is None, reason="the CUDA kernels are not built"),
-    pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump, of CUDA's toolkit"),
+    pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump, of CUDA's toolkit or Triton"),
 ]
 
 
