@@ -6,8 +6,8 @@ Works on a copy of the tree, on which the same tests must pass first. The faults
 
     FAULTS = {"csrc/cpu/simd.h": [(what is broken, old text, new text, test), ...], ...}
 
-where old must occur exactly once in its file and test is a pytest node, "ctest NAME.ISA" or "ctest NAME". Exits with 1 if a fault
-is missed or its text no longer fits.
+where old must occur exactly once in its file and test is a pytest node, "ctest NAME.ISA" or "ctest NAME". Exits with
+1 if a fault is missed or its text no longer fits.
 """
 
 import argparse
