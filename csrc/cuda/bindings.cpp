@@ -28,6 +28,7 @@ void scale(int dtype, std::uintptr_t gradient, std::int64_t size, std::uintptr_t
 PYBIND11_MODULE(_cuda_on_cpu, m) {
   m.attr("on_cpu") = true;
   m.def("set_shared_memory", [](int bytes_of_a_block) {
+    cuda_on_cpu::device.number = bytes_of_a_block;
     cuda_on_cpu::device.shared_memory_per_block = bytes_of_a_block;
     cuda_on_cpu::device.shared_memory_per_multiprocessor = bytes_of_a_block + 1024;
   });

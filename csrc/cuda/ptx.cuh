@@ -52,14 +52,17 @@ __device__ void wait_for_copies() {
 // Clusters of thread blocks came with sm_90; before, every block is a cluster of its own.
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
 __device__ inline int cluster_rank() { return 0; }
-__device__ inline void cluster_barrier() { __syncthreads(); }
+__device__ inline void cluster_arrive() {}
+__device__ inline void cluster_wait() { __syncthreads(); }
 template <class T>
 __device__ T& in_block(T& shared, int) {
   return shared;
 }
 #else
 __device__ inline int cluster_rank() { return int(cooperative_groups::this_cluster().block_rank()); }
-__device__ inline void cluster_barrier() { cooperative_groups::this_cluster().sync(); }
+// The cluster's barrier in two parts: a thread may work between its own arrival and that of all others.
+__device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
+__device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
 // The same variable in the shared memory of the cluster's block `rank`.
 template <class T>
 __device__ T& in_block(T& shared, int rank) {

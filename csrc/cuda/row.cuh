@@ -32,7 +32,6 @@ struct Row {
   int label[2];    // -1: none
   float hard[2];   // mass of the label's own class
   float share[2];  // of the cross-entropy against the labels alone
-  float z[2];      // the label's logit
   float smooth;    // mass of every class, times its class weight
   Part part[kParts];
   float past_entropy;  // of the past row, times its scale
@@ -44,8 +43,10 @@ struct Label {
   bool kept, bad;
 };
 
-__device__ inline Label label_of(const BlendedKL& p, const std::int64_t* target, std::int64_t i) {
-  const std::int64_t y = target[i];
+// The row's first or second label; one that is not given is not kept.
+__device__ inline Label label_of(const BlendedKL& p, std::int64_t i, int which) {
+  const std::int64_t* target = which == 0 ? p.target : p.target_b;
+  const std::int64_t y = target == nullptr ? p.ignore_index : target[i];
   const bool given = y != p.ignore_index, bad = given && (y < 0 || y >= p.classes);
   return {given && !bad ? y : 0, given && !bad, bad};
 }
@@ -84,9 +85,7 @@ __device__ inline Normalisers normalisers_of(const BlendedKL& p, std::int64_t i)
   double weight = used ? 1 : 0;
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
-    const std::int64_t* target = which == 0 ? p.target : p.target_b;
-    if (target == nullptr) continue;
-    const Label label = label_of(p, target, i);
+    const Label label = label_of(p, i, which);
     used |= label.kept;
     bad |= label.bad;
     if (label.kept) weight += weighted(p, share_of(p, i, which), label.y);
@@ -161,9 +160,13 @@ __device__ inline float listed_mass(const Part& part, int j) {
 template <bool PastTerm>
 __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, float past_term_scale, Row& row) {
   const bool writes = threadIdx.x % 32 == 0;
+  // First what all else waits for.
+  const Label labels[2] = {label_of(p, i, 0), label_of(p, i, 1)};
+  const Past past = PastTerm ? past_of(p, i) : Past{-1, false, false};
   const float eps = float(p.label_smoothing), even = float(p.label_smoothing / double(p.classes));
   const float alpha = float(p.alpha_on_device == nullptr ? p.alpha : *p.alpha_on_device);
-  bool used = p.target == nullptr, bad = false;
+  const bool used = p.target == nullptr || labels[0].kept || labels[1].kept;
+  const bool bad = labels[0].bad || labels[1].bad || (used && past.bad);
   float smooth = 0;
   if (writes)
     for (Part& part : row.part) part.scale = 0;
@@ -175,43 +178,28 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
   }
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
-    const std::int64_t* target = which == 0 ? p.target : p.target_b;
-    int y = -1;
-    float hard = 0, share = 0, z = 0;
-    if (target != nullptr) {
-      const Label label = label_of(p, target, i);
-      bad |= label.bad;
-      if (label.kept) {
-        used = true;
-        y = int(label.y);
-        share = share_of(p, i, which);
-        z = element(p.dtype, p.logits, i * p.stride + y);
-        const bool soft = p.soft.values != nullptr && (p.soft.filled == nullptr || p.soft.filled[y]);
-        const float a = soft ? alpha : 0, mass = class_scale * weighted(p, share, y);
-        hard = (1 - a) * (1 - eps) * mass;
-        smooth += class_scale * share * (1 - a) * even;
-        if (soft) describe(p.soft, y, a * mass, p.classes, row.part[which]);
-      }
+    const std::int64_t y = labels[which].y;
+    float hard = 0, share = 0;
+    if (labels[which].kept) {
+      share = share_of(p, i, which);
+      const bool soft = p.soft.values != nullptr && (p.soft.filled == nullptr || p.soft.filled[y]);
+      const float a = soft ? alpha : 0, mass = class_scale * weighted(p, share, y);
+      hard = (1 - a) * (1 - eps) * mass;
+      smooth += class_scale * share * (1 - a) * even;
+      if (soft) describe(p.soft, y, a * mass, p.classes, row.part[which]);
     }
     if (writes) {
-      row.label[which] = y;
+      row.label[which] = labels[which].kept ? int(y) : -1;
       row.hard[which] = hard;
       row.share[which] = share;
-      row.z[which] = z;
     }
   }
   float past_entropy = 0;
-  if constexpr (PastTerm) {
-    if (used && !bad) {
-      const Past past = past_of(p, i);
-      bad = past.bad;
-      if (past.there) {
-        const double weight = p.past_weight_on_device == nullptr ? p.past_weight : *p.past_weight_on_device;
-        const float scale = past_term_scale * (float(weight) * float(p.temperature));
-        describe(p.past, past.row, scale, p.classes, row.part[kPast]);
-        if (scale != 0) past_entropy = scale * static_cast<const float*>(p.past.entropy)[past.row];
-      }
-    }
+  if (used && !bad && past.there) {
+    const double weight = p.past_weight_on_device == nullptr ? p.past_weight : *p.past_weight_on_device;
+    const float scale = past_term_scale * (float(weight) * float(p.temperature));
+    describe(p.past, past.row, scale, p.classes, row.part[kPast]);
+    if (scale != 0) past_entropy = scale * static_cast<const float*>(p.past.entropy)[past.row];
   }
   if (writes) {
     row.index = i;

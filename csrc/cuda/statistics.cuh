@@ -14,10 +14,10 @@ struct Statistics {
   float max;         // of the logits that are no NaN; exponentials and products are relative to it
   float sum;         // of exp(z - max)
   float sum_at_t;    // of exp((z - max) / T)
-  float dot;         // of mass (z - max), over the target row
-  float class_mass;  // of the target row
+  float dot;         // of mass (z - max), over the target
+  float class_mass;  // of the target
   float past_mass;
-  float score_mass;  // of class probabilities as they were given
+  float score_mass;  // of the labels alone, or of class probabilities as they were given
   float score_dot;
   unsigned first;  // where the largest logit is first, as place_key says
 };

@@ -5,8 +5,8 @@
 
 namespace toast {
 
-constexpr int kMostCluster = 16;
-constexpr int kStaticShared = 4096;  // bytes that a plan leaves for what is not slices
+constexpr int kMostCluster = 16, kPortableCluster = 8;  // blocks; more than the latter not every GPU can do
+constexpr int kStaticShared = 4096;                     // bytes that a plan leaves for what is not slices
 
 struct Task {
   BlendedKL problem;

@@ -150,6 +150,7 @@ void test_plans() {
   for (int per_block : {6 * 1024, 12 * 1024})
     for (int per_gpc : {4, 16})
       for (unsigned seed = 0; seed < 12; ++seed) {
+        cuda_on_cpu::device.number = per_block + per_gpc;
         cuda_on_cpu::device.shared_memory_per_block = per_block;
         cuda_on_cpu::device.shared_memory_per_multiprocessor = per_block + 1024;
         cuda_on_cpu::device.multiprocessors_per_gpc = per_gpc;

@@ -26,8 +26,10 @@ struct Fault : std::runtime_error {
 // Starts as the environment's CUDA_ON_CPU_SEED, or 0.
 extern std::uint64_t seed;
 
-// The GPU that is played; a test may change it. As made: an H200.
+// The GPU that is played; a test may change it. As made: an H200. One with another number is another GPU, which the
+// host's code asks again.
 struct Device {
+  int number = 0;
   int compute_capability_major = 9, compute_capability_minor = 0;
   int multiprocessors = 132;
   int shared_memory_per_block = 227 * 1024;           // with the kernel's consent, cudaFuncSetAttribute

@@ -17,7 +17,11 @@ struct Consent {
   std::size_t dynamic_bytes = kDynamicBytes;
   bool non_portable_cluster_size = false;
 };
-std::map<const void*, Consent> consents;
+// A kernel's on the current device.
+Consent& consent_of(const void* kernel) {
+  static std::map<std::pair<int, const void*>, Consent> consents;
+  return consents[{device.number, kernel}];
+}
 
 cudaError_t last_error = cudaSuccess;
 
@@ -39,7 +43,7 @@ cudaError_t cluster_of(const cudaLaunchConfig_t& config, dim3* cluster) {
 cudaError_t checked(const void* kernel, const cudaLaunchConfig_t& config, Launch* launch) {
   dim3 cluster;
   if (const cudaError_t error = cluster_of(config, &cluster)) return error;
-  const Consent& consent = consents[kernel];
+  const Consent& consent = consent_of(kernel);
   const dim3 grid = config.gridDim, block = config.blockDim;
   const std::uint64_t threads = std::uint64_t(block.x) * block.y * block.z;
   const std::uint64_t blocks = std::uint64_t(cluster.x) * cluster.y * cluster.z;
@@ -76,11 +80,11 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
   switch (attribute) {
     case cudaFuncAttributeMaxDynamicSharedMemorySize:
       if (value < 0 || value > device.shared_memory_per_block) return failed(cudaErrorInvalidValue);
-      consents[kernel].dynamic_bytes = std::size_t(value);
+      consent_of(kernel).dynamic_bytes = std::size_t(value);
       return cudaSuccess;
     case cudaFuncAttributeNonPortableClusterSizeAllowed:
       if (device.compute_capability_major < 9) return failed(cudaErrorNotSupported);
-      consents[kernel].non_portable_cluster_size = value != 0;
+      consent_of(kernel).non_portable_cluster_size = value != 0;
       return cudaSuccess;
   }
   return failed(cudaErrorInvalidValue);
@@ -88,7 +92,7 @@ cudaError_t set_attribute(const void* kernel, cudaFuncAttribute attribute, int v
 
 cudaError_t max_active_blocks(int* blocks, const void* kernel, int threads, std::size_t dynamic_bytes) {
   if (threads < 1 || threads > int(kThreadsPerBlock)) return failed(cudaErrorInvalidValue);
-  *blocks = dynamic_bytes > consents[kernel].dynamic_bytes ? 0 : blocks_per_multiprocessor(threads, dynamic_bytes);
+  *blocks = dynamic_bytes > consent_of(kernel).dynamic_bytes ? 0 : blocks_per_multiprocessor(threads, dynamic_bytes);
   return cudaSuccess;
 }
 
@@ -138,14 +142,14 @@ cudaError_t cudaGetLastError() {
 }
 
 cudaError_t cudaGetDevice(int* number) {
-  *number = 0;
+  *number = device.number;
   return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int number) { return number == 0 ? cudaSuccess : cudaErrorInvalidValue; }
+cudaError_t cudaSetDevice(int number) { return number == device.number ? cudaSuccess : cudaErrorInvalidValue; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int number) {
-  if (number != 0) return cudaErrorInvalidValue;
+  if (number != device.number) return cudaErrorInvalidValue;
   switch (attribute) {
     case cudaDevAttrMultiProcessorCount:
       *value = device.multiprocessors;
