@@ -43,7 +43,8 @@ class Block {
     if (makes_rows()) scales_ = scales_of(task);
   }
 
-  // The loads run ahead of the work by one step where there are two stages.
+  // The loads run ahead of the work by one step where there are two stages. That a thread waits for its own copies is
+  // enough: it sweeps over the places that it has copied itself, and who looks at others does so behind a barrier.
   __device__ void run() {
     const int ahead = task_.plan.stages - 1;
     Step loading{std::int64_t(blockIdx.x) / task_.plan.cluster, 0, 0}, working = loading;
@@ -59,7 +60,6 @@ class Block {
         wait_for_copies<1>();
       else
         wait_for_copies<0>();
-      __syncthreads();  // what is to be worked on is here
       work(working, stage_at((load - ahead) & ahead));
       working = after(working);
       __syncthreads();  // nobody works on it any more

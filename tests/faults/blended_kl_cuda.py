@@ -7,12 +7,12 @@ FAULTS = {
     "csrc/cuda/block.cuh": [
         (
             "nobody waits for the copies of the logits",
-            "__syncthreads();  // what is to be worked on is here",
+            "wait_for_copies<1>();",
             "",
-            RACES,
+            RUN,
         ),
         (
-            "the next logits are copied over those that are worked on",
+            "a step begins while the last one is still worked on",
             "__syncthreads();  // nobody works on it any more",
             "",
             RACES,
@@ -33,6 +33,66 @@ FAULTS = {
             "the elements before and after whole vectors are forgotten",
             "if (slice.has(place + k)) narrow(g[k], to[place + k]);",
             "if (slice.has(place + k) && aligned) narrow(g[k], to[place + k]);",
+            RUN,
+        ),
+        (
+            "a block that is late reads what it was given too early",
+            "exchange_ = 1 - exchange_;",
+            "",
+            RACES,
+        ),
+        (
+            "the next row is looked up over the one that is worked on",
+            "look_up(step.row + task_.clusters, 1 - step.turn);",
+            "look_up(step.row + task_.clusters, step.turn);",
+            RUN,
+        ),
+        (
+            "of a row in pieces the last piece's statistics count alone",
+            "if (first_piece) {",
+            "if (true) {",
+            RUN,
+        ),
+        (
+            "a row in pieces has its gradient written one piece off",
+            ": 2 * pieces - 2 - step.number;",
+            ": 2 * pieces - 1 - step.number;",
+            RUN,
+        ),
+        (
+            "the labels' mass is added by no block but the first",
+            "if (row.label[which] < 0 || !slice.has(slice.place_of(row.label[which]))) continue;",
+            "if (row.label[which] < 0 || row.label[which] >= slice.n) continue;",
+            RUN,
+        ),
+        (
+            "rows that are ignored get a gradient",
+            "if (!used) g[k] = 0;  // whatever the logits hold",
+            "",
+            RUN,
+        ),
+    ],
+    "csrc/cuda/row.cuh": [
+        ("both labels of Mixup have the first's share", "return which == 0 ? lam : 1 - lam;", "return lam;", RUN),
+        (
+            "what a list leaves is spread over the listed classes too",
+            "float(max(classes - table.width, std::int64_t(1)))",
+            "float(classes)",
+            RUN,
+        ),
+    ],
+    "csrc/cuda/target.cuh": [
+        ("a class that two lists have counts twice", "if (!first) continue;", "", RUN),
+        (
+            "a listed class keeps what the others get",
+            "sums.of_class += of_class - (smoothed(j) + even);",
+            "sums.of_class += of_class - smoothed(j);",
+            RUN,
+        ),
+        (
+            "what lies before and after whole vectors of a table is forgotten",
+            "others = head + end - last;",
+            "others = head;",
             RUN,
         ),
     ],
