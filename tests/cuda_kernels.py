@@ -1,7 +1,9 @@
-"""The CUDA kernels for tests: on the GPU there is, else the same sources on tests/cuda_on_cpu, built into build/."""
+"""The CUDA kernels for tests: on the GPU there is, else the same sources on tests/cuda_on_cpu, built into build/; and
+what nvcc made of them."""
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,14 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "cuda_on_cpu"
 # A block's shared memory, of which 4 KB are not for rows: rows of a few hundred classes already need a cluster.
 SHARED_MEMORY = 10 * 1024
+
+REGISTERS, THREADS = 65536, 256  # of a multiprocessor, of a block
+
+TRITONS = Path(getattr(importlib.util.find_spec("triton"), "origin", "")).parent / "backends/nvidia/bin/cuobjdump"
+CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(TRITONS)
+# How the types and flags of the kernel's template are written in its mangled name.
+DTYPES = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
+TARGETS = {"Lb0ELb0E": "labels alone", "Lb1ELb0E": "a target row", "Lb1ELb1E": "a target row with a past"}
 
 
 def use():
@@ -52,3 +62,28 @@ def load(path):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def compiled():
+    """The module that nvcc built, or None."""
+    return next(Path(backends.__file__).parent.glob("_cuda.*.so"), None)
+
+
+def resources():
+    """(architecture, kernel, {resource: amount}) of every kernel in the module; REG: registers, LOCAL: bytes."""
+    command = [CUOBJDUMP, "--dump-resource-usage", compiled()]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    architecture, found = None, []
+    for line in listing.splitlines():
+        architecture = (re.search(r"arch = (\w+)", line) or [None, architecture])[1]
+        if name := re.search(r"Function (\S+):", line):
+            found.append((architecture, name[1], {}))
+        elif "REG:" in line:
+            found[-1][2].update({key: int(amount) for key, amount in re.findall(r"(\w+):(\d+)", line)})
+    return found
+
+
+def of_rows(kernel):
+    """(dtype, target) of the kernel that works on rows; of others None."""
+    made_of = re.search(rf"17blended_kl_kernelI({'|'.join(DTYPES)})({'|'.join(TARGETS)})", kernel)
+    return made_of and (DTYPES[made_of[1]], TARGETS[made_of[2]])

@@ -1,50 +1,46 @@
 """What nvcc made of the CUDA kernels: nothing is spilled, and two blocks share a multiprocessor."""
 
-import re
-import shutil
-import subprocess
-from importlib.util import find_spec
-from pathlib import Path
-
+import cuda_kernels
 import pytest
+import torch
+from cuda_kernels import REGISTERS, THREADS
 
 from toast_kernels import backends
+from toast_kernels.blended_kl.native import DTYPE
 
-TRITONS = Path(getattr(find_spec("triton"), "origin", "")).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(TRITONS)
-REGISTERS, THREADS, BLOCKS = 65536, 256, 2  # of a multiprocessor, of a block, of a multiprocessor
+BLOCKS = 2
 
-module = next(Path(backends.__file__).parent.glob("_cuda.*.so"), None)
 pytestmark = [
-    pytest.mark.skipif(module is None, reason="the CUDA kernels are not built"),
-    pytest.mark.skipif(CUOBJDUMP is None, reason="needs cuobjdump, of CUDA's toolkit or Triton"),
+    pytest.mark.skipif(not cuda_kernels.compiled(), reason="the CUDA kernels are not built"),
+    pytest.mark.skipif(cuda_kernels.CUOBJDUMP is None, reason="needs cuobjdump, of CUDA's toolkit or Triton"),
 ]
-
-
-def resources():
-    """(architecture, function, {resource: amount}) of every kernel in the module."""
-    listing = subprocess.run([CUOBJDUMP, "--dump-resource-usage", module], capture_output=True, text=True, check=True)
-    architecture, found = None, []
-    for line in listing.stdout.splitlines():
-        architecture = (re.search(r"arch = (\w+)", line) or [None, architecture])[1]
-        if name := re.search(r"Function (\S+):", line):
-            found.append((architecture, name[1], {}))
-        elif "REG:" in line:
-            found[-1][2].update({key: int(amount) for key, amount in re.findall(r"(\w+):(\d+)", line)})
-    return found
 
 
 def test_every_architecture_has_every_kernel():
     kernels = {}
-    for architecture, name, _ in resources():
+    for architecture, name, _ in cuda_kernels.resources():
         kernels.setdefault(architecture, set()).add(name)
     assert len(set(map(frozenset, kernels.values()))) == 1
-    rows = [name for name in next(iter(kernels.values())) if "blended_kl_kernel" in name]
-    assert len(rows) == 3 * 3  # of each type of logits: labels alone, a target row, and a past
+    of_rows = [name for name in next(iter(kernels.values())) if cuda_kernels.of_rows(name)]
+    assert sorted(map(cuda_kernels.of_rows, of_rows)) == sorted(
+        (dtype, target) for dtype in cuda_kernels.DTYPES.values() for target in cuda_kernels.TARGETS.values()
+    )
 
 
 def test_nothing_is_spilled_and_two_blocks_fit():
-    for architecture, name, used in resources():
+    for architecture, name, used in cuda_kernels.resources():
         assert used["LOCAL"] == 0, (architecture, name, used)
-        if "blended_kl_kernel" in name:
+        if cuda_kernels.of_rows(name):
             assert used["REG"] * THREADS * BLOCKS <= REGISTERS, (architecture, name, used)
+
+
+def test_an_h200_reads_rows_of_360000_classes_once():
+    plan = backends._cuda.plan
+    for dtype, number in DTYPE.items():
+        if dtype == torch.float64:
+            continue
+        for only_labels in (True, False):
+            whole = plan(number, 360_000, only_labels, 227 << 10, 228 << 10, 16)
+            assert whole["pieces"] == 1
+            assert whole["cluster"] * whole["slice"] >= 360_000
+            assert plan(number, 360_000, only_labels, 163 << 10, 164 << 10, 1)["pieces"] > 1  # an A100

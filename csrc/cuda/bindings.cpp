@@ -22,6 +22,19 @@ void scale(int dtype, std::uintptr_t gradient, std::int64_t size, std::uintptr_t
                     stream_at(stream));
 }
 
+// How rows are spread on a GPU that need not be there; `only_labels`: there is no target row.
+py::dict plan(int dtype, std::int64_t classes, bool only_labels, int shared_per_block, int shared_per_multiprocessor,
+              int largest_cluster) {
+  const std::int64_t label = 0;
+  toast::BlendedKL p{};
+  p.dtype = toast::DType(dtype);
+  p.classes = classes;
+  p.target = only_labels ? &label : nullptr;
+  const toast::Plan plan = toast::plan(p, {shared_per_block, shared_per_multiprocessor, largest_cluster});
+  return py::dict(py::arg("cluster") = plan.cluster, py::arg("stages") = plan.stages, py::arg("pieces") = plan.pieces,
+                  py::arg("slice") = plan.slice, py::arg("shared") = plan.shared);
+}
+
 }  // namespace
 
 #if defined(CUDA_ON_CPU)
@@ -38,6 +51,7 @@ PYBIND11_MODULE(_cuda, m) {
 #endif
   m.doc() = "CUDA kernels of toast_kernels";
   m.def("workspace_size", &toast::workspace_size);
+  m.def("plan", &plan);
   m.def("blended_kl", &blended_kl);
   m.def("scale", &scale);
 }
