@@ -1,4 +1,4 @@
-"""make gpu: on a machine with a GPU the tests, a memory checker, and only behind them the benchmarks and the tables.
+"""make gpu: on a machine with a GPU the tests, memory checkers, and only behind them the benchmarks and the tables.
 
     python bench/gpu.py [--part loss|medoids|training] [--results FOLDER]
 
@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,64 +31,75 @@ class Step(NamedTuple):
     environment: dict = {}  # noqa: RUF012
 
 
-FILES = ["extremes", "rows", "cross_entropy", "autograd", "layouts", "triton"]
+FILES = ["extremes", "rows", "cross_entropy", "autograd", "layouts", "triton", "cuda"]
 FILES = [f"tests/test_blended_kl_{name}.py" for name in FILES] + ["tests/test_medoids_triton.py"]
-MANY = "any_combination or widths or every_pair"  # each case another kernel to compile
+MANY = "triton and (any_combination or widths or every_pair)"  # each case another kernel to compile
+CHECKERS = ("memcheck", "racecheck", "synccheck")
 FOUND = 9  # what compute-sanitizer is to exit with if it found something
 TABLES = 15  # seconds that no other step may take
 
 
-def steps(part: str | None, python: str, parallel: bool, sanitizer: str | None) -> list[Step]:
-    """What is run, in order."""
+def steps(part: str | None, python: str, parallel: bool, sanitizer: str | None) -> list[list[Step]]:
+    """What is run, in order; the steps of one list at the same time."""
     install = ["-m", "pip", "install", "--quiet", "--no-build-isolation", "--no-deps", "-e", "."]
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     tests = [*pytest, "-x", *(["-n", "12"] if parallel else [])]
-    run = [
-        Step("install", [python, *install], 40),
-        Step("tests", [*tests, "-k", f"triton and not ({MANY})", *FILES], 160, gate=True),
-        Step("small run", [python, "bench/small_run.py"], 40, gate=True),  # compiles what the checkers run
-    ]
-    for tool in ("memcheck", "racecheck") if sanitizer else ():
-        command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), python, "bench/small_run.py"]
-        alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that what lies beyond a tensor is nobody's
-        run.append(Step(tool, command, 30, gate=True, fails_with=FOUND, environment=alone))
+    small = [python, "bench/small_run.py"]
+    alone = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}  # so that what lies beyond a tensor is nobody's
     bench = [*pytest, "-s", "--benchmark-disable-gc"]
     suites = {
-        "loss": Step("loss", [*bench, "bench/bench_blended_kl.py"], 140),
+        "loss": Step("loss", [*bench, "bench/bench_blended_kl.py"], 130),
         "medoids": Step("medoids", [*bench, "bench/bench_medoids.py"], 45),
         "training": Step("training", [*bench, "bench/bench_training_step.py"], 35),
     }
-    run += [suites[part]] if part else suites.values()
-    more_tests = Step("more tests", [*tests, "-k", f"triton and ({MANY})", *FILES], 240)  # in what time is left
-    return [*run, more_tests, Step("tables", [python, "bench/report.py"], TABLES)]
+    return [
+        [Step("install", [python, *install], 80)],
+        [
+            Step("tests", [*tests, "-k", f"(triton or cuda) and not ({MANY})", *FILES], 150, gate=True),
+            Step("small run", small, 100, gate=True),  # compiles what the checkers run
+        ],
+        [
+            Step(tool, [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), *small], 75, True, FOUND, alone)
+            for tool in CHECKERS
+            if sanitizer
+        ],
+        *([suite] for name, suite in suites.items() if part in (None, name)),
+        [Step("more tests", [*tests, "-k", MANY, *FILES], 240)],  # in what time is left
+        [Step("tables", [python, "bench/report.py"], TABLES)],
+    ]
 
 
 def run_step(step: Step, environment: dict, seconds: float) -> tuple[bool, str]:
     """Whether it did not fail, and what became of it. Whatever it started is ended with it."""
+    start = time.monotonic()
     process = subprocess.Popen(step.command, cwd=ROOT, env=environment | step.environment, start_new_session=True)
     try:
         code = process.wait(timeout=max(1, seconds))
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-        return step.fails_with is not None, "ran out of time"
-    if code == 0:
-        return True, "passed"
-    if step.fails_with not in (None, code):
-        return True, f"could not be done (exit code {code})"
-    return False, f"FAILED with {code}"
+        passed, outcome = step.fails_with is not None, "ran out of time"
+    else:
+        passed = code == 0 or step.fails_with not in (None, code)
+        outcome = f"could not be done (exit code {code})" if passed else f"FAILED with {code}"
+        outcome = "passed" if code == 0 else outcome
+    return passed, f"{step.name:10} {time.monotonic() - start:6.1f} s  {outcome}"
 
 
-def run_all(run: list[Step], environment: dict, deadline: float) -> bool:
+def run_all(run: list[list[Step]], environment: dict, deadline: float) -> bool:
+    def run_one(step):
+        left = deadline - time.monotonic() - (0 if step.name == "tables" else TABLES)
+        return run_step(step, environment, min(step.seconds, left))
+
     good = True
     summary = []
-    for step in run:
-        start = time.monotonic()
-        left = deadline - start - (0 if step.name == "tables" else TABLES)
-        passed, outcome = run_step(step, environment, min(step.seconds, left))
-        summary.append(f"{step.name:10} {time.monotonic() - start:6.1f} s  {outcome}")
-        good = good and passed
-        if step.gate and not passed:
+    for together in run:
+        with ThreadPoolExecutor() as pool:
+            outcomes = list(pool.map(run_one, together))
+        summary += [line for _, line in outcomes]
+        failed = [step for step, (passed, _) in zip(together, outcomes, strict=True) if not passed]
+        good = good and not failed
+        if any(step.gate for step in failed):
             summary.append("nothing was timed: a speed counts only behind tests that pass")
             break
     print("\n" + "\n".join(summary))
@@ -105,13 +117,20 @@ def main() -> int:
         parser.error(f"{sys.executable} has no PyTorch ({error}); name another with make gpu PYTHON=...")
     if not torch.cuda.is_available():
         parser.error(f"torch {torch.__version__} in {sys.executable} sees no GPU; make bench is for a CPU")
-    path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path)}
+    python_path = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(python_path),
+        "PATH": os.pathsep.join([os.environ["PATH"], "/usr/local/cuda/bin"]),  # where nvcc is, if nowhere else
+        "TOAST_CUDA_ARCHITECTURES": "{}{}-real".format(*torch.cuda.get_device_capability()),  # a third of the time
+    }
     environment.pop("TRITON_INTERPRET", None)
     if arguments.results:
         environment["TOAST_BENCH_RESULTS"] = str(Path(arguments.results).resolve())
     has_xdist = subprocess.run([sys.executable, "-c", "import xdist"], capture_output=True).returncode == 0
-    run = steps(arguments.part or None, sys.executable, has_xdist, shutil.which("compute-sanitizer"))
+    sanitizer = shutil.which("compute-sanitizer", path=environment["PATH"])
+    if sanitizer is None:
+        print(f"{', '.join(CHECKERS)} are left out: no compute-sanitizer in {environment['PATH']}")
+    run = steps(arguments.part or None, sys.executable, has_xdist, sanitizer)
     return 0 if run_all(run, environment, time.monotonic() + 60 * MINUTES) else 1
 
 

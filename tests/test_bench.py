@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic, on numbers that are known: ratios, tables, limits, and what stops make gpu."""
+"""The benchmarks' own arithmetic, on numbers that are known: ratios, tables and what is left out."""
 
 import csv
 import importlib.util
@@ -17,7 +17,7 @@ def bench(monkeypatch, tmp_path):
     """Imports a module of bench/, whose results go to tmp_path."""
     monkeypatch.syspath_prepend(BENCH)
     monkeypatch.setenv("TOAST_BENCH_RESULTS", str(tmp_path))
-    for name in ("harness", "peers", "report", "gpu"):
+    for name in ("harness", "peers", "report"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     return importlib.import_module
 
@@ -169,59 +169,3 @@ def test_the_readmes_have_a_place_for_each_table(bench, monkeypatch, tmp_path):
     assert page.read_text() == "a\n<!-- table one -->\nnew\n<!-- end -->\nb\n<!-- table two -->\nkept\n<!-- end -->\n"
     with pytest.raises(AssertionError, match="must have one place for the table three"):
         report.write_tables(page, {"three": ""})
-
-
-class TestGpu:
-    def test_parts_and_limits(self, bench):
-        gpu = bench("gpu")
-        everything = gpu.steps(None, "python", True, "compute-sanitizer")
-        gates = ["tests", "small run", "memcheck", "racecheck"]
-        suites = ["loss", "medoids", "training"]
-        assert [step.name for step in everything] == ["install", *gates, *suites, "more tests", "tables"]
-        assert [step.name for step in everything if step.gate] == gates
-        assert sum(step.seconds for step in everything if step.name != "more tests") <= 60 * gpu.MINUTES
-        part = [step.name for step in gpu.steps("medoids", "python", False, None)]
-        assert part == ["install", "tests", "small run", "medoids", "more tests", "tables"]
-        for step in everything:
-            files = [word for word in step.command if word.endswith(".py")]
-            assert all((BENCH.parent / file).exists() for file in files), step
-
-    def test_a_checker_that_cannot_run_stops_nothing_and_one_that_finds_something_does(self, bench, capfd):
-        gpu = bench("gpu")
-        after = gpu.Step("loss", [sys.executable, "-c", "print('timed')"], 20)
-        for code, goes_on in ((255, True), (gpu.FOUND, False)):
-            checker = gpu.Step("memcheck", [sys.executable, "-c", f"raise SystemExit({code})"], 20, True, gpu.FOUND)
-            assert gpu.run_all([checker, after], {}, time.monotonic() + 60) == goes_on
-            assert ("timed\n" in capfd.readouterr().out) == goes_on
-
-    def test_nothing_is_timed_behind_a_failing_gate(self, bench, capfd, tmp_path):
-        gpu = bench("gpu")
-        run = [
-            gpu.Step("tests", [sys.executable, "-c", "raise SystemExit(3)"], 20, gate=True),
-            gpu.Step("loss", [sys.executable, "-c", "print('timed')"], 20),
-        ]
-        assert not gpu.run_all(run, {}, time.monotonic() + 60)
-        out = capfd.readouterr().out
-        assert "FAILED with 3" in out
-        assert "nothing was timed" in out
-        assert "timed\n" not in out
-
-    def test_a_step_that_hangs_is_ended_and_the_next_runs(self, bench, capfd):
-        gpu = bench("gpu")
-        run = [
-            gpu.Step("loss", ["/bin/sh", "-c", "sleep 60 & wait"], 1),
-            gpu.Step("tables", [sys.executable, "-c", "print('drawn')"], 20),
-        ]
-        start = time.monotonic()
-        assert not gpu.run_all(run, {}, start + 60)
-        assert time.monotonic() - start < 20
-        out = capfd.readouterr().out
-        assert "ran out of time" in out
-        assert "drawn" in out
-
-    @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
-    def test_without_a_gpu_it_says_so(self, bench, monkeypatch, capsys):
-        monkeypatch.setattr(sys, "argv", ["gpu.py"])
-        with pytest.raises(SystemExit):
-            bench("gpu").main()
-        assert "sees no GPU" in capsys.readouterr().err

@@ -1,0 +1,93 @@
+"""The CUDA kernel against the float64 truth: every encoding, and rows in one block, over clusters and in pieces.
+
+On a GPU if there is one, else on tests/cuda_on_cpu, where blocks have little shared memory and short rows are long.
+What it shares with the other kernels stands in the other test_blended_kl files.
+"""
+
+import pytest
+import torch
+from blended_kl_cases import DTYPES, ENCODINGS, Case, check, moved, name
+
+from toast_kernels import toast_loss
+
+GPU = torch.cuda.is_available()
+FLOATS = DTYPES[1:]
+# In one block; over few blocks, over many; in pieces.
+LONG = (8003, 33_003, 128_256, 360_001, 1_000_003) if GPU else (801, 3003, 5008, 20_001)
+
+pytestmark = pytest.mark.parametrize("kernel", ["cuda"])
+needs_gpu = pytest.mark.skipif(not GPU, reason="needs a GPU")
+
+
+@pytest.mark.parametrize("past", ENCODINGS, ids=lambda e: f"past-{e}")
+@pytest.mark.parametrize("soft", ENCODINGS, ids=lambda e: f"soft-{e}")
+@pytest.mark.parametrize("dtype", FLOATS if GPU else FLOATS[1:2], ids=name)
+def test_every_pair_of_encodings(kernel, dtype, soft, past):
+    check(Case(6, 131, dtype, soft, past, weighted=True, label_smoothing=0.1, reduction="none"), kernel)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5, 3.0])
+@pytest.mark.parametrize("target", ["labels", "mixup", "probabilities"])
+def test_targets(kernel, target, temperature):
+    soft = None if target == "probabilities" else "dense"
+    check(Case(6, 301, torch.float32, soft, "top-k", target, weighted=True, temperature=temperature), kernel)
+
+
+@pytest.mark.parametrize("past", [None, "dense", "top-k", "logits"])
+@pytest.mark.parametrize("classes", LONG)
+@pytest.mark.parametrize("dtype", FLOATS if GPU else (torch.float32, torch.bfloat16), ids=name)
+def test_long_rows(kernel, dtype, classes, past):
+    check(Case(3, classes, dtype, past=past, reduction="none"), kernel)
+
+
+def on_gpu(case):
+    logits, target, keywords = case.arguments()
+    keywords = {key: moved(value, "cuda") for key, value in keywords.items()}
+    return logits.cuda().requires_grad_(), target.cuda(), keywords
+
+
+@needs_gpu
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_nothing_waits_for_the_gpu(kernel, reduction):
+    logits, target, keywords = on_gpu(Case(64, 40_000, torch.bfloat16, past="dense", reduction=reduction))
+    toast_loss(logits, target, backend=kernel, **keywords).sum().backward()
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        toast_loss(logits, target, backend=kernel, **keywords).sum().backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_gpu
+def test_a_cuda_graph_replays_the_loss_and_its_gradient(kernel):
+    logits, target, keywords = on_gpu(Case(64, 40_000, torch.bfloat16, past="dense"))
+
+    def step():
+        logits.grad = None
+        loss = toast_loss(logits, target, backend=kernel, **keywords)
+        (loss * 0.5).backward()
+        return loss
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    gradient = logits.grad
+    with torch.no_grad():
+        logits.copy_(logits.flip(0))
+    graph.replay()
+    replayed = captured.clone(), gradient.clone()
+    expected = step().detach(), logits.grad
+    assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))
+
+
+@needs_gpu
+def test_forward_and_backward_hold_one_gradient(kernel):
+    logits, target, keywords = on_gpu(Case(512, 40_000, torch.bfloat16, past="dense"))
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    toast_loss(logits, target, backend=kernel, **keywords).backward()
+    assert torch.cuda.max_memory_allocated() - before <= 1.01 * logits.numel() * logits.element_size()
