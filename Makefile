@@ -15,7 +15,7 @@ train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" fo
 	$(PY) python/train.py $(ARGS)
 
 test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
-	$(PY) -m pytest $(ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(VENV)/bin/cmake --log-level=WARNING -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \

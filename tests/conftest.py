@@ -9,6 +9,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 import interpreter
 import pytest
 import torch
+from filelock import FileLock  # torch brings it along
 
 if not torch.cuda.is_available():
     interpreter.use()
@@ -37,6 +38,10 @@ def pytest_collection_modifyitems(config, items):
     config.hook.pytest_deselected(items=[item for item in items if not possible(item)])
     items[:] = filter(possible, items)
     on_cuda = [item for item in items if runs_on(item, "cuda")]
-    why_not = cuda_kernels.use() if on_cuda and not config.option.collectonly else None
+    why_not = None
+    if on_cuda and not config.option.collectonly:
+        cuda_kernels.FOLDER.mkdir(parents=True, exist_ok=True)
+        with FileLock(cuda_kernels.FOLDER / "lock"):  # workers of pytest-xdist build one after the other: the first
+            why_not = cuda_kernels.use()
     for item in on_cuda if why_not else ():
         item.add_marker(pytest.mark.skip(reason=why_not))
