@@ -11,6 +11,9 @@ SAMPLE = (
     "the bound stays in the panels' scale",
     "the gradient lacks the hard label of a chunk's last class",
     "a row's next neighbour is left out",
+    "a block's barrier for the cluster's",
+    "the gradient's columns are one off",
+    "what lies before and after whole vectors of a table is forgotten",
 )
 
 

@@ -192,7 +192,7 @@ int main() {
   for (DType dtype : kDTypes) {
     // Whole and broken vectors of 4 and 8; slices that are empty, and more rows than clusters.
     for (int64_t classes : {1, 2, 3, 7, 8, 9, 15, 17, 33, 64, 65, 130})
-      for (int repeat = 0; repeat < 6; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat % 5, 1 + repeat % 3);
+      for (int repeat = 0; repeat < 5; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat, 1 + repeat % 3);
     for (int64_t classes : {511, 1024, 2049})
       for (int cluster : {1, 2, 4, 8, 16})
         for (int repeat = 0; repeat < 2; ++repeat) test(dtype, 1 + repeat, classes, cluster, 1 + 2 * repeat);
