@@ -48,6 +48,17 @@ def test_flat_and_peaked_rows(temperature, scale, backend):
     check(normal(5, 2100, scale=scale), temperature, backend)
 
 
+@pytest.mark.skipif(not backends._C, reason="the C++ kernels are not built")
+@pytest.mark.parametrize("classes", [17, 2053, 50_000])
+def test_a_peaked_row_has_its_small_entropy(classes):
+    """To float32's digits, although its largest class has all but 3e-6 a class of the probability."""
+    logits = torch.full((3, classes), -60.0)
+    logits[0, 0] = logits[1, -1] = logits[2, classes // 2] = -20.0
+    logits += normal(3, classes, scale=0.1)
+    exact = entr(softmax(logits.double().numpy() / 3.0, axis=1)).sum(axis=1)
+    np.testing.assert_allclose(OP(logits, 3.0, "cpu")[1], exact, rtol=3e-6)
+
+
 @every_backend
 def test_logits_far_from_zero_lose_nothing(backend):
     logits = normal(5, 3000, shift=1e4)

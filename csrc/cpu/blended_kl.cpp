@@ -91,7 +91,9 @@ class Kernel {
 
   // The first loop over one chunk of a row.
   Statistics statistics(const Row<Real>& r, std::int64_t begin, bool keep, Scratch<Real>& scratch) const {
-    const Chunk<Real> c = rows_.chunk(r, begin, scratch);
+    Chunk<Real> c = rows_.chunk(r, begin, scratch);
+    if (p_.gradient != nullptr && !stream_)
+      c.ahead.set(Ahead::kGradient, p_.gradient, r.index * p_.classes + begin, p_.dtype);
     Statistics result;
     with_shape(r, [&](auto soft, auto past, auto power) {
       result = keep ? chunk_statistics<Real, soft, past, power, true>(c, inverse_t_, scratch.kept_at(begin))

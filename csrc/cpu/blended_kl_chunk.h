@@ -6,11 +6,38 @@
 #include <limits>
 
 #include "cpu/simd.h"
+#include "dtype.h"
 
 namespace toast {
 namespace TOAST_ISA {
 
 constexpr std::int64_t kChunk = 2048;  // classes; a fixed size, so that results do not depend on the threads
+
+// Memory to ask for while a chunk is worked on, since the processor itself does not look beyond a page: the next
+// chunk's logits, soft target and past, and this chunk's gradient, which stores would read first. Where there is none
+// of one, the logits stand once more: asking for all four without looking is quickest.
+class Ahead {
+ public:
+  enum Which { kLogits, kSoft, kPast, kGradient, kCount };
+
+  Ahead() = default;
+  Ahead(const void* logits, std::int64_t element, DType dtype) {
+    for (int which = 0; which < kCount; ++which) set(Which(which), logits, element, dtype);
+  }
+  void set(Which which, const void* values, std::int64_t element, DType dtype) {
+    bytes_[which] = size_of(dtype);
+    from_[which] = static_cast<const char*>(values) + element * bytes_[which];
+  }
+  void prefetch(std::int64_t element) const {
+#if defined(__GNUC__)
+    for (int which = 0; which < kCount; ++which) __builtin_prefetch(from_[which] + element * bytes_[which], 0, 2);
+#endif
+  }
+
+ private:
+  const char* from_[kCount];
+  std::int64_t bytes_[kCount];  // of an element
+};
 
 // A chunk of a row: logits z, and target mass t = a s (class term) + b q (past term), with s or q absent.
 template <class Real>
@@ -20,6 +47,7 @@ struct Chunk {
   const Real* q = nullptr;
   Real a = 0, b = 0;
   std::int64_t n;
+  Ahead ahead;
 };
 
 // What the first loop leaves for the second, each with room for n rounded up to a whole Vec.
@@ -90,40 +118,51 @@ Statistics chunk_statistics(const Chunk<Real>& c, Real inverse_t, const Kept<Rea
   const V shift = V::broadcast(empty ? Real(0) : Real(result.max));
   const V inverse = V::broadcast(inverse_t), a = V::broadcast(c.a), b = V::broadcast(c.b);
   const V zero = V::broadcast(0);
-  V sum_p = zero, sum_e = zero, dot = zero, sum_s = zero, sum_q = zero;
-  auto step = [&](V z, V s, V q, std::int64_t j) {
+  const Ahead ahead = c.ahead;
+  // Added up in blocks: rounding grows with how many a lane adds up one after the other.
+  struct Sums {
+    V p = V::broadcast(0), e = p, dot = p, s = p, q = p;
+  } total;
+  auto step = [&](Sums& sum, V z, V s, V q, std::int64_t j) {
+    ahead.prefetch(j);
     const V d = z - shift;
     V e = zero, p;
     if constexpr (Past) {
       e = exp(d * inverse);
       p = Power == 0 ? exp(d) : e;
       for (int i = 1; i < Power; ++i) p = p * e;
-      sum_e = sum_e + e;
-      sum_q = sum_q + q;
+      sum.e = sum.e + e;
+      sum.q = sum.q + q;
     } else {
       p = exp(d);
     }
-    sum_p = sum_p + p;
-    if constexpr (Soft) sum_s = sum_s + s;
+    sum.p = sum.p + p;
+    if constexpr (Soft) sum.s = sum.s + s;
     V t = zero;
     if constexpr (Past) t = b * q;
     if constexpr (Soft) t = Past ? fma(a, s, t) : a * s;
-    if constexpr (Soft || Past) dot = fma_nonzero(t, d, dot);
+    if constexpr (Soft || Past) sum.dot = fma_nonzero(t, d, sum.dot);
     if constexpr (Keep && (!Past || Power == 0)) p.store(kept.p + j);
     if constexpr (Keep && Past) e.store(kept.e + j);
     if constexpr (Keep && (Soft || Past)) t.store(kept.t + j);
   };
-  std::int64_t j = 0;
-  for (; j + lanes <= c.n; j += lanes)
-    step(V::load(c.z + j), Soft ? V::load(c.s + j) : zero, Past ? V::load(c.q + j) : zero, j);
-  if (const int rest = int(c.n - j))
-    step(load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),
-         Soft ? load_first(c.s + j, rest, Real(0)) : zero, Past ? load_first(c.q + j, rest, Real(0)) : zero, j);
-  result.sum = lane_sum(sum_p);
-  if constexpr (Past) result.sum_at_t = lane_sum(sum_e);
-  if constexpr (Soft || Past) result.dot = lane_sum(dot);
-  if constexpr (Soft) result.class_mass = double(c.a) * lane_sum(sum_s);
-  if constexpr (Past) result.past_mass = double(c.b) * lane_sum(sum_q);
+  for (std::int64_t j = 0; j < c.n;) {
+    const std::int64_t end = std::min(c.n, j + 16 * lanes);
+    Sums block;
+    for (; j + lanes <= end; j += lanes)
+      step(block, V::load(c.z + j), Soft ? V::load(c.s + j) : zero, Past ? V::load(c.q + j) : zero, j);
+    if (const int rest = int(end - j)) {
+      step(block, load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),
+           Soft ? load_first(c.s + j, rest, Real(0)) : zero, Past ? load_first(c.q + j, rest, Real(0)) : zero, j);
+      j = end;
+    }
+    total = {total.p + block.p, total.e + block.e, total.dot + block.dot, total.s + block.s, total.q + block.q};
+  }
+  result.sum = lane_sum(total.p);
+  if constexpr (Past) result.sum_at_t = lane_sum(total.e);
+  if constexpr (Soft || Past) result.dot = lane_sum(total.dot);
+  if constexpr (Soft) result.class_mass = double(c.a) * lane_sum(total.s);
+  if constexpr (Past) result.past_mass = double(c.b) * lane_sum(total.q);
   return result;
 }
 

@@ -133,6 +133,8 @@ class Rows {
   Chunk<Real> chunk(const Row<Real>& r, std::int64_t begin, Scratch<Real>& scratch) const {
     Chunk<Real> c;
     c.n = std::min(kChunk, p_.classes - begin);
+    const bool last = begin + c.n == p_.classes;
+    c.ahead = last ? ahead(std::min(r.index + 1, p_.rows - 1), 0) : ahead(r.index, begin + c.n);
     c.z = as_real(p_.dtype, p_.logits, r.index * p_.stride + begin, c.n, scratch.z);
     if (r.has_soft) class_target(r, begin, c, scratch);
     if (r.has_past) {
@@ -140,6 +142,21 @@ class Rows {
       c.b = r.past_scale;
     }
     return c;
+  }
+
+  // What the chunk of row i that begins there is made of.
+  Ahead ahead(std::int64_t i, std::int64_t begin) const {
+    Ahead result(p_.logits, i * p_.stride + begin, p_.dtype);
+    const auto set = [&](Ahead::Which which, const SoftRows& table, std::int64_t row) {
+      if (table.values != nullptr && table.indices == nullptr)
+        result.set(which, table.values, row * table.stride + begin, table.dtype);
+    };
+    if (p_.target == nullptr)
+      set(Ahead::kSoft, p_.probabilities, i);
+    else if (p_.target[i] != p_.ignore_index)
+      set(Ahead::kSoft, p_.soft, p_.target[i]);
+    if (has_past(i)) set(Ahead::kPast, p_.past, p_.past_index[i]);
+    return result;
   }
 
   double share(std::int64_t i, int which) const {

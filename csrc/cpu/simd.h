@@ -86,10 +86,12 @@ struct Vec<float> {
     const __mmask16 nonzero = _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
     return {_mm512_mask3_fmadd_ps(a.v, b.v, c.v, nonzero)};
   }
-  friend Vec round(Vec a) { return {_mm512_roundscale_ps(a.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC)}; }
-  friend Vec scale_or_zero(Vec a, Vec n, Vec x, Vec threshold) {
-    return {_mm512_maskz_scalef_ps(_mm512_cmp_ps_mask(x.v, threshold.v, _CMP_NLT_UQ), a.v, n.v)};
+  friend Vec times_power_or_zero(Vec a, Vec exponent, Vec x, Vec least) {
+    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(exponent.v), 23);
+    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ);
+    return {_mm512_maskz_mul_ps(keep, a.v, _mm512_castsi512_ps(power))};
   }
+  friend float lane_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 };
 
 #elif defined(__AVX2__)
@@ -116,12 +118,9 @@ struct Vec<float> {
   friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
   friend Vec fma_nonzero(Vec a, Vec b, Vec c) { return {fma_nonzero(a.lo, b.lo, c.lo), fma_nonzero(a.hi, b.hi, c.hi)}; }
-  friend Vec round(Vec a) {
-    constexpr int nearest = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
-    return {_mm256_round_ps(a.lo, nearest), _mm256_round_ps(a.hi, nearest)};
-  }
-  friend Vec scale_or_zero(Vec a, Vec n, Vec x, Vec threshold) {
-    return {scale_or_zero(a.lo, n.lo, x.lo, threshold.lo), scale_or_zero(a.hi, n.hi, x.hi, threshold.hi)};
+  friend Vec times_power_or_zero(Vec a, Vec exponent, Vec x, Vec least) {
+    return {times_power_or_zero(a.lo, exponent.lo, x.lo, least.lo),
+            times_power_or_zero(a.hi, exponent.hi, x.hi, least.hi)};
   }
 
  private:
@@ -129,9 +128,9 @@ struct Vec<float> {
     const __m256 nonzero = _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ);
     return _mm256_blendv_ps(c, _mm256_fmadd_ps(a, b, c), nonzero);
   }
-  static __m256 scale_or_zero(__m256 a, __m256 n, __m256 x, __m256 threshold) {
-    const __m256i power = _mm256_slli_epi32(_mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127)), 23);
-    const __m256 keep = _mm256_cmp_ps(x, threshold, _CMP_NLT_UQ);
+  static __m256 times_power_or_zero(__m256 a, __m256 exponent, __m256 x, __m256 least) {
+    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(exponent), 23);
+    const __m256 keep = _mm256_cmp_ps(x, least, _CMP_NLT_UQ);
     return _mm256_and_ps(keep, _mm256_mul_ps(a, _mm256_castsi256_ps(power)));
   }
 };
@@ -139,45 +138,103 @@ struct Vec<float> {
 #endif
 
 #if defined(__AVX2__)
-// scale_or_zero(a, n, x, threshold) is a * 2^n, n integral in [-126, 127], and 0 where x < threshold.
-
-// exp for x <= 0 (and a little above): below -87.3 the result is 0, NaN stays NaN. exp(x) = 2^n exp(r) with
-// n = round(x / ln 2), |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 P(r), P of degree 4 (Chebyshev fit, relative
-// error 8e-9); 0.75 units in the last place over [-87, 0].
+// exp for x <= 0 (and a little above): below -87.3 the result is 0, NaN stays NaN. exp(x) = 2^n exp(r) with n = x / ln
+// 2 rounded to an integer, |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 P(r), P of degree 4 (Chebyshev fit, relative error
+// 8e-9). Adding 1.5 * 2^23 rounds: n + 127, the biased exponent of 2^n, is left in the last bits of the sum. ln 2 in
+// one float adds a relative error of 2.7e-9 |x|, a tenth of what rounding x to a float does: 1.0 units in the last
+// place down to -10, 4 at -87.
 inline Vec<float> exp(Vec<float> x) {
   using V = Vec<float>;
-  const V n = round(x * V::broadcast(1.44269504f));
-  V r = fma(n, V::broadcast(-0.693359375f), x);
-  r = fma(n, V::broadcast(2.12194440e-4f), r);
+  const V rounding = V::broadcast(12582912.0f + 127.0f), one = V::broadcast(1.0f);
+  const V exponent = fma(x, V::broadcast(1.44269504f), rounding);
+  const V r = fma(exponent - rounding, V::broadcast(-0.693147181f), x);
   V p = V::broadcast(1.39261761e-3f);
   p = fma(p, r, V::broadcast(8.36317307e-3f));
   p = fma(p, r, V::broadcast(4.16665547e-2f));
   p = fma(p, r, V::broadcast(1.66665770e-1f));
   p = fma(p, r, V::broadcast(0.5f));
-  p = fma(p, r * r, r) + V::broadcast(1.0f);
-  return scale_or_zero(p, n, x, V::broadcast(-87.3f));
+  p = fma(fma(p, r, one), r, one);
+  return times_power_or_zero(p, exponent, x, V::broadcast(-87.3f));  // p * 2^n, or 0 where x < -87.3
 }
 #endif
 
-// The lanes of v, added in double, halves first: the same order on every instruction set.
+// The sum of lanes in double, halves first: the same order on every instruction set.
+inline double sum_of_lanes(double* lane, int count) {
+  for (int half = count / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] += lane[i + half];
+  return lane[0];
+}
+
+// A sum of vectors, each lane in double.
+template <class T>
+struct WideSum {
+  double lane[Vec<T>::lanes] = {};
+
+  void add(Vec<T> v) {
+    T x[Vec<T>::lanes];
+    v.store(x);
+    for (int i = 0; i < Vec<T>::lanes; ++i) lane[i] += double(x[i]);
+  }
+  double total() { return sum_of_lanes(lane, Vec<T>::lanes); }
+};
+
+#if defined(__AVX2__)
+
+inline double sum_of_lanes(__m256d v) {
+  const __m128d half = _mm_add_pd(_mm256_castpd256_pd128(v), _mm256_extractf128_pd(v, 1));
+  return _mm_cvtsd_f64(_mm_add_sd(half, _mm_unpackhi_pd(half, half)));
+}
+
+#endif
+
+#if defined(__AVX512F__)
+
+template <>
+struct WideSum<float> {
+  __m512d low = _mm512_setzero_pd(), high = _mm512_setzero_pd();
+
+  void add(Vec<float> v) {
+    low = _mm512_add_pd(low, _mm512_cvtps_pd(_mm512_castps512_ps256(v.v)));
+    high = _mm512_add_pd(high, _mm512_cvtps_pd(_mm512_extractf32x8_ps(v.v, 1)));
+  }
+  double total() const {
+    const __m512d half = _mm512_add_pd(low, high);
+    return sum_of_lanes(_mm256_add_pd(_mm512_castpd512_pd256(half), _mm512_extractf64x4_pd(half, 1)));
+  }
+};
+
+#elif defined(__AVX2__)
+
+template <>
+struct WideSum<float> {
+  __m256d quarter[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
+
+  void add(Vec<float> v) {
+    const __m128 part[4] = {_mm256_castps256_ps128(v.lo), _mm256_extractf128_ps(v.lo, 1), _mm256_castps256_ps128(v.hi),
+                            _mm256_extractf128_ps(v.hi, 1)};
+    for (int i = 0; i < 4; ++i) quarter[i] = _mm256_add_pd(quarter[i], _mm256_cvtps_pd(part[i]));
+  }
+  double total() const {
+    return sum_of_lanes(_mm256_add_pd(_mm256_add_pd(quarter[0], quarter[2]), _mm256_add_pd(quarter[1], quarter[3])));
+  }
+};
+
+#endif
+
 template <class T>
 double lane_sum(Vec<T> v) {
-  T lane[Vec<T>::lanes];
-  v.store(lane);
-  double total[Vec<T>::lanes / 2];
-  for (int i = 0; i < Vec<T>::lanes / 2; ++i) total[i] = double(lane[i]) + double(lane[i + Vec<T>::lanes / 2]);
-  for (int half = Vec<T>::lanes / 4; half > 0; half /= 2)
-    for (int i = 0; i < half; ++i) total[i] += total[i + half];
-  return total[0];
+  WideSum<T> sum;
+  sum.add(v);
+  return sum.total();
 }
 
 template <class T>
 T lane_max(Vec<T> v) {
   T lane[Vec<T>::lanes];
   v.store(lane);
-  T best = lane[0];
-  for (T x : lane) best = x > best ? x : best;
-  return best;
+  for (int half = Vec<T>::lanes / 2; half > 0; half /= 2)
+    for (int i = 0; i < half; ++i) lane[i] = lane[i] > lane[i + half] ? lane[i] : lane[i + half];
+  return lane[0];
 }
 
 // The first n < lanes elements at p, the other lanes set to fill; nothing beyond p + n is read.

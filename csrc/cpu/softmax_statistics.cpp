@@ -20,17 +20,19 @@ struct Sums {
 template <class Real>
 Sums chunk_sums(const Real* z, std::int64_t n, Real max, Real inverse_t) {
   using V = Vec<Real>;
-  const V shift = V::broadcast(max), inverse = V::broadcast(inverse_t);
-  V exponentials = V::broadcast(0), products = V::broadcast(0);
+  const V shift = V::broadcast(max), inverse = V::broadcast(inverse_t), zero = V::broadcast(0);
+  // In double: beside the maximum's exp(0) = 1 a float would lose the small exponentials, which are all that the
+  // entropy of a peaked row is made of.
+  WideSum<Real> exponentials, products;
   const auto step = [&](V logits) {
     const V d = (logits - shift) * inverse, e = exp(d);
-    exponentials = exponentials + e;
-    products = fma_nonzero(e, d, products);
+    exponentials.add(e);
+    products.add(fma_nonzero(e, d, zero));
   };
   std::int64_t j = 0;
   for (; j + V::lanes <= n; j += V::lanes) step(V::load(z + j));
   if (const int rest = int(n - j)) step(load_first(z + j, rest, -std::numeric_limits<Real>::infinity()));
-  return {lane_sum(exponentials), lane_sum(products)};
+  return {exponentials.total(), products.total()};
 }
 
 template <class Real>

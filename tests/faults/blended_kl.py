@@ -14,14 +14,14 @@ FAULTS = {
     "csrc/cpu/blended_kl_chunk.h": [
         (
             "the lanes beyond a row's end count as logits of 0",
-            "step(load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),",
-            "step(load_first(c.z + j, rest, Real(0)),",
+            "step(block, load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),",
+            "step(block, load_first(c.z + j, rest, Real(0)),",
             WIDTHS,
         ),
         (
             "the row's last lanes are read whole",
-            "step(load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),",
-            "step(V::load(c.z + j),",
+            "step(block, load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),",
+            "step(block, V::load(c.z + j),",
             CPP,
         ),
         (
@@ -64,15 +64,21 @@ FAULTS = {
             CPP,
         ),
         ("a NaN among -inf is lost", "(empty ? low.sum :", "(empty ? 0 :", CPP),
-        ("0 * -inf is NaN", "dot = fma_nonzero(t, d, dot)", "dot = fma(t, d, dot)", CPP),
+        ("0 * -inf is NaN", "sum.dot = fma_nonzero(t, d, sum.dot)", "sum.dot = fma(t, d, sum.dot)", CPP),
         (
             "exp(z) is one power of exp(z / T) too high",
-            "for (int i = 1; i < Power; ++i) p = p * e;\n      sum_e",
-            "for (int i = 0; i < Power; ++i) p = p * e;\n      sum_e",
+            "for (int i = 1; i < Power; ++i) p = p * e;\n      sum.e",
+            "for (int i = 0; i < Power; ++i) p = p * e;\n      sum.e",
             PARITY + "test_temperatures",
         ),
-        ("past rows are taken to sum to 1", "double(c.b) * lane_sum(sum_q)", "double(c.b)", BY_HAND),
-        ("soft rows are taken to sum to 1", "double(c.a) * lane_sum(sum_s)", "double(c.a)", CPP),
+        ("past rows are taken to sum to 1", "double(c.b) * lane_sum(total.q)", "double(c.b)", BY_HAND),
+        ("soft rows are taken to sum to 1", "double(c.a) * lane_sum(total.s)", "double(c.a)", CPP),
+        (
+            "a block's sums take the place of those before it",
+            "total.p + block.p",
+            "block.p",
+            CPP,
+        ),
         (
             "the past's gradient has softmax(z) for softmax(z / T)",
             "fma(by_e, e, by_p * p)",
@@ -252,11 +258,16 @@ FAULTS = {
     ],
     "csrc/cpu/simd.h": [
         ("exp has a wrong coefficient", "1.66665770e-1f", "1.66e-1f", AVX512),
-        ("exp of NaN is 0", "_CMP_NLT_UQ), a.v, n.v)", "_CMP_GE_OQ), a.v, n.v)", AVX512),
+        (
+            "exp of NaN is 0",
+            "_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ)",
+            "_mm512_cmp_ps_mask(x.v, least.v, _CMP_GE_OQ)",
+            AVX512,
+        ),
         (
             "exp is not 0 far below 0",
-            "_mm256_cmp_ps(x, threshold, _CMP_NLT_UQ)",
-            "_mm256_cmp_ps(x, threshold, _CMP_TRUE_UQ)",
+            "_mm256_cmp_ps(x, least, _CMP_NLT_UQ)",
+            "_mm256_cmp_ps(x, least, _CMP_TRUE_UQ)",
             AVX2,
         ),
         ("the upper half of a maximum is lost", "_mm256_max_ps(a.hi, b.hi)", "a.hi", AVX2),

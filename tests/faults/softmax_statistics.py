@@ -20,8 +20,8 @@ FAULTS = {
         ),
         (
             "0 times -inf is NaN",
-            "products = fma_nonzero(e, d, products);",
-            "products = fma(e, d, products);",
+            "products.add(fma_nonzero(e, d, zero));",
+            "products.add(e * d);",
             OP + "test_minus_infinity_has_no_share_and_bad_rows_are_marked",
         ),
         (
@@ -42,6 +42,14 @@ FAULTS = {
             "p.logsumexp[i] = double(max) / p.temperature + log_sum;",
             "p.logsumexp[i] = float(double(max) / p.temperature + log_sum);",
             CPP,
+        ),
+    ],
+    "csrc/cpu/simd.h": [
+        (
+            "sums of an entropy are kept in float",
+            "lane[i] += double(x[i]);",
+            "lane[i] = float(lane[i] + double(x[i]));",
+            OP + "test_a_peaked_row_has_its_small_entropy",
         ),
     ],
 }
