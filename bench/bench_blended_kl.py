@@ -1,20 +1,21 @@
-"""toast_loss beside its peers: eager PyTorch, torch.compile, F.cross_entropy, Liger.
+"""toast_loss beside its peers: eager PyTorch, torch.compile as users write it and tuned, F.cross_entropy, Liger.
 
 pytest bench/bench_blended_kl.py       (make bench, make gpu; results are appended to bench/results/loss_*.csv)
 """
 
 import time
-from statistics import median
 
 import pytest
 import torch
-from harness import DEVICE, OURS, RESULTS, append, conditions, measure, ratio, rotated
-from peers import Blended, CrossEntropy, LongRows, TopK
+from harness import backend_of_ours, measure, ratio, record, row
+from loss_peers import Blended, CrossEntropy, LongRows, TopK
+from results import DEVICE, OURS
 
 ON_GPU = DEVICE.type == "cuda"
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-BACKWARD = "forward + backward"
+FORWARD, BACKWARD = "forward", "forward + backward"
 SMALL = [(8, 10), (256, 100)]  # what a call costs
+WIDTHS = [250, 1000, 4000, 16_000, 64_000]
 if ON_GPU:
     SIZES = [(8192, 1000), (8192, 4096), (4096, 8192), (4096, 16384), (2048, 32768)]
     TOP_K, WIDEST = [(1024, 128_256), (512, 360_000)], [(2048, 128_256)]
@@ -25,32 +26,27 @@ else:
 
 
 def cases(sizes):
-    """(rows, classes, dtype, work). On a GPU, where torch.compile takes seconds for each, float32 and the forward pass
+    """(rows, classes, dtype, works). On a GPU, where torch.compile takes seconds for each, float32 and the forward pass
     alone at one size only."""
     if ON_GPU:
-        others = [(*SIZES[1], "float32", BACKWARD), (*SIZES[1], "bfloat16", "forward")]
-        return [(*size, "bfloat16", BACKWARD) for size in sizes] + others
-    return [(*size, dtype, work) for size in sizes for dtype in DTYPES for work in ("forward", BACKWARD)]
+        extra = SIZES[1]
+        halves = [(*size, "bfloat16", (BACKWARD, FORWARD) if size == extra else (BACKWARD,)) for size in sizes]
+        return [*halves, (*extra, "float32", (BACKWARD,))]
+    return [(*size, dtype, (FORWARD, BACKWARD)) for size in sizes for dtype in DTYPES]
 
 
-def run(benchmark, suite, loss, dtype, work, calls=1, **options):
+def run(show, suite, loss, dtype, works=(BACKWARD,), calls=1):
     loss.check()
-    peers = loss.cases(work)
-    if calls > 1:
-        peers = {name: repeated(peer, calls) for name, peer in peers.items()}
-    times = measure(
-        suite,
-        peers,
-        size=loss.size,
-        dtype=dtype,
-        work=work,
-        num_bytes=loss.bytes(work) if calls == 1 else None,
-        others=loss.others,
-        calls=calls,
-        **options,
-    )
-    benchmark.pedantic(peers[OURS], rounds=3)
-    benchmark.extra_info.update({peer: ratio(times, OURS, peer)[0] for peer in times})
+    for work in works:
+        peers = loss.cases(work)
+        if calls > 1:
+            peers = {name: repeated(peer, calls) for name, peer in peers.items()}
+        times = measure(
+            suite, peers, size=loss.size, dtype=dtype, work=work, classes=loss.classes,
+            num_bytes=loss.bytes(work) if calls == 1 else None, flops=loss.flops[work] * loss.logits.numel(),
+            others=loss.others, before=loss.before, calls=calls, rounds=15,
+        )  # fmt: skip
+    show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})
 
 
 def repeated(case, calls):
@@ -61,17 +57,12 @@ def repeated(case, calls):
     return run
 
 
-@pytest.fixture(autouse=True)
-def fresh_compiler():
-    torch.compiler.reset()
-
-
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 @pytest.mark.parametrize(("rows", "classes"), [(8, 10), (8192, 1000)])
 def test_cuda_graph(rows, classes):
     """A whole forward and backward pass as one launch of a graph, beside the same pass called as usual."""
     loss = Blended(rows, classes, torch.bfloat16)
-    step = loss.with_gradient(loss.ours)
+    step = loss.gradient_case(OURS)
     torch.cuda.synchronize()
     stream = torch.cuda.Stream()
     with torch.cuda.stream(stream):
@@ -84,53 +75,56 @@ def test_cuda_graph(rows, classes):
     assert torch.equal(captured, expected)
     measure(
         "loss_graph", {OURS: graph.replay, "toast_kernels, no graph": step},
-        size=loss.size, dtype="bfloat16", work=BACKWARD,
+        size=loss.size, dtype="bfloat16", work=BACKWARD, classes=classes,
     )  # fmt: skip
 
 
 @pytest.mark.skipif(not ON_GPU, reason="on a CPU the smallest sizes of test_cross_entropy say it")
 def test_host_overhead():
     """What the host needs to launch a pass, by the clock, 50 at a time: nothing waits for the GPU."""
-    cases = CrossEntropy(*SMALL[0], torch.float32).cases(BACKWARD)
+    loss = CrossEntropy(*SMALL[0], torch.float32)
+    cases = loss.cases(BACKWARD)
     times = {peer: [] for peer in cases}
-    for i in range(12):
-        for peer in rotated(cases, i):
-            cases[peer]()
+    for _ in range(12):
+        for peer, case in cases.items():
+            case()
             torch.cuda.synchronize()
             before = time.perf_counter()
             for _ in range(50):
-                cases[peer]()
+                case()
             times[peer].append((time.perf_counter() - before) / 50)
     torch.cuda.synchronize()
-    rows = [
-        conditions() | {"work": "launching forward + backward", "peer": peer, "us": f"{1e6 * median(values):.4g}"}
-        for peer, values in times.items()
-    ]
-    for row in rows:
-        print(f"\nto launch {row['peer']}: {row['us']} us a forward and backward pass", end="")
-    append(RESULTS / "loss_host.csv", rows)
+    same = {"size": loss.size, "dtype": "float32", "work": BACKWARD, "backend": backend_of_ours(loss.classes)}
+    record("loss_host", [same | row(times, peer) for peer in times])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16"] if ON_GPU else DTYPES)
 @pytest.mark.parametrize(("rows", "classes"), TOP_K)
-def test_top_k(benchmark, rows, classes, dtype):
-    run(benchmark, "loss_top_k", TopK(rows, classes, DTYPES[dtype]), dtype, BACKWARD)
+def test_top_k(show, rows, classes, dtype):
+    run(show, "loss_top_k", TopK(rows, classes, DTYPES[dtype]), dtype)
 
 
 @pytest.mark.parametrize(
     ("rows", "classes", "dtype"),
     [(*size, dtype) for size in LONG for dtype in DTYPES if size == LONG[len(LONG) // 2] or dtype == "bfloat16"],
 )
-def test_long_rows(benchmark, rows, classes, dtype):
-    run(benchmark, "loss_long_rows", LongRows(rows, classes, DTYPES[dtype]), dtype, BACKWARD)
+def test_long_rows(show, rows, classes, dtype):
+    run(show, "loss_long_rows", LongRows(rows, classes, DTYPES[dtype]), dtype)
 
 
-@pytest.mark.parametrize(("rows", "classes", "dtype", "work"), cases(SIZES))
-def test_blended(benchmark, rows, classes, dtype, work):
-    run(benchmark, "loss_blended", Blended(rows, classes, DTYPES[dtype]), dtype, work)
+@pytest.mark.skipif(ON_GPU, reason="sized for a CPU")
+@pytest.mark.parametrize("classes", WIDTHS)
+def test_number_of_classes(show, classes):
+    """What README's plot shows: 256 rows of ever more classes, up to more than a dense table of soft targets allows."""
+    run(show, "loss_by_classes", LongRows(256, classes, torch.float32), "float32")
 
 
-@pytest.mark.parametrize(("rows", "classes", "dtype", "work"), cases([*SMALL, *SIZES, *WIDEST]))
-def test_cross_entropy(benchmark, rows, classes, dtype, work):
+@pytest.mark.parametrize(("rows", "classes", "dtype", "works"), cases(SIZES))
+def test_blended(show, rows, classes, dtype, works):
+    run(show, "loss_blended", Blended(rows, classes, DTYPES[dtype]), dtype, works)
+
+
+@pytest.mark.parametrize(("rows", "classes", "dtype", "works"), cases([*SMALL, *SIZES, *WIDEST]))
+def test_cross_entropy(show, rows, classes, dtype, works):
     calls = 200 if (rows, classes) in SMALL and not ON_GPU else 1
-    run(benchmark, "loss_plain", CrossEntropy(rows, classes, DTYPES[dtype]), dtype, work, calls)
+    run(show, "loss_plain", CrossEntropy(rows, classes, DTYPES[dtype]), dtype, works, calls)

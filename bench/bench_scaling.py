@@ -2,52 +2,53 @@
 
     pytest bench/bench_scaling.py          (make bench; results are appended to bench/results/scaling.csv)
 
-Each row of the results is one size; report.py fits the exponent b of time = a size^b over the sizes of a sweep.
+The sizes of a sweep are timed interleaved, a row each; report.py fits the exponent b of time = a size^b over them.
 """
 
 import pytest
 import torch
-from harness import DEVICE, OURS, measure
-from peers import Blended, CrossEntropy, Medoids, TopK
+from harness import measure, sweep
+from loss_peers import Blended, CrossEntropy, TopK
+from medoid_peers import Medoids
+from results import DEVICE, OURS
 
 WORK = "forward + backward"
 on_cpu_only = pytest.mark.skipif(DEVICE.type != "cpu", reason="the sweeps are sized for a CPU")
 
-# What varies -> the sizes, and the problem of a size.
+
+def imbalanced(percent):
+    return Medoids(8000, 100, 20, "euclidean", share=percent / 100)
+
+
+# What varies -> the problem of each size. report.EXPECTED has the exponents that are expected.
 LOSSES = {
-    "rows": ([256, 512, 1024, 2048, 4096], lambda n: Blended(n, 1000, torch.float32)),
-    "classes": ([1000, 4000, 16_000, 64_000, 256_000], lambda c: CrossEntropy(128, c, torch.float32)),
-    "list length": ([8, 32, 128, 512], lambda k: TopK(256, 20_000, torch.float32, k)),
+    "rows": {n: lambda n=n: Blended(n, 1000, torch.float32) for n in (256, 512, 1024, 2048, 4096)},
+    "classes": {c: lambda c=c: CrossEntropy(128, c, torch.float32) for c in (1000, 4000, 16_000, 64_000, 256_000)},
+    "list length": {k: lambda k=k: TopK(256, 20_000, torch.float32, k) for k in (8, 32, 128, 512)},
 }
 MEDOIDS = {
-    "rows of a class": ([500, 1000, 2000, 4000, 8000], lambda n: Medoids(n, 100, 1, "euclidean")),
-    "width": ([50, 200, 800, 3200], lambda d: Medoids(2000, d, 2, "euclidean")),
-    "classes": ([5, 20, 80, 320], lambda k: Medoids(500 * k, 100, k, "sqeuclidean")),
-    "percent of the rows in one of 20 classes": (
-        [5, 10, 20, 40, 80], lambda p: Medoids(8000, 100, 20, "euclidean", share=p / 100),
-    ),
-}  # fmt: skip
+    "rows of a class": {n: lambda n=n: Medoids(n, 100, 1, "euclidean") for n in (500, 1000, 2000, 4000, 8000)},
+    "width": {d: lambda d=d: Medoids(2000, d, 2, "euclidean") for d in (50, 200, 800, 3200)},
+    "classes, of 32,000 rows": {k: lambda k=k: Medoids(32_000, 100, k, "euclidean") for k in (16, 32, 64, 128)},
+    # 5% to 80% of the rows in one of 20 classes, by the millions of pairs in all classes.
+    "pairs in classes that are ever less alike": {
+        f"{imbalanced(p).pairs / 1e6:.3g}": lambda p=p: imbalanced(p) for p in (5, 10, 20, 40, 80)
+    },
+}
 
 
 @on_cpu_only
-@pytest.mark.parametrize("sweep", LOSSES)
-def test_loss(sweep):
-    sizes, problem = LOSSES[sweep]
-    for size in sizes:
-        loss = problem(size)
-        case = {OURS: loss.cases(WORK)[OURS]}
-        measure("scaling", case, size=size, dtype="float32", work=f"loss: {sweep}", rounds=15, seconds=3.0)
+@pytest.mark.parametrize("what", LOSSES)
+def test_loss(what):
+    cases = {size: problem().gradient_case(OURS) for size, problem in LOSSES[what].items()}
+    sweep("scaling", cases, dtype="float32", work=f"loss: {what}")
 
 
 @on_cpu_only
-@pytest.mark.parametrize("sweep", MEDOIDS)
-def test_medoids(sweep):
-    sizes, problem = MEDOIDS[sweep]
-    for size in sizes:
-        measure(
-            "scaling", {OURS: problem(size).ours}, size=size, dtype="float32", work=f"medoids: {sweep}", rounds=9,
-            seconds=3.0,
-        )  # fmt: skip
+@pytest.mark.parametrize("what", MEDOIDS)
+def test_medoids(what):
+    cases = {size: problem().ours for size, problem in MEDOIDS[what].items()}
+    sweep("scaling", cases, dtype="float32", work=f"medoids: {what}")
 
 
 @on_cpu_only
@@ -56,7 +57,7 @@ def test_threads(op):
     """1, 2, 4, ... threads and all, interleaved; the same bits come out, which the tests show."""
     most = torch.get_num_threads()
     loss, pool = Blended(1024, 3250, torch.float32), Medoids(10_000, 100, 20, "euclidean")
-    run = loss.cases(WORK)[OURS] if op == "loss" else pool.ours
+    run = loss.gradient_case(OURS) if op == "loss" else pool.ours
 
     def on(threads):
         def case():

@@ -1,84 +1,96 @@
 """How everything is measured, on a CPU and on a GPU; README.md says the same in words.
 
-What is compared runs interleaved, in one process, on the same data: each round times every case, in a new order, so
-that a busy moment of the machine falls on all alike. Ratios are taken round by round.
+What is compared runs interleaved, in one process, on the same data: each round times every case, in an order of its
+own, so that a busy moment of the machine falls on all alike. Ratios are taken round by round.
 """
 
-import csv
-import datetime
-import functools
-import os
-import platform
+import random
 import resource
-import subprocess
 import time
-from pathlib import Path
 from statistics import median
 
+import results
 import torch
+from results import COPY, DEVICE, OURS, PRODUCTS
 from torch.profiler import ProfilerActivity, profile
 
-OURS, COPY = "toast_kernels", "copying the bytes"
-METHOD = 2  # one higher when something is measured in another way: report.py compares nothing across it
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-RESULTS = Path(os.environ.get("TOAST_BENCH_RESULTS") or Path(__file__).parent / "results")
+from toast_kernels import backends
+
 FLUSH_BYTES = 1 << 30  # written before each call that is timed on a GPU: it empties the caches, and takes longer than
 # the host needs to launch the call, so that launches are not what is timed
 
 
-def measure(suite, cases, *, size, dtype, work, num_bytes=None, others=(), rounds=25, seconds=20.0, calls=1):
-    """Times {peer: callable}, prints a line for each and appends a row for each to RESULTS/<suite>.csv.
+def measure(
+    suite, cases, *, size, dtype, work, classes=None, num_bytes=None, flops=None, products=None, others=(), before=None,
+    rounds=25, seconds=20.0, calls=1,
+):  # fmt: skip
+    """Times {peer: callable}, prints a line for each and appends a row for each to the results of the suite.
 
-    work: what a call does. num_bytes: what it must move at least; a copy of as many bytes is timed beside it. others:
-    peers that do something else, to which these bytes do not apply. calls: how many a callable makes, for calls too
-    short to be timed alone. Returns {peer: [seconds a call, a round each]}.
+    work: what a call does. classes: the width of the loss's rows, which says which backend "auto" takes. num_bytes:
+    what a call must move at least; a copy of as many bytes is timed beside it. flops: what a call computes. products:
+    (a callable of matrix products, their flops), timed beside it too. others: peers that do something else, to which
+    bytes and flops do not apply. before: {peer: what is done before each of its calls on a GPU, and not timed}.
+    calls: how many a callable makes, for calls too short to be timed alone.
+    Returns {peer: [seconds a call, a round each]}.
     """
+    results.conditions()  # now: a case may change the number of threads
     if num_bytes:
         cases = {**cases, COPY: copy_of(num_bytes)}
+    if products:
+        cases = {**cases, PRODUCTS: products[0]}
     memory = {peer: peak_bytes(case) for peer, case in cases.items()}
-    timed = on_gpu if DEVICE.type == "cuda" else on_cpu
     times = {
         peer: [t / (1 if peer == COPY else calls) for t in values]
-        for peer, values in timed(cases, rounds, seconds).items()
+        for peer, values in interleaved(cases, rounds, seconds, before or {}).items()
     }
-    print(f"\n{suite}: {work}, {size}, {dtype}")
-    rows = []
-    for peer, values in times.items():
-        mid, low, high = spread(values)
-        faster, slowest, fastest = ratio(times, OURS, peer)
-        row = conditions() | {
-            "load": f"{os.getloadavg()[0]:.1f}", "work": work, "size": size, "dtype": dtype, "peer": peer,
-            "rounds": len(values),
-            "p20_ms": f"{1e3 * low:.4g}", "p50_ms": f"{1e3 * mid:.4g}", "p80_ms": f"{1e3 * high:.4g}",
-            "bytes": "", "gb_s": "", "percent_of_copy": "", "peak_mb": f"{memory[peer] / 2**20:.4g}",
-            "ours_faster": f"{faster:.3g}", "ours_faster_p20": f"{slowest:.3g}", "ours_faster_p80": f"{fastest:.3g}",
-        }  # fmt: skip
-        line = f"  {peer:34} {1e3 * mid:9.4f} ms [{1e3 * low:.4f}, {1e3 * high:.4f}]  ours is {faster:6.2f}x as fast"
-        line += f" [{slowest:.2f}, {fastest:.2f}]  peak {memory[peer] / 2**20:8.1f} MB"
-        if num_bytes and peer not in others:
-            percent = 100 * ratio(times, peer, COPY)[0]
-            row |= {
-                "bytes": int(num_bytes),
-                "gb_s": f"{num_bytes / mid / 1e9:.4g}",
-                "percent_of_copy": f"{percent:.3g}",
-            }
-            line += f"  {percent:5.1f}% of a copy"
-        print(line, flush=True)
-        rows.append(row)
-    append(RESULTS / f"{suite}.csv", rows)
+    rows = {peer: row(times, peer) for peer in times}
+    for peer in rows.keys() - set(others) - {PRODUCTS}:
+        middle = median(times[peer])
+        if num_bytes:
+            rows[peer] |= {"bytes": int(num_bytes), "gb_s": f"{num_bytes / middle / 1e9:.4g}"}
+            rows[peer] |= three("of_copy", ratio(times, COPY, peer))
+        if flops and peer != COPY:
+            rows[peer] |= {"flops": int(flops), "gflop_s": f"{flops / middle / 1e9:.4g}"}
+        if products:
+            of_mm = [100 * flops * b / products[1] / a for a, b in zip(times[peer], times[PRODUCTS], strict=True)]
+            rows[peer] |= {"percent_of_mm": f"{median(of_mm):.3g}"} if peer != COPY else {}
+    for peer, bytes_held in memory.items():
+        rows[peer]["peak_mb"] = f"{bytes_held / 2**20:.4g}"
+    same = {"work": work, "size": size, "dtype": dtype, "backend": backend_of_ours(classes)}
+    record(suite, [same | columns for columns in rows.values()])
     return times
 
 
-def on_cpu(cases, rounds, seconds):
-    """By the clock, a burst of each case a round. Stops early after `seconds`."""
+def sweep(suite, cases, *, dtype, work, rounds=15, seconds=12.0):
+    """Times {size: callable of ours}, interleaved as peers are, and appends a row for each size."""
+    times = interleaved(cases, rounds, seconds)
+    same = {"work": work, "dtype": dtype, "peer": OURS, "backend": backend_of_ours()}
+    record(suite, [row(times, size) | same | {"size": size} for size in times])
+
+
+def interleaved(cases, rounds, seconds, before=None):
+    """{name: [seconds a call, a round each]}; stops early after `seconds`, but not before three rounds."""
     times = {name: [] for name in cases}
+    one_round = on_gpu(before or {}) if DEVICE.type == "cuda" else on_cpu
+    if DEVICE.type == "cuda":
+        for name, case in cases.items():
+            for _ in range(3):
+                (before or {}).get(name, nothing)()
+                case()
     start = time.perf_counter()
     for i in range(rounds):
-        for name in rotated(cases, i):
-            times[name].append(burst(cases[name]))
+        names = list(cases)
+        random.Random(i).shuffle(names)
+        for name, seconds_a_call in one_round({name: cases[name] for name in names}).items():
+            times[name].append(seconds_a_call)
         if time.perf_counter() - start > seconds and i >= 2:
             break
     return times
+
+
+def on_cpu(cases):
+    """One round by the clock: a burst of each case."""
+    return {name: burst(case) for name, case in cases.items()}
 
 
 def burst(case):
@@ -102,36 +114,28 @@ def preemptions():
     return resource.getrusage(resource.RUSAGE_SELF).ru_nivcsw
 
 
-def on_gpu(cases, rounds, seconds):
-    """By CUDA events around each call, with the caches emptied before it; three calls of each are not timed."""
+def on_gpu(before):
+    """A round by CUDA events around each call, with the caches emptied before it."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device=DEVICE)
-    times = {name: [] for name in cases}
-    for name in cases:
-        for _ in range(3):
-            cases[name]()
-    torch.cuda.synchronize()
-    start = time.perf_counter()
-    for i in range(rounds):
+
+    def one_round(cases):
         events = {}
-        for name in rotated(cases, i):
-            before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        for name, case in cases.items():
+            start, end = events[name] = [torch.cuda.Event(enable_timing=True) for _ in range(2)]
+            before.get(name, nothing)()
             flush.zero_()
             flush.view(torch.int64).sum()  # what was written leaves the caches too
-            before.record()
-            cases[name]()
-            after.record()
-            events[name] = before, after
+            start.record()
+            case()
+            end.record()
         torch.cuda.synchronize()
-        for name, (before, after) in events.items():
-            times[name].append(before.elapsed_time(after) / 1e3)
-        if time.perf_counter() - start > seconds and i >= 2:
-            break
-    return times
+        return {name: start.elapsed_time(end) / 1e3 for name, (start, end) in events.items()}
+
+    return one_round
 
 
-def rotated(cases, i):
-    names = list(cases)
-    return names[i % len(names) :] + names[: i % len(names)]
+def nothing():
+    pass
 
 
 def peak_bytes(function):
@@ -160,6 +164,40 @@ def copy_of(num_bytes):
     return lambda: destination.copy_(source)
 
 
+def backend_of_ours(classes=None):
+    """What "auto" takes here, which must not be the reference: the results are of the kernels."""
+    backend = backends.choose("auto", DEVICE, classes)
+    expected = ("cpu",) if DEVICE.type == "cpu" else ("triton", "cuda")
+    assert backend in expected, f"ours would run on {backend!r}: python -m toast_kernels says why"
+    return backend
+
+
+def row(times, peer):
+    """The columns that come from the clock. Without ours among the times, as in a sweep, nothing is compared."""
+    middle, low, high = spread(times[peer])
+    columns = {"peer": peer, "rounds": len(times[peer])}
+    columns |= {"p20_ms": f"{1e3 * low:.4g}", "p50_ms": f"{1e3 * middle:.4g}", "p80_ms": f"{1e3 * high:.4g}"}
+    return columns | (three("ours_faster", ratio(times, OURS, peer)) if OURS in times else {})
+
+
+def record(suite, rows):
+    """Prints a line for each row and appends them to the results of the suite."""
+    print("\n{}: {work}, {dtype}".format(suite, **rows[0]))
+    for columns in rows:
+        line = "  {size:24} {peer:34} {p50_ms:>9} ms [{p20_ms}, {p80_ms}]".format(**columns)
+        line += "  ours is {ours_faster}x as fast".format(**columns) if "ours_faster" in columns else ""
+        line += "  {of_copy}x a copy".format(**columns) if "of_copy" in columns else ""
+        line += "  {percent_of_mm}% of mm".format(**columns) if "percent_of_mm" in columns else ""
+        line += "  peak {peak_mb} MB".format(**columns) if "peak_mb" in columns else ""
+        print(line, flush=True)
+    now = results.conditions() | results.load()
+    results.append(suite, [now | columns for columns in rows])
+
+
+def three(name, values):
+    return dict(zip((name, f"{name}_p20", f"{name}_p80"), (f"{value:.3g}" for value in values), strict=True))
+
+
 def spread(values):
     """(median, p20, p80)"""
     return median(values), quantile(values, 0.2), quantile(values, 0.8)
@@ -177,57 +215,3 @@ def quantile(values, q):
 def ratio(times, name, baseline):
     """(median, p20, p80) of how many times faster `name` is than `baseline`, from the rounds' pairs."""
     return spread([b / a for a, b in zip(times[name], times[baseline], strict=True)])
-
-
-@functools.cache
-def conditions():
-    """What was measured where: the first columns of every row."""
-    try:
-        import triton
-
-        triton_version = triton.__version__
-    except ImportError:
-        triton_version = ""
-    return {
-        "date": datetime.date.today().isoformat(), "commit": commit(), "device": device_name(),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(), "torch": torch.__version__, "triton": triton_version,
-        "malloc": "keeps" if os.environ.get("MALLOC_TRIM_THRESHOLD_") else "default", "method": METHOD,
-    }  # fmt: skip
-
-
-def device_name():
-    """The GPU's name, or the processor's with its cores and the widest vectors that torch uses on it."""
-    if DEVICE.type == "cuda":
-        return torch.cuda.get_device_name()
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return f"{name} ({os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()})"
-
-
-def commit():
-    """Short commit of the working tree, with + where a tracked file has changed since, other than results and pages."""
-    git = ["git", "-c", "safe.directory=*"]
-    asked = (
-        ["rev-parse", "--short", "HEAD"],
-        ["status", "--porcelain", "-uno", "--", ":/", ":!/bench/results", ":!/*.md"],
-    )
-    try:
-        head, changed = (
-            subprocess.run([*git, *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True).stdout
-            for words in asked
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("TOAST_BENCH_COMMIT", "unknown")
-    return head.strip() + "+" * bool(changed.strip())
-
-
-def append(path, rows):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = not path.exists()
-    with path.open("a", newline="") as out:
-        writer = csv.DictWriter(out, rows[0], lineterminator="\n")
-        if new:
-            writer.writeheader()
-        writer.writerows(rows)
