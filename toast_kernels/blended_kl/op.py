@@ -1,5 +1,6 @@
 """The op toast_kernels::blended_kl and its autograd: loss and gradient are computed together, backward only scales."""
 
+import functools
 import importlib
 
 import torch
@@ -20,6 +21,7 @@ torch.library.define(
 _op = torch.ops.toast_kernels.blended_kl.default
 
 
+@functools.cache
 def _kernels(backend):
     return importlib.import_module(f".{backend}", __package__)
 
