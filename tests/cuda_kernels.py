@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -81,6 +82,16 @@ def resources():
         elif "REG:" in line:
             found[-1][2].update({key: int(amount) for key, amount in re.findall(r"(\w+):(\d+)", line)})
     return found
+
+
+def opcodes():
+    """(architecture, kernel, {instruction: how many}) of every kernel in the module."""
+    listing = subprocess.run([CUOBJDUMP, "-sass", compiled()], capture_output=True, text=True, check=True).stdout
+    for of_one in re.split(r"^Fatbin elf code:$", listing, flags=re.M)[1:]:
+        architecture = re.search(r"arch = (\w+)", of_one)[1]
+        for code in re.split(r"\bFunction : ", of_one)[1:]:
+            instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][\w.]*)", code, re.M)
+            yield architecture, code.split(maxsplit=1)[0], Counter(instructions)
 
 
 def of_rows(kernel):

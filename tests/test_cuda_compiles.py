@@ -34,6 +34,21 @@ def test_nothing_is_spilled_and_two_blocks_fit():
             assert used["REG"] * THREADS * BLOCKS <= REGISTERS, (architecture, name, used)
 
 
+# What a kernel does with 16 bytes at once, at least: all three sweeps read shared memory, one writes the gradient.
+WIDE = {"blended_kl_kernel": {"LDGSTS": 1, "LDS": 3, "STG": 1}, "scale_kernel": {"LDG": 1, "STG": 1}}
+
+
+def test_memory_is_accessed_16_bytes_at_a_time():
+    found = set()
+    for architecture, kernel, opcodes in cuda_kernels.opcodes():
+        found.add((architecture, kernel))
+        for promised in (WIDE[name] for name in WIDE if name in kernel):
+            for access, times in promised.items():
+                wide = [opcode for opcode in opcodes.elements() if opcode.startswith(access + ".") and "128" in opcode]
+                assert len(wide) >= times, (architecture, kernel, access, opcodes)
+    assert found == {(architecture, kernel) for architecture, kernel, _ in cuda_kernels.resources()}
+
+
 def test_an_h200_reads_rows_of_360000_classes_once():
     plan = backends._cuda.plan
     for dtype, number in DTYPE.items():

@@ -140,7 +140,7 @@ class Block {
 #pragma unroll 1
     for (int place = int(threadIdx.x) * kWidth<T>; place < slice.places; place += int(blockDim.x) * kWidth<T>) {
       float z[kWidth<T>], mass[kWidth<T>];
-      widen<T>(*reinterpret_cast<const uint4*>(logits + place), z);
+      widen<T>(load_shared_16(logits + place), z);
       if constexpr (kMasses) load(mass_ + place, mass);
       f(place, z, mass);
     }
@@ -308,13 +308,19 @@ class Block {
         g[k] = of_p_ * p[k];
         if constexpr (PastTerm) g[k] += of_e_ * e[k];
         if constexpr (Target) g[k] += of_mass * mass[k];
-#pragma unroll
-        for (int which = 0; which < 2; ++which)
-          if (place + k == label[which]) g[k] += of_hard[which];
-        if (!used) g[k] = 0;  // whatever the logits hold
       }
+#pragma unroll
+      for (int which = 0; which < 2; ++which)
+        if (unsigned(label[which] - place) < unsigned(kWidth<T>)) {  // seldom, so that few elements are compared
+#pragma unroll
+          for (int k = 0; k < kWidth<T>; ++k)
+            if (place + k == label[which]) g[k] += of_hard[which];
+        }
+#pragma unroll
+      for (float& element : g)
+        if (!used) element = 0;  // whatever the logits hold
       if (aligned && slice.has(place) && slice.has(place + kWidth<T> - 1)) {
-        *reinterpret_cast<uint4*>(to + place) = narrow<T>(g);
+        store_global_16(to + place, narrow<T>(g));
       } else {
 #pragma unroll
         for (int k = 0; k < kWidth<T>; ++k)

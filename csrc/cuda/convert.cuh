@@ -6,6 +6,7 @@
 
 #include <cstring>
 
+#include "cuda/ptx.cuh"
 #include "dtype.h"
 
 namespace toast {
@@ -42,18 +43,31 @@ __device__ uint4 narrow(const float (&x)[kWidth<T>]) {
   return bytes;
 }
 
-// n consecutive floats of shared memory, of which the first has an address divisible by all their bytes, up to 16.
+// n consecutive floats of shared memory, 16 bytes at a time where n is a multiple of 4; then they are aligned.
 template <int n>
 __device__ void load(const float* from, float (&x)[n]) {
-  const float* aligned = static_cast<const float*>(__builtin_assume_aligned(from, n < 4 ? 4 * n : 16));
 #pragma unroll
-  for (int k = 0; k < n; ++k) x[k] = aligned[k];
+  for (int k = 0; k < n; k += n % 4 == 0 ? 4 : 1) {
+    if constexpr (n % 4 == 0) {
+      const uint4 bytes = load_shared_16(from + k);
+      std::memcpy(x + k, &bytes, 16);
+    } else {
+      x[k] = from[k];
+    }
+  }
 }
 template <int n>
 __device__ void store(const float (&x)[n], float* to) {
-  float* aligned = static_cast<float*>(__builtin_assume_aligned(to, n < 4 ? 4 * n : 16));
 #pragma unroll
-  for (int k = 0; k < n; ++k) aligned[k] = x[k];
+  for (int k = 0; k < n; k += n % 4 == 0 ? 4 : 1) {
+    if constexpr (n % 4 == 0) {
+      uint4 bytes;
+      std::memcpy(&bytes, x + k, 16);
+      store_shared_16(to + k, bytes);
+    } else {
+      to[k] = x[k];
+    }
+  }
 }
 
 // with_dtype of dtype.h, on a GPU and with its types.

@@ -20,11 +20,47 @@ __device__ inline float exp2_approx(float x) {
 #endif
 }
 
-// Starts to copy 16 bytes to shared memory, past the registers; both addresses are multiples of 16.
+// --- 16 bytes at once, at addresses that are multiples of 16. Left alone, the compiler makes an access of each element
+// of them, and those of a warp are in each other's way at the banks of shared memory.
+#if defined(__CUDACC__)
+__device__ inline unsigned shared_address(const void* shared) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
+}
+#endif
+
+__device__ inline uint4 load_shared_16(const void* shared) {
+#if defined(__CUDACC__)
+  uint4 x;
+  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
+               : "r"(shared_address(shared)));
+  return x;
+#else
+  return *static_cast<const uint4*>(shared);
+#endif
+}
+
+__device__ inline void store_shared_16(void* shared, const uint4& x) {
+#if defined(__CUDACC__)
+  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared)), "r"(x.x), "r"(x.y), "r"(x.z),
+               "r"(x.w));
+#else
+  *static_cast<uint4*>(shared) = x;
+#endif
+}
+
+__device__ inline void store_global_16(void* global, const uint4& x) {
+#if defined(__CUDACC__)
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
+#else
+  *static_cast<uint4*>(global) = x;
+#endif
+}
+
+// Starts to copy to shared memory, past the registers.
 __device__ inline void copy_async_16(void* shared, const void* global) {
 #if defined(__CUDACC__)
-  const unsigned to = static_cast<unsigned>(__cvta_generic_to_shared(shared));
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(global) : "memory");
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
 #else
   cuda_on_cpu::copy_async(shared, global, 16);
 #endif

@@ -81,9 +81,9 @@ __global__ void __launch_bounds__(kSumThreads) scale_kernel(T* gradient, std::in
   uint4* vectors = reinterpret_cast<uint4*>(gradient);
   for (std::int64_t i = thread; i < whole; i += threads) {
     float x[kWidth<T>];
-    widen<T>(vectors[i], x);
+    widen<T>(__ldcg(vectors + i), x);
     for (float& element : x) element *= factor;
-    vectors[i] = narrow<T>(x);
+    store_global_16(vectors + i, narrow<T>(x));
   }
   for (std::int64_t i = whole * kWidth<T> + thread; i < size; i += threads)
     narrow(widen(gradient[i]) * factor, gradient[i]);

@@ -101,16 +101,27 @@ __device__ Masses build_target(const BlendedKL& p, const Row& row, const Slice& 
     listed = true;
     (k == kPast ? past_even : even) += part.rest;
   }
-#pragma unroll 4
-  for (int place = int(threadIdx.x); place < slice.places; place += threads) {
-    float all = 0;
-    if (slice.has(place)) {
-      const float of_class = smoothed(slice.class_at(place)) + even;
-      sums.of_class += of_class;
-      sums.of_past += past_even;
-      all = of_class + past_even;
+  if (weight == nullptr) {
+    const float all = smooth + even + past_even, vector[4] = {all, all, all, all};
+    for (int place = 4 * int(threadIdx.x); place < slice.places; place += 4 * threads) {
+      if (slice.has(place) && slice.has(place + 3))
+        store(vector, mass + place);
+      else
+        for (int k = place; k < place + 4; ++k) mass[k] = slice.has(k) ? all : 0;
     }
-    mass[place] = all;
+    if (threadIdx.x == 0) sums = {float(slice.n) * (smooth + even), float(slice.n) * past_even};
+  } else {
+#pragma unroll 4
+    for (int place = int(threadIdx.x); place < slice.places; place += threads) {
+      float all = 0;
+      if (slice.has(place)) {
+        const float of_class = smoothed(slice.class_at(place)) + even;
+        sums.of_class += of_class;
+        sums.of_past += past_even;
+        all = of_class + past_even;
+      }
+      mass[place] = all;
+    }
   }
 
   // A class that is listed gets all its mass anew, from the first list that has it.

@@ -8,7 +8,7 @@ FAULTS = {
         (
             "nobody waits for the copies of the logits",
             "wait_for_copies<1>();",
-            "",
+            "wait_for_copies<2>();",
             RUN,
         ),
         (
@@ -67,7 +67,7 @@ FAULTS = {
         ),
         (
             "rows that are ignored get a gradient",
-            "if (!used) g[k] = 0;  // whatever the logits hold",
+            "if (!used) element = 0;  // whatever the logits hold",
             "",
             RUN,
         ),
