@@ -1,6 +1,6 @@
 """What else a user could call for toast_loss: the same loss by other means, each checked before it is timed.
 
-"eager" and "torch.compile" are written as users write them. "torch.compile, tuned" is the strongest that we could make
+"eager" and "torch.compile" are written as users write them. "tuned torch.compile" is the strongest that we could make
 of torch: loss and gradient by hand in one compiled function, with nothing computed twice, and no autograd. In all of
 them the rows with a past are the last ones, as HardReplay puts them, so that a slice takes them.
 """
@@ -15,11 +15,11 @@ from toast_kernels import SoftTargets, toast_loss
 from toast_kernels.backends import missing
 
 TEMPERATURE, ALPHA = 3.0, 0.4
-TUNED, PLAIN = "torch.compile, tuned", "F.cross_entropy alone"
-# How far a peer may be from ours, as in `disagreement`. A few times what peers that compute in float32 were found to
-# disagree on CPUs, and what the exponentials of GPUs add; of bfloat16 gradients a last bit may differ here and there.
+TUNED, PLAIN = "tuned torch.compile", "F.cross_entropy alone"
+# How far a peer may be from ours, as in `disagreement`. A few times what eager's float32 sums over 100,000 classes were
+# found to be off (1.3e-5, 6e-5, 9e-5, 1e-6); of bfloat16 gradients a last bit may differ here and there.
 BOUNDS = {
-    torch.float32: {"norm": 1e-5, "row": 3e-5, "element": 1e-4, "loss": 1e-5},
+    torch.float32: {"norm": 1e-4, "row": 3e-4, "element": 1e-3, "loss": 1e-5},
     torch.bfloat16: {"norm": 1e-3, "row": 5e-3, "element": 1e-3, "loss": 1e-5},
 }
 # These round more than the gradient to bfloat16: log-probabilities and loss, and the rows' losses.

@@ -61,7 +61,10 @@ def memory(case):
     """Ours at its peak, and the peers' in times of it; in MB where ours is next to nothing."""
     held = {peer: float(rows[-1]["peak_mb"]) for peer, rows in case.items() if peer not in FLOORS}
     ours = held.pop(OURS)
-    others = [f"{peer} {mb / ours:.1f}x" if ours >= 0.05 else f"{peer} {mb:.1f} MB" for peer, mb in held.items()]
+    if ours >= 0.05:
+        others = [f"{peer} {mb / ours:.1f}x" for peer, mb in held.items()]
+    else:
+        others = [f"{peer} {mb:.1f} MB" for peer, mb in held.items() if mb >= 0.05]
     return f"{ours:.1f} MB" + (f" ({', '.join(others)})" if others else "")
 
 

@@ -106,6 +106,25 @@ def test_the_reference_is_never_published_as_ours(bench, monkeypatch):
         harness.backend_of_ours()
 
 
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@on_a_cpu
+@pytest.mark.skipif(not CPUINFO.exists() or " avx2 " not in CPUINFO.read_text(), reason="needs AVX2")
+def test_the_loss_is_at_least_twice_as_fast_as_eager(bench):
+    """On one thread, by rounds that time both; it is some eight times as fast. Finer is tests/test_instruction_counts.py,
+    which cannot count AVX-512."""
+    harness, loss_peers = bench("harness"), bench("loss_peers")
+    loss, threads = loss_peers.Blended(1024, 1000, torch.float32), torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        cases = {name: loss.gradient_case(name) for name in (harness.OURS, "eager")}
+        times = harness.interleaved(cases, rounds=9, seconds=20)
+    finally:
+        torch.set_num_threads(threads)
+    assert harness.ratio(times, harness.OURS, "eager")[0] >= 2
+
+
 def test_a_peer_with_another_gradient_stops_the_benchmark(bench):
     loss_peers = bench("loss_peers")
     loss = loss_peers.CrossEntropy(16, 50, torch.float32)
@@ -365,4 +384,4 @@ def test_the_plot_is_drawn_and_its_labels_stand_apart(bench, tmp_path):
     cases = {(plot.BACKWARD, f"256 x {classes}, k = 64", "float32"): case for classes in (250, 1000)}
     plot.draw(cases, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
-    assert plot.spread_out({"a": 10, "b": 1, "c": 1.1}) == {"b": 1, "c": plot.APART, "a": 10}
+    assert plot.spread_out({"a": 10, "b": 1, "c": 1.1}, 2) == {"b": 1, "c": 2, "a": 10}
