@@ -29,6 +29,7 @@ def draw(cases, path):
             for peer in LINES.keys() & case.keys():
                 points.setdefault(peer, []).append((classes, 1e3 * in_milliseconds(case[peer]) / n))
     figure, axes = plt.subplots(figsize=(8, 4.4), dpi=150)
+    axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="µs a row, forward + backward")
     ends = {}
     for peer, (_, colour, style, width) in LINES.items():
         if peer in points:
@@ -41,7 +42,6 @@ def draw(cases, path):
         label, colour, _, _ = LINES[peer]
         weight = "bold" if peer == OURS else "normal"
         axes.text(1.12 * widest, height, label, color=colour, va="center", fontsize=10, fontweight=weight)
-    axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="µs a row, forward + backward")
     axes.set_title(
         f"TOAST loss: soft targets of {min(ks)} listed classes, a past for half of {min(rows)} rows (CPU, float32)",
         fontsize=10, loc="left",

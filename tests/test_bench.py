@@ -112,8 +112,8 @@ CPUINFO = Path("/proc/cpuinfo")
 @on_a_cpu
 @pytest.mark.skipif(not CPUINFO.exists() or " avx2 " not in CPUINFO.read_text(), reason="needs AVX2")
 def test_the_loss_is_at_least_twice_as_fast_as_eager(bench):
-    """On one thread, by rounds that time both; it is some eight times as fast. Finer is tests/test_instruction_counts.py,
-    which cannot count AVX-512."""
+    """On one thread, by rounds that time both; it is some eight times as fast. test_instruction_counts.py is finer, but
+    cannot count AVX-512."""
     harness, loss_peers = bench("harness"), bench("loss_peers")
     loss, threads = loss_peers.Blended(1024, 1000, torch.float32), torch.get_num_threads()
     torch.set_num_threads(1)

@@ -96,6 +96,30 @@ void medoids(toast::Metric metric, int64_t rows, int64_t width) {
   });
 }
 
+// What is left of a large euclidean class when torch has multiplied its rows: distances of one tile, added up.
+void distance_sums(int64_t rows, int64_t columns) {
+  const auto products = floats(rows * columns, 2, -1, 6);
+  const auto squares = floats(rows + columns, 1, 2, 7);
+  const auto lengths = floats(rows + columns, 1, 2, 8);
+  std::vector<int64_t> positions(rows);
+  for (int64_t i = 0; i < rows; ++i) positions[i] = i;
+  std::vector<double> sums(2 * (rows + columns));
+  toast::MedoidKernels kernels;
+  toast::get_medoid_kernels_cpu(kernels);
+  toast::Tile tile{toast::DType::float32, products.data(), rows, columns, 100};
+  tile.row_positions = positions.data();
+  tile.first_column = rows;
+  tile.row_squares = squares.data();
+  tile.row_lengths = lengths.data();
+  tile.column_squares = squares.data() + rows;
+  tile.column_lengths = lengths.data() + rows;
+  tile.row_cost = sums.data();
+  tile.row_bound = tile.row_cost + rows;
+  tile.column_cost = tile.row_bound + rows;
+  tile.column_bound = tile.column_cost + columns;
+  counted([&] { kernels.distance_sums(tile, 1); });
+}
+
 void softmax_statistics(int64_t rows, int64_t classes) {
   const auto logits = floats(rows * classes, 6, -3, 5);
   std::vector<double> logsumexp(rows);
@@ -115,12 +139,15 @@ int main(int count, char** arguments) {
   }
   const std::string name = arguments[1];
   const int64_t rows = std::atoll(arguments[2]), width = std::atoll(arguments[3]);
-  const std::map<std::string, toast::Metric> metrics = {{"sqeuclidean", toast::Metric::sqeuclidean},
+  const std::map<std::string, toast::Metric> metrics = {{"euclidean", toast::Metric::euclidean},
+                                                        {"sqeuclidean", toast::Metric::sqeuclidean},
                                                         {"cosine", toast::Metric::cosine},
                                                         {"cityblock", toast::Metric::cityblock},
                                                         {"jeffreys", toast::Metric::jeffreys}};
   if (metrics.count(name) != 0)
     medoids(metrics.at(name), rows, width);
+  else if (name == "distance sums")
+    distance_sums(rows, width);
   else if (name == "softmax statistics")
     softmax_statistics(rows, width);
   else
