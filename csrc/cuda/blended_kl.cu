@@ -17,8 +17,9 @@
 namespace toast {
 namespace {
 
+// Where shared memory has room for them, two blocks find registers on a multiprocessor, and three without a target row.
 template <class T, bool Target, bool PastTerm>
-__global__ void __launch_bounds__(kMostThreads, 2) blended_kl_kernel(const __grid_constant__ Task task) {
+__global__ void __launch_bounds__(kMostThreads, Target ? 2 : 3) blended_kl_kernel(const __grid_constant__ Task task) {
   SMEM_DYNAMIC(memory);
   SMEM_STATIC(Shared, shared);
   Block<T, Target, PastTerm>(task, shared, memory).run();
