@@ -58,7 +58,7 @@ def repeated(case, calls):
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
-@pytest.mark.parametrize(("rows", "classes"), [(8, 10), (8192, 1000)])
+@pytest.mark.parametrize(("rows", "classes"), [(8, 10), (8192, 1000), (2048, 32_768)])
 def test_cuda_graph(rows, classes):
     """A whole forward and backward pass as one launch of a graph, beside the same pass called as usual."""
     loss = Blended(rows, classes, torch.bfloat16)
@@ -80,9 +80,11 @@ def test_cuda_graph(rows, classes):
 
 
 @pytest.mark.skipif(not ON_GPU, reason="on a CPU the smallest sizes of test_cross_entropy say it")
-def test_host_overhead():
-    """What the host needs to launch a pass, by the clock, 50 at a time: nothing waits for the GPU."""
-    loss = CrossEntropy(*SMALL[0], torch.float32)
+@pytest.mark.parametrize("long", [False, True], ids=["short", "long"])
+def test_host_overhead(long):
+    """What the host needs to launch a pass, by the clock, 50 at a time: nothing waits for the GPU. "long": of two rows,
+    for which each backend is a peer."""
+    loss = LongRows(2, 16_385, torch.float32) if long else CrossEntropy(*SMALL[0], torch.float32)
     cases = loss.cases(BACKWARD)
     times = {peer: [] for peer in cases}
     for _ in range(12):
