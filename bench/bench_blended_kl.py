@@ -36,7 +36,7 @@ def cases(sizes):
 
 
 def run(show, suite, loss, dtype, works=(BACKWARD,), calls=1):
-    loss.check()
+    loss.check(works)
     for work in works:
         peers = loss.cases(work)
         if calls > 1:

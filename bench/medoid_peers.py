@@ -67,7 +67,7 @@ class Medoids:
         return (
             {OURS: self.ours}
             | {name: self.loop(medoid) for name, medoid in medoid_peers(self.metric).items()}
-            | ({"torch, all classes at once": self.at_once} if self.metric in COSTS else {})
+            | ({"torch without a loop": self.at_once} if self.metric in COSTS else {})
         )
 
     def loop(self, medoid):

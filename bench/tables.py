@@ -58,10 +58,10 @@ def milliseconds(rows):
 
 
 def memory(case):
-    """Ours at its peak, and the peers' in times of it; in MB where ours is next to nothing."""
+    """Ours at its peak, and the peers' in times of it; in MB where ours is less than one."""
     held = {peer: float(rows[-1]["peak_mb"]) for peer, rows in case.items() if peer not in FLOORS}
     ours = held.pop(OURS)
-    if ours >= 0.05:
+    if ours >= 1:
         others = [f"{peer} {mb / ours:.1f}x" for peer, mb in held.items()]
     else:
         others = [f"{peer} {mb:.1f} MB" for peer, mb in held.items() if mb >= 0.05]
