@@ -1,6 +1,9 @@
 """Settings of every test run, and the kernels that tests run on."""
 
+import importlib
 import os
+import sys
+from pathlib import Path
 
 # Before torch loads its OpenMP runtime: threads that wait give the processor up. Otherwise small operations take up to
 # 50 times as long on a machine that is busy with something else too.
@@ -23,6 +26,17 @@ def kernel(request, monkeypatch):
     """Each backend with kernels in turn, as the default of blended_kl_cases.toast_loss too."""
     monkeypatch.setattr(blended_kl_cases, "kernels_under_test", request.param)
     return request.param
+
+
+@pytest.fixture
+def bench(monkeypatch, tmp_path):
+    """Imports a module of bench/, whose results go to tmp_path."""
+    folder = Path(__file__).parent.parent / "bench"
+    monkeypatch.syspath_prepend(folder)
+    monkeypatch.setenv("TOAST_BENCH_RESULTS", str(tmp_path))
+    for path in folder.glob("[!c]*.py"):  # all but conftest.py
+        monkeypatch.delitem(sys.modules, path.stem, raising=False)
+    return importlib.import_module
 
 
 def pytest_collection_modifyitems(config, items):
