@@ -123,7 +123,7 @@ class Loss:
         for name in self.peers.keys() - set(self.others):
             self.before.get(name, nothing)()
             loss, gradient = self.loss_and_gradient(name)
-            losses = {"loss or gradient": loss}
+            losses, gradient = {"loss or gradient": loss}, gradient.clone()  # which `before` may write over
             if "forward" in works:
                 self.before.get(name, nothing)()
                 losses["loss without a gradient"] = self.forward_case(name)()

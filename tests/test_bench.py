@@ -159,6 +159,23 @@ def test_the_check_sees_small_errors(bench, monkeypatch, dtype, wrong):
             loss.check()
 
 
+def test_a_peer_that_writes_its_gradient_over_its_logits_is_checked_before_it_gets_new_ones(bench):
+    loss_peers = bench("loss_peers")
+    loss = loss_peers.CrossEntropy(16, 50, torch.float32)
+    loss.peers = {name: loss.peers[name] for name in (loss_peers.OURS, "F.cross_entropy")}
+    loss.peers["in place"] = loss.peers["F.cross_entropy"]
+    scratch = torch.empty(16, 50)
+    loss.before["in place"] = lambda: scratch.copy_(loss.logits.detach())
+
+    def in_place(_):
+        value, gradient = loss.loss_and_gradient("F.cross_entropy")
+        assert torch.equal(scratch, loss.logits)
+        return value, scratch.copy_(gradient)
+
+    loss.with_gradient_by_hand["in place"] = in_place
+    loss.check()
+
+
 def test_each_measure_of_disagreement_sees_what_the_others_do_not(bench):
     disagreement, one = bench("loss_peers").disagreement, torch.tensor(1.0)
     gradient = torch.full((100, 1000), 1e-6)
