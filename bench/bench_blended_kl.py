@@ -44,7 +44,7 @@ def run(show, suite, loss, dtype, works=(BACKWARD,), calls=1):
         times = measure(
             suite, peers, size=loss.size, dtype=dtype, work=work, classes=loss.classes,
             num_bytes=loss.bytes(work) if calls == 1 else None, flops=loss.flops[work] * loss.logits.numel(),
-            others=loss.others, before=loss.before, calls=calls, rounds=15,
+            others=loss.others, before=loss.before, calls=calls, rounds=15, seconds=8.0,
         )  # fmt: skip
     show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})
 

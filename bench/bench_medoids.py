@@ -35,6 +35,6 @@ def test_medoids(show, size, separated, metric):
     problem = Medoids(*size, metric, separated=separated)
     times = measure(
         "medoids", problem.agreeing(problem.cases()), size=problem.size, dtype="float32", work=metric,
-        num_bytes=problem.bytes, flops=problem.flops, products=problem.products(), rounds=9,
+        num_bytes=problem.bytes, flops=problem.flops, products=problem.products(), rounds=9, seconds=10.0,
     )  # fmt: skip
     show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})
