@@ -73,6 +73,8 @@ struct BlendedKL {
   std::int64_t* argmax;  // [N], or null with stats
 
   int threads = 1;
+  // On a CPU: bytes from which on a gradient is stored past the caches; negative: half of the last-level cache.
+  std::int64_t stream_from = -1;
 };
 
 // Throws std::out_of_range, before anything is written, for a target or past_index that is out of range. The

@@ -6,6 +6,10 @@
 #include <limits>
 #include <vector>
 
+#if __has_include(<unistd.h>)
+#include <unistd.h>
+#endif
+
 #if defined(_OPENMP)
 #include <omp.h>
 #endif
@@ -18,8 +22,16 @@ namespace toast {
 namespace TOAST_ISA {
 namespace {
 
-// A gradient larger than this is stored past the caches.
-constexpr std::int64_t kStreamBytes = std::int64_t(8) << 20;
+// Half of the last-level cache, or 4 MiB where its size is not known.
+std::int64_t half_of_cache() {
+#if defined(_SC_LEVEL3_CACHE_SIZE)
+  static const std::int64_t bytes = sysconf(_SC_LEVEL3_CACHE_SIZE) / 2;
+#else
+  static const std::int64_t bytes = 0;
+#endif
+  return std::max(bytes, std::int64_t(4) << 20);
+}
+
 // Logits worth a thread of their own.
 constexpr std::int64_t kGrain = 16384;
 
@@ -42,7 +54,7 @@ class Kernel {
         chunks_((p_.classes + kChunk - 1) / kChunk),
         inverse_t_(Real(1 / p_.temperature)),
         power_(p_.temperature <= 4 && p_.temperature == std::floor(p_.temperature) ? int(p_.temperature) : 0),
-        stream_(p_.rows * p_.classes * size_of(p_.dtype) >= kStreamBytes) {}
+        stream_(p_.rows * p_.classes * size_of(p_.dtype) >= (p_.stream_from < 0 ? half_of_cache() : p_.stream_from)) {}
 
   void run() {
     std::vector<double> losses(p_.rows);
