@@ -63,6 +63,11 @@ class Loss:
         self.with_gradient_by_hand = {TUNED: compiled(self.tuned)}
         self.before = {}  # {peer: what is to be done before each call, untimed}
 
+    def torch_peers(self, name):
+        """`self.eager` under this name, and compiled. On a GPU, where compilers take seconds for each, tuned only."""
+        plain = {"torch.compile": compiled(lambda logits: self.eager(logits.float()))} if DEVICE.type == "cpu" else {}
+        return {name: self.eager, **plain, TUNED: compiled(self.tuned_forward)}
+
     def forward_bytes(self):
         return self.logits.numel() * self.logits.element_size()
 
@@ -142,12 +147,13 @@ class CrossEntropy(Loss):
         super().__init__(rows, classes, dtype)
         self.peers = {
             OURS: lambda logits: toast_loss(logits, self.target),
-            "F.cross_entropy": lambda logits: F.cross_entropy(logits, self.target),
-            "torch.compile": compiled(lambda logits: F.cross_entropy(logits.float(), self.target)),
-            TUNED: compiled(self.tuned_forward),
+            **self.torch_peers("F.cross_entropy"),
         }
         if not left_out("liger_kernel"):
             self.add_liger()
+
+    def eager(self, logits):
+        return F.cross_entropy(logits, self.target)
 
     def add_liger(self):
         """It writes the gradient over the logits: it gets a copy of them, which is not timed."""
@@ -186,9 +192,7 @@ class Blended(Loss):
         self.soft_sum = ALPHA * self.soft.values.sum(1, keepdim=True, dtype=torch.float32)
         self.peers = {
             OURS: self.ours,
-            "eager": self.eager,
-            "torch.compile": compiled(self.eager),
-            TUNED: compiled(self.tuned_forward),
+            **self.torch_peers("eager"),
             PLAIN: lambda logits: F.cross_entropy(logits, self.target),
         }
 
@@ -242,9 +246,7 @@ class TopK(Loss):
         self.soft.indices[self.target] = picks.sort(dim=1).values.int()
         self.peers = {
             OURS: lambda logits: toast_loss(logits, self.target, soft_targets=self.soft, alpha=ALPHA),
-            "eager": self.eager,
-            "torch.compile": compiled(self.eager),
-            TUNED: compiled(self.tuned_forward),
+            **self.torch_peers("eager"),
             "toast_kernels without soft targets": lambda logits: toast_loss(logits, self.target),
         }
 
@@ -284,9 +286,7 @@ class LongRows(TopK):
         self.peers = {
             OURS: self.ours("auto"),
             **{f"backend {name}": self.ours(name) for name in kernels},
-            "eager": self.eager,
-            "torch.compile": compiled(self.eager),
-            TUNED: compiled(self.tuned_forward),
+            **self.torch_peers("eager"),
             PLAIN: lambda logits: F.cross_entropy(logits, self.target),
         }
 

@@ -70,7 +70,7 @@ def memory(case):
 
 def losses(cases, peers, works=(BACKWARD,)):
     """A row for each case: our time, against a copy, peak memory, and each peer's ratio."""
-    rows = []
+    rows, peers = [], [peer for peer in peers if any(peer in case for case in cases.values())]
     for (work, size, dtype), case in cases.items():
         if work in works:
             cells = [size, dtype, work, milliseconds(case[OURS]), of_copy(case[OURS])]
