@@ -44,11 +44,15 @@ def test_training_step(show):
     replay, criterion = HardReplay(fraction=0.5), ToastLoss(CLASSES, top_k=64)
     criterion.set_epoch(0, 2)
     toast, plain, alone = Step(size), Step(size), Step(size)
-    with torch.no_grad():  # one batch in the pool, and its medoids
-        criterion(toast.model(new), labels)
+    with torch.no_grad():  # an epoch's pool, and its medoids: its memory is there from then on
+        logits = toast.model(new)
+        for _ in range(POOL // BATCH):
+            criterion(logits, labels)
     criterion.set_epoch(1, 2)
 
     def toast_step():
+        if criterion.bank.num_rows + BATCH > POOL:
+            criterion.bank.reset()  # as at the end of an epoch
         x, y, past = replay.extend(new, labels)
         logits = toast.model(x)
         loss, stats = criterion(logits, y, past=past, return_stats=True)

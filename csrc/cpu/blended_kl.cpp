@@ -131,7 +131,7 @@ class Kernel {
     return total;
   }
 
-  void write_stats(const Row<Real>& r, const Statistics& s) const {
+  void write_stats(const Row<Real>& r, const Statistics* parts, const Statistics& s) const {
     const std::int64_t i = r.index;
     double cross_entropy = 0;
     for (int which = 0; r.used && which < 2 && rows_.labels(which) != nullptr; ++which) {
@@ -147,22 +147,35 @@ class Kernel {
     }
     stats_[i] = Real(cross_entropy);
     stats_[p_.rows + i] = Real(s.max + std::log(s.sum));
-    p_.argmax[i] = argmax(i, s);
+    p_.argmax[i] = argmax(i, parts, s);
   }
 
   // The first of the largest logits; a NaN counts as the largest, as in torch.argmax.
-  std::int64_t argmax(std::int64_t i, const Statistics& s) const {
-    std::int64_t best = -1;
+  std::int64_t argmax(std::int64_t i, const Statistics* parts, const Statistics& total) const {
+    if (total.sum != total.sum)
+      if (const std::int64_t nan = first(i, 0, [](Real z) { return z != z; }); nan >= 0) return nan;
+    std::int64_t k = 0;
+    while (k + 1 < chunks_ && parts[k].max != total.max) ++k;
+    return std::max<std::int64_t>(0, first(i, k, [max = Real(total.max)](Real z) { return z == max; }));
+  }
+
+  // The row's first class from chunk k on whose logit is wanted, or -1.
+  template <class F>
+  std::int64_t first(std::int64_t i, std::int64_t k, F&& wanted) const {
+    constexpr std::int64_t block = 64;  // looked through without a branch
     Real buffer[kChunk];
-    for (std::int64_t begin = 0; begin < p_.classes; begin += kChunk) {
+    for (std::int64_t begin = k * kChunk; begin < p_.classes; begin += kChunk) {
       const std::int64_t n = std::min(kChunk, p_.classes - begin);
       const Real* z = as_real(p_.dtype, p_.logits, i * p_.stride + begin, n, buffer);
-      for (std::int64_t j = 0; j < n; ++j) {
-        if (z[j] != z[j]) return begin + j;
-        if (best < 0 && double(z[j]) == s.max) best = begin + j;
+      for (std::int64_t j = 0; j < n; j += block) {
+        const std::int64_t end = std::min(n, j + block);
+        int found = 0;
+        for (std::int64_t at = j; at < end; ++at) found |= int(wanted(z[at]));
+        for (std::int64_t at = j; found && at < end; ++at)
+          if (wanted(z[at])) return begin + at;
       }
     }
-    return std::max<std::int64_t>(best, 0);
+    return -1;
   }
 
   // The second loop over one chunk of a row, from what the first kept of it.
@@ -220,7 +233,7 @@ class Kernel {
           k == 0 ? void(total = own.parts[k]) : total.merge(own.parts[k], p_.temperature);
         }
         losses[i] = loss(r, total);
-        if (stats_ != nullptr) write_stats(r, total);
+        if (stats_ != nullptr) write_stats(r, own.parts.data(), total);
         for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
           if (!keep && r.used) statistics(r, k * kChunk, true, own);
           gradient(r, k * kChunk, own.parts[k], total, own);
@@ -248,7 +261,7 @@ class Kernel {
         totals[i] = parts[i * chunks_];
         for (std::int64_t k = 1; k < chunks_; ++k) totals[i].merge(parts[i * chunks_ + k], p_.temperature);
         losses[i] = loss(rows[i], totals[i]);
-        if (stats_ != nullptr) write_stats(rows[i], totals[i]);
+        if (stats_ != nullptr) write_stats(rows[i], &parts[i * chunks_], totals[i]);
       }
       if (p_.gradient != nullptr) {
 #pragma omp for schedule(static)

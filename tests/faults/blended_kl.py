@@ -88,6 +88,12 @@ FAULTS = {
     ],
     "csrc/cpu/blended_kl.cpp": [
         (
+            "the largest logit is looked for in a later chunk",
+            "parts[k].max != total.max) ++k;",
+            "parts[k].max == total.max) ++k;",
+            CPP,
+        ),
+        (
             "the gradient is written with the logits' stride",
             "static_cast<T*>(p_.gradient) + r.index * p_.classes",
             "static_cast<T*>(p_.gradient) + r.index * p_.stride",
@@ -133,8 +139,8 @@ FAULTS = {
         ),
         (
             "argmax is the last of equals",
-            "best < 0 && double(z[j]) == s.max",
-            "double(z[j]) == s.max",
+            "for (std::int64_t at = j; found && at < end; ++at)",
+            "for (std::int64_t at = end - 1; found && at >= j; --at)",
             FORMULA + "test_argmax_is_the_first_of_equals",
         ),
         (
