@@ -77,8 +77,9 @@ struct MedoidKernels {
   std::int64_t (*group_by_class)(const Matrix& x, const Labels& labels, std::int64_t* offsets /* [K + 1] */,
                                  std::int64_t* order /* [N] */, int threads);
 
-  // The medoid of every class, -1 for an empty one, needs_products for a class whose euclidean distances are better
-  // got from matrix products: centre, then panels, products and distance sums, then narrow and decide.
+  // The medoid of every class, -1 for an empty one, needs_products for a euclidean class so large that its products are
+  // better made outside, on all threads, or with so many rows left that they need products in float64: centre, then
+  // panels, products and distance sums, then narrow and decide.
   void (*all_classes)(const Matrix& x, Metric metric, const std::int64_t* offsets, const std::int64_t* order,
                       std::int64_t classes, std::int64_t* medoids /* [K] */, int threads);
 

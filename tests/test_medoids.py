@@ -84,7 +84,7 @@ def test_outliers_in_every_column(metric):
 
 def test_more_rows_than_a_panel_holds():
     """2048 rows a panel: panels beside the diagonal, and column sums across them."""
-    x = logits(4200, 8)
+    x = logits(4200, 16)
     assert one_class(x, "euclidean") == scipy_medoids(x, torch.zeros(len(x)), 1, "euclidean").item()
 
 

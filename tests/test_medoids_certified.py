@@ -93,15 +93,36 @@ def test_whatever_may_win_is_kept():
     assert cost[:count].tolist() == [10.2, 10.0, 10.5, 40.0]
 
 
+@pytest.fixture
+def by_torch(monkeypatch):
+    """Counts the classes whose products torch makes."""
+    classes, medoid = [], cpu._EuclideanClass.medoid
+    monkeypatch.setattr(cpu._EuclideanClass, "medoid", lambda one: classes.append(one.n) or medoid(one))
+    return classes
+
+
+def test_whose_products_are_used(by_torch):
+    for rows, width in ((500, 100), (4200, 7), (600, 500), (4000, 60)):  # middling ones, a wide one, one of many rows
+        x = logits(rows, width)
+        assert one_class(x, "euclidean") == scipy_medoids(x, torch.zeros(rows), 1, "euclidean").item()
+    assert by_torch == [600, 4000]
+
+
+def test_where_too_many_rows_are_left_float64_products_narrow_them(by_torch):
+    assert one_class(3 * torch.eye(500), "euclidean") == 0  # all costs tie
+    assert by_torch == [500]
+
+
 def test_uninitialised_memory_is_never_read(monkeypatch):
     expected = nominate(CLOUDS["gaussian"](), torch.float32)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(77))
     for result, value in zip(nominate(CLOUDS["gaussian"](), torch.float32), expected, strict=True):
         assert result.equal(value)
-    x, labels = logits(900, 120), random_labels(900, 4)
+    x, labels = logits(900, 300), random_labels(900, 4)
     for metric in METRICS:
         assert class_medoids(x, labels, 5, metric=metric).equal(scipy_medoids(x, labels, 5, metric))
+        assert one_class(x, metric) == scipy_medoids(x, torch.zeros(900), 1, metric).item()
 
 
 @every_metric

@@ -3,7 +3,7 @@
 #include "cpu/medoids_cityblock.h"
 #include "cpu/medoids_decide.h"
 #include "cpu/medoids_means.h"
-#include "cpu/medoids_products.h"
+#include "cpu/medoids_small_products.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -74,22 +74,38 @@ constexpr int64_t few_pairs = int64_t(1) << 24;
 // Elements from which a class is worth all threads; smaller ones are done side by side.
 constexpr int64_t large_class = int64_t(1) << 18;
 
+// Euclidean classes whose products are quickest here, side by side on one thread each (1.5 ms at most on a core with
+// AVX-512); for more pairs and wider rows torch's products over all threads are as quick, and quicker for a lone class.
+bool products_are_small(const ClassRows& c) {
+  return c.n * c.x.width < large_class && c.n * c.n * c.x.width <= int64_t(1) << 27;
+}
+
 int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   if (c.n == 0) return -1;
   if (c.n <= 2) return c.rows[0];  // two rows have the same cost
   if (pairs_are_quickest(c, metric)) return c.rows[small_class_medoid(c, metric)];
-  if (metric == Metric::euclidean) return needs_products;
+  if (metric == Metric::euclidean && !products_are_small(c)) return needs_products;
 
   std::vector<int64_t> positions(c.n);
   for (int64_t i = 0; i < c.n; ++i) positions[i] = i;
   std::vector<double> cost(c.n), bound(c.n);
   Candidates left{positions.data(), cost.data(), bound.data(), c.n};
-  if (metric == Metric::cityblock)
+  if (metric == Metric::euclidean) {
+    std::vector<double> mean(c.x.width);
+    const double radius = centre(c, mean.data(), threads);
+    // Out of this range squares over- or underflow: nothing is nominated, exact costs alone decide.
+    if (radius > 0x1p-400 && radius < 0x1p400)
+      costs_from_products(c, positions.data(), mean.data(), radius, cost.data(), bound.data());
+    else
+      std::fill(bound.begin(), bound.end(), INFINITY);
+  } else if (metric == Metric::cityblock)
     costs_by_columns(c, false, cost.data(), bound.data(), threads);
   else
     costs_from_means(c, metric, cost.data(), bound.data(), threads);
   left.count = narrow(c, metric, left, threads);
-  if (metric == Metric::cityblock && left.count * c.n * c.x.width > few_pairs) {
+  const bool few = left.count * c.n * c.x.width <= few_pairs;
+  if (metric == Metric::euclidean && !few) return needs_products;  // in float64
+  if (metric == Metric::cityblock && !few) {
     std::vector<double> finer_cost(c.n), finer_bound(c.n);
     costs_by_columns(c, true, finer_cost.data(), finer_bound.data(), threads);
     for (int64_t i = 0; i < left.count; ++i) {
@@ -113,17 +129,6 @@ void all_classes(const Matrix& x, Metric metric, const int64_t* offsets, const i
     if (!large(k)) medoids[k] = class_medoid(rows_of(k), metric, 1);
   for (int64_t k = 0; k < classes; ++k)
     if (large(k)) medoids[k] = class_medoid(rows_of(k), metric, threads);
-}
-
-double centre(const ClassRows& c, double* mean, int threads) {
-  std::vector<double> features(padded(c.x.width));
-  std::vector<Deviation> rows(c.n);
-  mean_features(c, Metric::sqeuclidean, features.data(), threads);
-  deviations(c, Metric::sqeuclidean, features.data(), rows.data(), threads);
-  std::copy(features.begin(), features.begin() + c.x.width, mean);
-  double radius = 0;
-  for (const Deviation& r : rows) radius = r.f <= radius ? radius : r.f;  // NaN, from an overflow, comes through
-  return radius;
 }
 
 void panel(const ClassRows& c, const int64_t* positions, const double* mean, double scale, const Panel& out,

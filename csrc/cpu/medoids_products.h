@@ -1,10 +1,22 @@
-// The euclidean distances of large classes from matrix products: what goes into the product and what is made of it.
+// The euclidean distances of larger classes from matrix products: what goes into the product and what is made of it.
 #pragma once
 
 #include "cpu/medoids_means.h"
 
 namespace toast {
 namespace TOAST_ISA {
+
+// The class mean [D]; returns the largest distance of a row from it.
+inline double centre(const ClassRows& c, double* mean, int threads) {
+  std::vector<double> features(padded(c.x.width));
+  std::vector<Deviation> rows(c.n);
+  mean_features(c, Metric::sqeuclidean, features.data(), threads);
+  deviations(c, Metric::sqeuclidean, features.data(), rows.data(), threads);
+  std::copy(features.begin(), features.begin() + c.x.width, mean);
+  double radius = 0;
+  for (const Deviation& r : rows) radius = r.f <= radius ? radius : r.f;  // NaN, from an overflow, comes through
+  return radius;
+}
 
 // Unit roundoff, and a padding of the lengths so small that it changes nothing and so large that the errors relative to
 // it cover products that underflow.

@@ -106,6 +106,26 @@ void test(DType dtype, Metric metric, int64_t rows, int64_t width, int64_t class
   }
 }
 
+// One class of so many rows that euclidean costs come from products, and so few that exact costs decide whatever is
+// left.
+void test_small_products(DType dtype, int64_t width, Cloud cloud) {
+  Random random(problems++);
+  int64_t rows = 1 + random.below(64);
+  while (rows * rows * width <= int64_t(1) << 21) rows += 64;
+  check::current_case = describe(dtype, Metric::euclidean, rows, width);
+  Data data = make_data(random, dtype, rows, width, cloud);
+  Guarded<int64_t> offsets(2), order(rows), medoids(1);
+  std::vector<int64_t> everyone;
+  for (int64_t i = 0; i < rows; ++i) everyone.push_back(order[i] = i);
+  offsets[0] = 0;
+  offsets[1] = rows;
+  const int64_t wanted = medoid(data.x, everyone, Metric::euclidean);
+  for (int threads = 1; threads <= 2; ++threads) {
+    kernels.all_classes(data.matrix, Metric::euclidean, offsets.data(), order.data(), 1, medoids.data(), threads);
+    CHECK(medoids[0] == wanted && medoids.intact() && data.elements.intact());
+  }
+}
+
 // A label that is out of range matters only where its row is used.
 void test_wrong_label() {
   Random random(problems++);
@@ -284,6 +304,8 @@ int main() {
     }
     for (int64_t width : {1, 5, 8, 13})
       for (Cloud cloud : {Cloud::normal, Cloud::grid}) test_products(dtype, 250, width, cloud);
+    for (int64_t width : {1, 3, 15, 16, 17, 33, 100})
+      for (Cloud cloud : {Cloud::normal, Cloud::grid, Cloud::outliers}) test_small_products(dtype, width, cloud);
     // Enough elements to be worth all threads; outliers leave cityblock's buckets no wiser and it sorts.
     test(dtype, Metric::cityblock, 500, 1021, 1, Cloud::outliers);
   }
@@ -293,6 +315,8 @@ int main() {
       test(dtype, metric, 60, 5, 2, Cloud::far_grid);
       test(dtype, metric, 800, 3, 2, Cloud::far_grid);
     }
+  for (DType dtype : {DType::float64, DType::float32})
+    for (int64_t width : {1, 3, 17, 100}) test_small_products(dtype, width, Cloud::far_grid);
   for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::jeffreys})
     test(DType::float32, metric, 500, 1021, 1, Cloud::normal);
   test_wrong_label();

@@ -135,6 +135,27 @@ FAULTS = {
             CPP,
         ),
     ],
+    "csrc/cpu/medoids_small_products.h": [
+        ("products of the last columns are forgotten", "else if (left > 0)", "else if (left > lanes)", CPP),
+        (
+            "rows of a block are one off",
+            "multiply_held(a + i, b + j,",
+            "multiply_held(a + (i + held_rows) % block, b + j,",
+            CPP,
+        ),
+        (
+            "pairs below the diagonal count too",
+            "width, positions + i, i,",
+            "width, positions + i, i + block,",
+            CPP,
+        ),
+        (
+            "rounding of the packed rows is left out of the bound",
+            "(bound[i] + n * rows.errors[i] + total_error) / scale",
+            "0",
+            CPP,
+        ),
+    ],
     "csrc/cpu/medoids_products.h": [
         ("the column sums of a triangle are forgotten", "tile.column_cost[j] += cost;", "", CPP),
         ("a row's next neighbour is left out", "self + 1));", "self + 2));", CPP),

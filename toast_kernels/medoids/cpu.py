@@ -1,4 +1,5 @@
-"""class_medoids on the CPU: C++ kernels (csrc/medoids.h); the matrix products of large euclidean classes by torch."""
+"""class_medoids on the CPU: C++ kernels (csrc/medoids.h). torch makes the matrix products of large euclidean classes,
+and float64 ones of undecided classes."""
 
 import math
 from typing import NamedTuple
@@ -58,7 +59,7 @@ class _Panel(NamedTuple):
 
 
 class _EuclideanClass:
-    """One large class: products in float32 nominate, in float64 where many rows are left, and exact costs decide."""
+    """One class: products in float32 nominate, in float64 where many rows are left, and exact costs decide."""
 
     def __init__(self, matrix, rows, threads):
         self.n, self.width, self.threads = len(rows), matrix[3], threads
