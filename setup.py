@@ -94,9 +94,10 @@ class CMakeBuild(build_ext):
             "-DCMAKE_BUILD_TYPE=Release", *self.cuda_options(), f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ]  # fmt: skip
-        # A build folder configured by other tools, such as those of a pip environment that is gone, starts anew.
+        # A build folder of other compilers or flags starts anew. That of a pip environment that is gone does not: where
+        # its tools lay is told anew, and the kernels' objects stay.
         flags = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS")]
-        settings = "\n".join([*configure, find_compiler(), *flags])
+        settings = "\n".join([sys.executable, find_compiler(), *flags, *self.cuda_options()])
         record = build / "configured-with"
         fresh = [] if record.exists() and record.read_text() == settings else ["--fresh"]
         output = Path(self.get_ext_fullpath(extension.name)).resolve().parent

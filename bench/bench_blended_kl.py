@@ -85,6 +85,7 @@ def test_host_overhead(long):
     """What the host needs to launch a pass, by the clock, 50 at a time: nothing waits for the GPU. "long": of two rows,
     for which each backend is a peer."""
     loss = LongRows(2, 16_385, torch.float32) if long else CrossEntropy(*SMALL[0], torch.float32)
+    loss.check([BACKWARD])
     cases = loss.cases(BACKWARD)
     times = {peer: [] for peer in cases}
     for _ in range(12):

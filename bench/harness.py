@@ -38,6 +38,7 @@ def measure(
         cases = {**cases, COPY: copy_of(num_bytes)}
     if products:
         cases = {**cases, PRODUCTS: products[0]}
+    results.check(suite)
     memory = {peer: peak_bytes(case) for peer, case in cases.items()}
     times = {
         peer: [t / (1 if peer == COPY else calls) for t in values]

@@ -8,7 +8,7 @@ from results import DEVICE, OURS
 from toast_kernels import class_medoids
 
 KMEDOIDS = "kmedoids on torch.cdist's matrix"
-# These compute all pairs of a class's rows. The others know the identity that ours uses, or sort as ours does.
+# These compute all pairs of a class's rows. The others know the identity that ours uses, or sort.
 ALL_PAIRS = ("torch.cdist", KMEDOIDS, "scipy", "pykeops")
 # Each element's flops where no pairs are needed: mean, difference, square, sum; and so on.
 FLOPS = {"sqeuclidean": 4, "cosine": 6, "jeffreys": 11}

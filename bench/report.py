@@ -9,6 +9,7 @@ starts with NVIDIA or AMD Instinct are GPUs.
 """
 
 import re
+import sys
 from pathlib import Path
 
 import results
@@ -22,6 +23,7 @@ BENCH = Path(__file__).parent
 GPUS = ("NVIDIA", "AMD Instinct")
 RUNS = 5
 NOTHING = "Not measured yet."
+PLOT = "bench/results/time_per_row.png"
 
 
 def on_kind(suite, on_gpu):
@@ -55,6 +57,12 @@ def last_runs(suite, on_gpu=False):
     }
 
 
+def everything(on_gpu):
+    """The cases of all suites."""
+    suites = sorted(path.stem for path in results.FOLDER.glob("*.csv"))
+    return {(suite, *case): peers for suite in suites for case, peers in last_runs(suite, on_gpu).items()}
+
+
 def all_tables():
     """{page: {name: table}}"""
     losses = ["eager", "torch.compile", TUNED, PLAIN]
@@ -63,7 +71,7 @@ def all_tables():
     pages = {
         BENCH.parent / "README.md": {
             "plot": (picture, last_runs("loss_by_classes")),
-            "machine": (tables.measured_on, last_runs("loss_blended")),
+            "machine": (tables.measured_on, everything(False)),
             "blended": (tables.losses, last_runs("loss_blended"), losses),
             "cross-entropy": (tables.losses, last_runs("loss_plain"), plain),
             "top-k": (tables.losses, last_runs("loss_top_k"), top_k),
@@ -79,7 +87,7 @@ def all_tables():
             "head": (tables.compared, last_runs("head"), "N x width x C", "toast_loss"),
             "scaling": (tables.scaling, last_runs("scaling")),
             "threads": (tables.threads, last_runs("threads")),
-            "gpu machine": (tables.measured_on, last_runs("loss_blended", True)),
+            "gpu machine": (tables.measured_on, everything(True)),
             "gpu blended": (tables.losses, last_runs("loss_blended", True), losses, both),
             "gpu cross-entropy": (tables.losses, last_runs("loss_plain", True), [*plain, "Liger"], both),
             "gpu top-k": (tables.losses, last_runs("loss_top_k", True), top_k),
@@ -106,7 +114,7 @@ def picture(cases):
     peers = next(iter(cases.values()))
     names = ", ".join(peer for peer in peers if peer != OURS)
     what = "time a row of a forward and backward pass against the number of classes"
-    return f"![{what}: toast_kernels beside {names}](bench/results/time_per_row.png)"
+    return f"![{what}: toast_kernels beside {names}]({PLOT})"
 
 
 def write_tables(path, of_page):
@@ -122,12 +130,14 @@ def write_tables(path, of_page):
 
 def main():
     """Into the READMEs if the results are the repository's; else into tables.md beside them."""
+    if not results.FOLDER.is_dir():
+        sys.exit(f"there are no results in {results.FOLDER}")
     if results.FOLDER.resolve() == (BENCH / "results").resolve():
         for page, of_page in all_tables().items():
             write_tables(page, of_page)
     else:
         text = "\n\n".join(f"## {name}\n\n{table}" for page in all_tables().values() for name, table in page.items())
-        (results.FOLDER / "tables.md").write_text(text + "\n")
+        (results.FOLDER / "tables.md").write_text(text.replace(PLOT, Path(PLOT).name) + "\n")
     if cases := last_runs("loss_by_classes"):
         draw(cases, results.FOLDER / "time_per_row.png")
 

@@ -19,7 +19,7 @@ FLOORS = (COPY, PRODUCTS)  # timed beside the peers, and not peers
 METHOD = 3  # one higher when something is measured in another way: report.py compares nothing across it
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 FOLDER = Path(os.environ.get("TOAST_BENCH_RESULTS") or Path(__file__).parent / "results")
-RUN = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+RUN = datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.%fZ")  # two runs never start at once
 PEER_PACKAGES = ("kmedoids", "scipy", "pykeops", "liger-kernel", "cut-cross-entropy")
 COLUMNS = [
     "run", "commit", "method", "device", "threads", "malloc", "python", "torch", "triton", "peers", "load", "gpu_state",
@@ -30,15 +30,21 @@ COLUMNS = [
 CONFIGURATION = ("device", "threads", "malloc", "torch")  # runs that differ in one of these are never pooled
 
 
+def check(suite):
+    """Stops unless rows can be added to FOLDER/SUITE.csv: called before anything is timed."""
+    path = FOLDER / f"{suite}.csv"
+    text = path.read_text() if path.exists() else ""
+    header = text.split("\n", 1)[0]
+    assert not text or header == ",".join(COLUMNS), f"{path} has other columns: move it away, two kinds do not mix"
+    assert not text or text.endswith("\n"), f"{path} ends in the middle of a row: take that row out"
+    return path
+
+
 def append(suite, rows):
     """Adds rows to FOLDER/SUITE.csv; what a row does not say is left empty."""
-    path = FOLDER / f"{suite}.csv"
+    path = check(suite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    if path.exists():
-        with path.open(newline="") as lines:
-            header = next(csv.reader(lines))
-        assert header == COLUMNS, f"{path} has other columns: move it away, rows of two kinds do not mix"
-    new = not path.exists()
+    new = not path.exists() or path.stat().st_size == 0
     with path.open("a", newline="") as out:
         writer = csv.DictWriter(out, COLUMNS, lineterminator="\n")
         if new:
@@ -48,7 +54,7 @@ def append(suite, rows):
 
 def read(suite):
     """The rows of FOLDER/SUITE.csv that were measured as now."""
-    path = FOLDER / f"{suite}.csv"
+    path = check(suite)
     if not path.exists():
         return []
     with path.open(newline="") as lines:

@@ -76,7 +76,7 @@ def losses(cases, peers, works=(BACKWARD,)):
             cells = [size, dtype, work, milliseconds(case[OURS]), of_copy(case[OURS])]
             rows.append([*cells, *(faster(case[peer]) if peer in case else "" for peer in peers), memory(case)])
     header = ["N x C", "dtype", "work", "toast_loss", "times a copy's time"]
-    return markdown([*header, *(f"faster than {peer}" for peer in peers), "extra memory at its peak"], rows)
+    return markdown([*header, *(f"times as fast as {peer}" for peer in peers), "extra memory at its peak"], rows)
 
 
 def medoids(cases):
@@ -92,7 +92,7 @@ def medoids(cases):
         percent = [float(row["percent_of_mm"]) for row in ours if row["percent_of_mm"]]
         rate = f"{median(float(row['gflop_s']) for row in ours):.3g}" + (f", {median(percent):.0f}%" if percent else "")
         rows.append([size, dtype, metric, milliseconds(ours), rate, "; ".join(against), memory(case)])
-    header = ["N x D", "dtype", "metric", "class_medoids", "GFLOP/s, and of torch.mm's", "faster than"]
+    header = ["N x D", "dtype", "metric", "class_medoids", "GFLOP/s, and of torch.mm's", "times as fast as"]
     return markdown([*header, "extra memory at its peak"], rows)
 
 
@@ -119,7 +119,7 @@ def compared(cases, size_is, what):
     for (_, size, dtype), case in cases.items():
         peers = ", ".join(f"{peer} {faster(rows)}" for peer, rows in case.items() if peer != OURS)
         rows.append([size, dtype, milliseconds(case[OURS]), peers, memory(case)])
-    return markdown([size_is, "dtype", what, "faster than", "extra memory at its peak"], rows)
+    return markdown([size_is, "dtype", what, "times as fast as", "extra memory at its peak"], rows)
 
 
 def host(cases):
@@ -155,7 +155,7 @@ def threads(cases):
     for (op, size, _), case in cases.items():
         fewer = ", ".join(f"{peer} {faster(rows)}" for peer, rows in case.items() if peer != OURS)
         rows.append([op, size, milliseconds(case[OURS]), fewer])
-    return markdown(["op", "threads", "time", "faster than with"], rows)
+    return markdown(["op", "threads", "time", "times as fast as with"], rows)
 
 
 def measured_on(cases):
@@ -165,7 +165,8 @@ def measured_on(cases):
     last = max(rows, key=lambda row: row["run"])
     keeps = "malloc keeps what was freed" if last["malloc"] == "keeps" else "malloc as it comes"
     peers = f"peers: {last['peers']}; " if last["peers"] else ""
-    taken = f"{len(runs)} run{'s' * (len(runs) > 1)} ({' to '.join(sorted({runs[0], runs[-1]}))})"
+    first, latest = (f"{run[:10]} {run[11:16]}" for run in (runs[0], runs[-1]))
+    taken = f"{len(runs)} run{'s' * (len(runs) > 1)} ({' to '.join(sorted({first, latest}))} UTC)"
     return (
         f"{last['device']}; {last['threads']} threads; torch {last['torch']}; {keeps}; {peers}{taken}"
         f" of commit {', '.join(commits)}."

@@ -149,6 +149,16 @@ def test_mass_on_a_masked_class_gives_inf_and_the_formulas_gradient(backend):
     torch.testing.assert_close(logits.grad, logits.detach().softmax(1) - F.one_hot(target, 3))
 
 
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_mean_over_weights_of_0_is_nan(label_smoothing, backend):
+    logits, target = normal(3, 4, seed=0).float(), torch.tensor([0, 0, 1])
+    weight = torch.tensor([0.0, 0.0, 1.0, 2.0])
+    settings = {"weight": weight, "label_smoothing": label_smoothing}
+    assert F.cross_entropy(logits, target, **settings).isnan()
+    assert toast_loss(logits, target, backend=backend, **settings).isnan()
+
+
 def test_half_logits_give_a_float32_loss(kernel):
     for dtype in (torch.bfloat16, torch.float16):
         logits, target, _ = make("NC", dtype, "labels")

@@ -2,6 +2,7 @@
 
 import functools
 import importlib
+from pathlib import Path
 
 import torch  # before _C: torch loads its OpenMP runtime globally, and the kernels share its thread pool
 
@@ -32,6 +33,7 @@ def missing(backend: str, device: torch.device) -> str | None:
         return (
             f"the C++ kernels are not built ({_WHY_NO_CPU_KERNELS}); "
             "install a C++ compiler and reinstall toast-kernels with TOAST_CPU=1 to see what stops the build"
+            + _in_sources()
         )
     if backend == "triton":
         return _why_no_triton() or (_why_no_gpu(device) if device.type == "cuda" else None)
@@ -92,6 +94,11 @@ def interpreted() -> bool:
 # sets, which would import all of torch._dynamo to do so.
 for answer in (missing, has_clusters, interpreted, on_cpu):
     answer._dynamo_marked_constant = True
+
+
+def _in_sources() -> str:
+    sources = (Path(__file__).parent.parent / "csrc").is_dir()
+    return "; or, as these are the sources, which hide what is installed: run elsewhere" if sources else ""
 
 
 @functools.cache

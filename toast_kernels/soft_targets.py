@@ -124,8 +124,8 @@ class SoftTargets:
     def view_logits(cls, logits: Tensor, temperature: float) -> SoftTargets:
         """softmax(logits / temperature) without writing it: the logits themselves are kept, not copied.
 
-        Only logsumexp and entropy, [R] each, are computed. Values are not looked at (no host sync): a NaN in a row
-        shows as a NaN in its entropy. Arguments as in :meth:`from_logits`.
+        They must not be changed afterwards. Only logsumexp and entropy, [R] each, are computed. Values are not looked
+        at (no host sync): a NaN in a row shows as a NaN in its entropy. Arguments as in :meth:`from_logits`.
         """
         _check_matrix("logits", logits)
         temperature = check_temperature(temperature)

@@ -101,7 +101,11 @@ def blended_kl(
     elif reduction == "sum":
         loss = row_loss.sum() + past_rows.sum()
     else:
-        loss = row_loss.sum() / torch.where(bad, 0, row_weight).sum() + past_rows.sum() / has_past.sum().clamp(min=1)
+        divisor = torch.where(bad, 0, row_weight).sum()
+        mean = torch.where(
+            divisor == 0, torch.nan, row_loss.sum() / divisor
+        )  # smoothing gives mass where weights do not
+        loss = mean + past_rows.sum() / has_past.sum().clamp(min=1)
 
     cross_entropy = _cross_entropy(score, torch.where(used[:, None], statistics_of, 0).log_softmax(1))
     return loss, cross_entropy * poison, statistics_of.logsumexp(1), statistics_of.argmax(1)
