@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -93,6 +94,71 @@ def test_a_step_that_hangs_is_ended_and_the_next_runs(gpu, capfd):
     out = capfd.readouterr().out
     assert "ran out of time" in out
     assert "drawn" in out
+
+
+STOPPED = """
+import gpu, signal, sys, time
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+hangs = ["/bin/sh", "-c", 'sleep 60 & echo "started $!"; wait']
+run = [[gpu.Step("tests", hangs, 50), gpu.Step("small run", hangs, 50)], [gpu.Step("loss", ["echo", "timed"], 50)]]
+gpu.run_all(run, {}, time.monotonic() + 60)
+"""
+
+
+def alive(process):
+    """Whether it runs; one that has ended may still wait for its parent, which is not ours to be."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks into /proc")
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM], ids=lambda stop: stop.name)
+def test_who_stops_it_ends_the_steps_that_run(stop):
+    start = time.monotonic()
+    with subprocess.Popen(
+        [sys.executable, "-c", STOPPED], cwd=ROOT / "bench", stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as program:
+        started = [int(program.stdout.readline().split()[1]) for _ in range(2)]
+        assert all(map(alive, started))
+        program.send_signal(stop)
+        out, error = program.communicate(timeout=30)
+    assert time.monotonic() - start < 30
+    assert "KeyboardInterrupt" in error
+    assert "timed" not in out
+    for _ in range(100):
+        if not any(map(alive, started)):
+            break
+        time.sleep(0.05)
+    assert not any(map(alive, started))
+
+
+def test_more_tests_may_run_out_of_time_but_not_fail(gpu, capfd):
+    assert [step.name for step in itertools.chain(*gpu.steps(None, "python", True, None)) if step.may_run_out] == [
+        "more tests"
+    ]
+    for command, good in (("sleep 60", True), ("exit 1", False)):
+        step = gpu.Step("more tests", ["/bin/sh", "-c", command], 1, may_run_out=True)
+        assert gpu.run_all([[step]], {}, time.monotonic() + 60) == good
+    out = capfd.readouterr().out
+    assert "ran out of time" in out
+    assert "FAILED with 1" in out
+
+
+def test_a_step_that_cannot_be_started_fails_and_says_why(gpu, capfd):
+    run = [
+        [gpu.Step("loss", ["/no/such/program"], 20), gpu.Step("medoids", ["/bin/sh", "-c", "echo timed"], 20)],
+        [gpu.Step("memcheck", ["/no/such/checker"], 20, True, gpu.FOUND)],
+        [gpu.Step("tables", ["/bin/sh", "-c", "echo drawn"], 20)],
+    ]
+    assert not gpu.run_all(run, {}, time.monotonic() + 60)
+    out = capfd.readouterr().out
+    assert re.search(r"loss .* FAILED: .*/no/such/program", out)
+    assert re.search(r"memcheck .* could not be done: .*/no/such/checker", out)
+    assert "timed\n" in out
+    assert "drawn\n" in out
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without a GPU")
