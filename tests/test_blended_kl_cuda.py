@@ -6,9 +6,9 @@ What it shares with the other kernels stands in the other test_blended_kl files.
 
 import pytest
 import torch
-from blended_kl_cases import DTYPES, ENCODINGS, Case, check, moved, name
+from blended_kl_cases import DTYPES, ENCODINGS, Case, assert_runs_as_good, check, in_truth, moved, name, run
 
-from toast_kernels import toast_loss
+from toast_kernels import SoftTargets, toast_loss
 
 GPU = torch.cuda.is_available()
 FLOATS = DTYPES[1:]
@@ -38,6 +38,22 @@ def test_targets(kernel, target, temperature):
 @pytest.mark.parametrize("dtype", FLOATS if GPU else (torch.float32, torch.bfloat16), ids=name)
 def test_long_rows(kernel, dtype, classes, past):
     check(Case(3, classes, dtype, past=past, reduction="none"), kernel)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_many_rows(kernel, reduction):
+    check(Case(9001, 5, torch.float32, "dense", "top-k", weighted=True, reduction=reduction), kernel)
+
+
+def test_a_past_of_logits_far_from_0(kernel):
+    """What they are less than is kept in two floats: rounded to one it would show."""
+    case = Case(16, 5, torch.float32, past="logits", temperature=3.5, reduction="none")
+    logits, target, keywords = case.arguments()
+    values = keywords["past"].values.mul(8).round() / 8 + 1000
+    keywords["past"] = SoftTargets.view_logits(values, 3.5)
+    upstream = case.upstream()
+    actual, naive = (run(logits, target, upstream, keywords, backend) for backend in (kernel, "reference"))
+    assert_runs_as_good(actual, naive, in_truth(logits, target, upstream, keywords), case)
 
 
 def on_gpu(case):
@@ -91,3 +107,23 @@ def test_forward_and_backward_hold_one_gradient(kernel):
     before = torch.cuda.memory_allocated()
     toast_loss(logits, target, backend=kernel, **keywords).backward()
     assert torch.cuda.max_memory_allocated() - before <= 1.01 * logits.numel() * logits.element_size()
+
+
+@needs_gpu
+@pytest.mark.parametrize("reduction", ["sum", "none"])
+def test_more_than_2_to_the_31_elements(kernel, reduction):
+    rows, classes = 8200, 262_144
+    if torch.cuda.mem_get_info()[0] < 12 << 30:
+        pytest.skip("needs 12 GB")
+    generator = torch.Generator("cuda").manual_seed(0)
+    logits = torch.randn(rows, classes, dtype=torch.bfloat16, device="cuda", generator=generator).requires_grad_()
+    target = torch.randint(0, classes, (rows,), device="cuda", generator=generator)
+    loss = toast_loss(logits, target, reduction=reduction, backend=kernel)
+    (loss.sum() * 0.5).backward()
+    few = slice(rows - 9, rows)  # row 8192 begins at element 2^31
+    case = Case(9, classes, torch.bfloat16, reduction="none")
+    upstream = torch.full((9,), 0.5, dtype=torch.float64)
+    part = logits.detach()[few].cpu(), target[few].cpu(), upstream, {"reduction": "none"}
+    naive, truth = run(*part, "reference"), in_truth(*part)
+    own = (loss.detach()[few].cpu() if reduction == "none" else naive[0], logits.grad[few].cpu(), naive[2])
+    assert_runs_as_good(own, naive, truth, case)

@@ -6,6 +6,7 @@
 //
 // How many blocks a cluster has, and how much of a row each holds, is planned on the host (plan.cpp).
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -18,11 +19,12 @@ namespace toast {
 namespace {
 
 // Where shared memory has room for them, two blocks find registers on a multiprocessor, and three without a target row.
-template <class T, bool Target, bool PastTerm>
-__global__ void __launch_bounds__(kMostThreads, Target ? 2 : 3) blended_kl_kernel(const __grid_constant__ Task task) {
+template <class T, bool TargetRow, bool PastTerm>
+__global__ void __launch_bounds__(kMostThreads, TargetRow ? 2 : 3)
+    blended_kl_kernel(const __grid_constant__ Task task) {
   SMEM_DYNAMIC(memory);
   SMEM_STATIC(Shared, shared);
-  Block<T, Target, PastTerm>(task, shared, memory).run();
+  Block<T, TargetRow, PastTerm>(task, shared, memory).run();
 }
 
 template <class T>
@@ -106,11 +108,13 @@ void blended_kl_cuda(const BlendedKL& p, const Plan& plan, int clusters, double*
   launch_all(p, plan, clusters, workspace, stream);
 }
 
-void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream) {
+void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream,
+                int most_blocks) {
   if (size == 0) return;
   const auto scale = [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t blocks = std::min<std::int64_t>(size / (kSumThreads * kWidth<T>)+1, 2048);
+    const std::int64_t by_a_block = kSumThreads * kWidth<T>;
+    const std::int64_t blocks = std::min<std::int64_t>(size / by_a_block + 1, most_blocks);
     launch(scale_kernel<T>, blocks, kSumThreads, stream, static_cast<T*>(gradient), size, upstream);
   };
   switch (dtype) {

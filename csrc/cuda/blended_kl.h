@@ -24,7 +24,7 @@ struct Plan {
   int threads;  // of a block; a multiple of 32, up to kMostThreads
   int cluster;  // blocks of a cluster: 1, 2, 4, 8 or 16
   int stages;   // 2: the next logits are on their way while these are worked on
-  int pieces;   // 1: the cluster holds the whole row, which is read once; else what follows the first piece is read
+  int pieces;   // 1: the cluster holds the whole row, which is read once; else all pieces but the last are read
                 // twice
   int slice;    // classes of a block's share of a piece; a multiple of 16 bytes
   int shared;   // bytes of dynamic shared memory
@@ -46,6 +46,8 @@ void blended_kl_cuda(const BlendedKL& problem, double* workspace, cudaStream_t s
 void blended_kl_cuda(const BlendedKL& problem, const Plan& plan, int clusters, double* workspace, cudaStream_t stream);
 
 // Multiplies the gradient [size] by a number on the device, in place; only looks at it where that is 1.
-void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream);
+constexpr int kMostScaleBlocks = 2048;
+void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream,
+                int most_blocks = kMostScaleBlocks);
 
 }  // namespace toast

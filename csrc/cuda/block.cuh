@@ -32,7 +32,7 @@ struct Step {
   int turn;  // 0 and 1 for every other row
 };
 
-template <class T, bool Target, bool PastTerm>
+template <class T, bool TargetRow, bool PastTerm>
 class Block {
  public:
   __device__ Block(const Task& task, Shared& shared, unsigned char* memory)
@@ -125,7 +125,7 @@ class Block {
     const bool worked_on = row.used || p_.stats != nullptr;
     if (worked_on) {
       Masses masses{0, 0};
-      if constexpr (Target) masses = build_target<PastTerm>(p_, row, slice, mass_);
+      if constexpr (TargetRow) masses = build_target<PastTerm>(p_, row, slice, mass_);
       if (step.number <= last) add_statistics(row, slice, logits, masses, step.number == 0);
       if (step.number > last) __syncthreads();  // the target row is written
     }
@@ -135,7 +135,7 @@ class Block {
 
   // Calls f(place, logits, masses) for each 16 bytes of the slice. Beyond its ends there are logits of -inf, no mass.
   // Without the target row, which may not be written yet, the masses are not to be looked at.
-  template <bool kMasses = Target, class F>
+  template <bool kMasses = TargetRow, class F>
   __device__ void for_each_vector(const Slice& slice, const T* logits, F&& f) const {
 #pragma unroll 1
     for (int place = int(threadIdx.x) * kWidth<T>; place < slice.places; place += int(blockDim.x) * kWidth<T>) {
@@ -185,7 +185,7 @@ class Block {
       for (int k = 0; k < kWidth<T>; ++k) {
         s.sum += p[k];
         if constexpr (PastTerm) s.sum_at_t += e[k];
-        if constexpr (Target) s.dot += mass[k] == 0 ? 0 : mass[k] * (z[k] - shift);  // 0 * -inf = 0
+        if constexpr (TargetRow) s.dot += mass[k] == 0 ? 0 : mass[k] * (z[k] - shift);  // 0 * -inf = 0
       }
     });
     if (threadIdx.x == 0) add_labels(row, slice, logits, shift, s);
@@ -232,7 +232,7 @@ class Block {
           s.first = min(s.first, unsigned(slice.class_at(place + k)) | (number ? kNumber : 0));
       }
     });
-    if constexpr (Target) {
+    if constexpr (TargetRow) {
       if (p_.target != nullptr) return;
       for_each_share<1>(row.part[kSoftA], slice, [&](int place, auto& shares) {
 #pragma unroll
@@ -249,7 +249,7 @@ class Block {
   // the gradient needs, and one of the cluster's writes the loss. Meanwhile the next row is looked up.
   __device__ void finish_statistics(Step step, const Row& row, bool worked_on) {
     // In turns, which skip rows that are not worked on: a block that is late still reads what it was given the last
-    // time.
+    // time. Two are enough: a peer cannot write this turn again before this block has arrived at the next exchange.
     Statistics(&given)[kMostCluster] = shared_.block[exchange_];
     if (worked_on) {
       exchange_ = 1 - exchange_;
@@ -266,19 +266,18 @@ class Block {
       total = merged(given, task_.plan.cluster, task_.log2e_by_t);
     }
     shift_ = total.max == -kInf ? 0 : total.max;
-    of_p_ = row.bad ? kInf - kInf : row.upstream * total.class_mass / total.sum;
+    of_p_ = row.bad ? NAN : row.upstream * total.class_mass / total.sum;
     of_e_ = row.upstream * total.past_mass / total.sum_at_t;
     if (rank_ == 0 && threadIdx.x == 0) write_loss(row, total);
   }
 
   __device__ void write_loss(const Row& row, const Statistics& total) const {
-    const float nan = kInf - kInf;
     // Logits of -inf alone have a sum of 0, and no mass on them is no loss.
     const auto times_log = [](float mass, float sum) { return mass == 0 && sum == 0 ? 0 : mass * logf(sum); };
     float loss = times_log(total.class_mass, total.sum) - total.dot;
     if constexpr (PastTerm)
       loss += float(p_.temperature) * (times_log(total.past_mass, total.sum_at_t) - row.past_entropy);
-    loss = row.bad ? nan : row.used ? loss : 0;
+    loss = row.bad ? NAN : row.used ? loss : 0;
     if (p_.reduction == Reduction::none)
       static_cast<float*>(p_.loss)[row.index] = loss;
     else
@@ -287,11 +286,13 @@ class Block {
 
     const float cross_entropy = total.score_mass == 0 ? 0 : total.score_mass * logf(total.sum) - total.score_dot;
     float* stats = static_cast<float*>(p_.stats);
-    stats[row.index] = row.bad ? nan : row.used ? cross_entropy : 0;
+    stats[row.index] = row.bad ? NAN : row.used ? cross_entropy : 0;
     stats[p_.rows + row.index] = shift_ + logf(total.sum);
     p_.argmax[row.index] = total.first & ~kNumber;
   }
 
+  // gradient = of_p p + of_e e - upstream mass, and at a label's class less upstream times what falls on the label
+  // alone.
   __device__ void write_gradient(const Row& row, const Slice& slice, const T* logits) const {
     T* to = static_cast<T*>(p_.gradient) + row.index * p_.classes + slice.begin - slice.lead;
     const bool aligned = reinterpret_cast<std::uintptr_t>(to) % 16 == 0;
@@ -307,7 +308,7 @@ class Block {
       for (int k = 0; k < kWidth<T>; ++k) {
         g[k] = of_p_ * p[k];
         if constexpr (PastTerm) g[k] += of_e_ * e[k];
-        if constexpr (Target) g[k] += of_mass * mass[k];
+        if constexpr (TargetRow) g[k] += of_mass * mass[k];
       }
 #pragma unroll
       for (int which = 0; which < 2; ++which)

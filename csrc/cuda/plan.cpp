@@ -32,7 +32,7 @@ Plan plan(const BlendedKL& p, const Limits& limits) {
         const std::int64_t slice = divided_up(divided_up(p.classes, cluster), width) * width;
         if (shared_bytes(p, slice, stages) + kStaticShared <= room) return make(cluster, stages, 1, slice);
       }
-  // What a block has room for is as much as it takes.
+  // No cluster holds the row: pieces as large as two stages have room for.
   const std::int64_t most = (shared[0] - kStaticShared) / (shared_bytes(p, 1, 2) - shared_bytes(p, 0, 2)) - width;
   const std::int64_t pieces = divided_up(p.classes, limits.largest_cluster * (most / width * width));
   const std::int64_t slice = divided_up(divided_up(p.classes, limits.largest_cluster * pieces), width) * width;

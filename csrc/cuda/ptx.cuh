@@ -21,7 +21,8 @@ __device__ inline float exp2_approx(float x) {
 }
 
 // --- 16 bytes at once, at addresses that are multiples of 16. Left alone, the compiler makes an access of each element
-// of them, and those of a warp are in each other's way at the banks of shared memory.
+// of them, and those of a warp are in each other's way at the banks of shared memory. It does not see what these
+// access: a barrier or a wait for copies must stand between them and other accesses to the same place.
 #if defined(__CUDACC__)
 __device__ inline unsigned shared_address(const void* shared) {
   return static_cast<unsigned>(__cvta_generic_to_shared(shared));

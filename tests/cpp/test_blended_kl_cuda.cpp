@@ -104,6 +104,25 @@ void test_out_of_range() {
   CHECK(bad_rows > 20);
 }
 
+// More rows than the threads of the small kernels see at once: of the loss's sum from 257 on, of the normalisers from
+// 8193 on, and those are then the sums of 32 blocks.
+void test_many_rows() {
+  struct Case {
+    int64_t rows, classes;
+    unsigned seed;  // of a problem with weights, a past for some rows and rows that are ignored, and a finite loss
+  };
+  for (const auto& [rows, classes, seed] : {Case{1100, 5, 57}, {9000, 3, 62}})
+    for (Reduction reduction : {Reduction::mean, Reduction::sum}) {
+      if (rows == 9000 && reduction == Reduction::sum) continue;  // it has no normalisers
+      Problem problem = make_problem(seed, DType::float32, rows, classes);
+      problem.p.reduction = reduction;
+      check::current_case = problem.name + ", reduction " + std::to_string(int(reduction));
+      run(problem, spread(problem.p, 32, 1, 2, 1), 7, unsigned(reduction));
+      compare(problem);
+      CHECK(problem.p.weight != nullptr && problem.p.past.values != nullptr && std::isfinite(problem.loss.get(0)));
+    }
+}
+
 // alpha and lambda that lie on the device.
 void test_settings_on_the_device() {
   for (unsigned seed = 0; seed < 40; ++seed) {
@@ -172,11 +191,12 @@ void test_scale() {
   for (DType dtype : kDTypes)
     for (int64_t size : {0, 1, 7, 8, 1000, 5003})
       for (float factor : {1.0f, -0.37f, NAN}) {
+        const int most_blocks = factor == 1 ? toast::kMostScaleBlocks : 1;  // one block goes over the 5003 in turns
         Elements gradient(dtype, size);
         std::vector<double> values;
         Random random{unsigned(size)};
         for (int64_t i = 0; i < size; ++i) values.push_back(gradient.set(i, random.normal()));
-        toast::scale_cuda(dtype, gradient.data(), size, &factor, nullptr);
+        toast::scale_cuda(dtype, gradient.data(), size, &factor, nullptr, most_blocks);
         for (int64_t i = 0; i < size; ++i) {
           Elements wanted(dtype, 1);
           const double value = wanted.set(0, double(float(values[i]) * factor));
@@ -199,6 +219,7 @@ int main() {
     test(dtype, 0, 5, 2, 1);
     test(dtype, 300, 9, 1, 1);
   }
+  test_many_rows();
   test_out_of_range();
   test_settings_on_the_device();
   test_plans();

@@ -80,6 +80,12 @@ FAULTS = {
             "float(classes)",
             RUN,
         ),
+        (
+            "what old logits are less than is rounded to one float",
+            "part.low = float(shift - double(part.high));",
+            "part.low = 0;",
+            "tests/test_blended_kl_cuda.py -k far_from_0",
+        ),
     ],
     "csrc/cuda/target.cuh": [
         ("a class that two lists have counts twice", "if (!first) continue;", "", RUN),
@@ -110,6 +116,32 @@ FAULTS = {
             "{ cooperative_groups::this_cluster().barrier_arrive(); }\n"
             "__device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }",
             "{}\n__device__ inline void cluster_wait() { __syncthreads(); }",
+            RUN,
+        ),
+    ],
+    "csrc/cuda/sums.cuh": [
+        (
+            "the loss adds up no more than two rows a thread",
+            "i < rows; i += kSumThreads",
+            "i < rows && i < 2 * kSumThreads; i += kSumThreads",
+            RUN,
+        ),
+        (
+            "the normalisers leave out what blocks have in their second turn",
+            "i += std::int64_t(gridDim.x) * kSumThreads",
+            "i += p.rows",
+            RUN,
+        ),
+        (
+            "the normalisers are those of eight blocks",
+            "const int lane = int(threadIdx.x) % 32;\n  return {warp_sum(lane < blocks",
+            "const int lane = int(threadIdx.x) % 32;\n  blocks = min(blocks, 8);\n  return {warp_sum(lane < blocks",
+            RUN,
+        ),
+        (
+            "every other turn of the scaling is left out",
+            "i < whole; i += threads",
+            "i < whole; i += 2 * threads",
             RUN,
         ),
     ],
