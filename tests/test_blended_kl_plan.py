@@ -106,16 +106,17 @@ def moved_all(arguments, device):
     return moved(logits, device), moved(target, device), {name: moved(x, device) for name, x in keywords.items()}
 
 
+START = st.fixed_dictionaries({name: st.sampled_from(values) for name, values in PARTS.items()})
 CHANGES = st.lists(
     st.sampled_from([(name, value) for name, values in PARTS.items() for value in values]), min_size=4, max_size=12
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(changes=CHANGES)
-def test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew(changes, monkeypatch):
-    parts = dict(FIRST)
-    for seed, (name, value) in enumerate([("rows", 5), *changes]):
+@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(start=START, changes=CHANGES)
+def test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew(start, changes, monkeypatch):
+    parts = dict(start)
+    for seed, (name, value) in enumerate([("threads", 1), *changes]):
         parts[name] = value
         planned = outcome(parts, seed, "cpu")
         with monkeypatch.context() as patch:
