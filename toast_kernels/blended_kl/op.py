@@ -115,15 +115,8 @@ def blended_kl(
 ):
     """Loss, stats [2, N] (cross_entropy, logsumexp) and argmax [N] of checked arguments; see functional.toast_loss."""
     learned_target = isinstance(target, torch.Tensor) and target.requires_grad and torch.is_grad_enabled()
-    kernels = choose(backend, logits.device, logits.shape[1])
-    why_not = None
-    if kernels in ("triton", "cuda") and logits.dtype == torch.float64:
-        why_not = "computes in float32, and the logits are float64"
-    elif kernels != "reference" and learned_target:
-        why_not = "gives no gradient to the target, and this one requires grad"
-    if why_not and backend != "auto":
-        raise ValueError(f'backend "{kernels}" {why_not}; use "auto" or "reference"')
-    if kernels == "reference" or why_not:
+    kernels = choose("blended_kl", backend, logits.device, logits.dtype, logits.shape[1], learns_target=learned_target)
+    if kernels == "reference":
         loss, cross_entropy, logsumexp, argmax = reference.blended_kl(
             logits, target, weight, soft_targets=soft_targets, alpha=alpha, past=past, past_index=past_index,
             past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
