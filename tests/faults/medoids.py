@@ -43,11 +43,11 @@ FAULTS = {
             CPP,
         ),
         ("euclidean lacks its square root", "return std::sqrt(total);", "return total;", CPP),
-        ("cityblock lacks its absolute value", "return absolute(difference);", "return difference;", CPP),
+        ("cityblock lacks its absolute value", "sum += absolute(difference);", "sum += difference;", CPP),
         (
             "jeffreys is squared",
-            "return difference * (load(a + w + k) - load(b + w + k));",
-            "return difference * difference;",
+            "sum += difference * (load(a + w + k) - load(b + w + k));",
+            "sum += difference * difference;",
             CPP,
         ),
         (

@@ -19,6 +19,10 @@ FAULTS = {
         ("row numbers are multiplied in 32 bits", "row = rows * (x.row_stride // ALIGN * ALIGN)",
          "row = rows.to(tl.int32) * (x.row_stride // ALIGN * ALIGN)", TESTS + "test_addresses_past_31_bits"),
     ],
+    "toast_kernels/medoids/triton.py": [
+        ("a metric without a fast formula gets that of the means", "if self.metric in FROM_MEANS:", "if True:",
+         TESTS + "test_a_metric_without_a_fast_formula_gets_exact_costs"),
+    ],
     "toast_kernels/medoids/triton_pairs.py": [
         ("rounding of the rows is not measured", "tl.store(errors + position, (error * (1 + 1e-6) + PADDING)",
          "tl.store(errors + position, (error * 0)", BOUNDS),
