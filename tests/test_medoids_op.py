@@ -89,7 +89,7 @@ BAD = {
     "no class": ((X, Y, 0), {}, ValueError, r"num_classes must be at least 1, got 0"),
     "classes not an int": ((X, Y, 2.0), {}, TypeError, r"num_classes must be an int, got 2.0"),
     "ignore_index None": ((X, Y, 2), {"ignore_index": None}, TypeError, r"ignore_index must be an int, got None"),
-    "unknown metric": ((X, Y, 2), {"metric": "l2"}, ValueError, r"metric must be .*'jeffreys', got 'l2'"),
+    "unknown metric": ((X, Y, 2), {"metric": "l2"}, ValueError, r"metric must be one of 'euclidean', .*, got 'l2'"),
     "unknown backend": ((X, Y, 2), {"backend": "gpu"}, ValueError, r"backend must be one of .*, got 'gpu'"),
 }  # fmt: skip
 

@@ -28,6 +28,12 @@ FAULTS = {
             "tests/test_medoids_op.py::test_label_out_of_range_names_the_row_and_the_value",
         ),
         ("large classes are left out", "if (large(k)) medoids", "if (false) medoids", CPP),
+        (
+            "a metric without a fast formula gets that of the means (C++)",
+            "return Formula::none;",
+            "return Formula::means;",
+            "tests/test_medoids_new_metric.py",
+        ),
     ],
     "csrc/cpu/medoids_costs.h": [
         (

@@ -19,10 +19,6 @@ FAULTS = {
         ("row numbers are multiplied in 32 bits", "row = rows * (x.row_stride // ALIGN * ALIGN)",
          "row = rows.to(tl.int32) * (x.row_stride // ALIGN * ALIGN)", TESTS + "test_addresses_past_31_bits"),
     ],
-    "toast_kernels/medoids/triton.py": [
-        ("a metric without a fast formula gets that of the means", "if self.metric in FROM_MEANS:", "if True:",
-         TESTS + "test_a_metric_without_a_fast_formula_gets_exact_costs"),
-    ],
     "toast_kernels/medoids/triton_pairs.py": [
         ("rounding of the rows is not measured", "tl.store(errors + position, (error * (1 + 1e-6) + PADDING)",
          "tl.store(errors + position, (error * 0)", BOUNDS),
@@ -46,6 +42,8 @@ FAULTS = {
          TESTS + "test_without_bounds_exact_costs_alone_decide"),
     ],
     "toast_kernels/medoids/triton.py": [
+        ("a metric without a fast formula gets that of the means", "if self.metric in FROM_MEANS:", "if True:",
+         TESTS + "test_a_metric_without_a_fast_formula_gets_exact_costs"),
         ("the mask is ignored", "used = used & mask", "pass", TESTS + "test_left_out_rows"),
         ("the last of equals wins", 'self.order.double().where(tied, math.inf), "min")',
          '(-self.order.double()).where(tied, math.inf), "min").neg()',
