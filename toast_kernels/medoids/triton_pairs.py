@@ -257,8 +257,10 @@ def exact_costs(
                 if METRIC == "cityblock":
                     term = tl.abs(f - own_f)
                 else:
-                    known = METRIC == "euclidean" or METRIC == "sqeuclidean" or METRIC == "cosine"
-                    tl.static_assert(known or METRIC == "jeffreys", "exact_costs lacks this metric")
+                    tl.static_assert(
+                        METRIC == "euclidean" or METRIC == "sqeuclidean" or METRIC == "cosine" or METRIC == "jeffreys",
+                        "exact_costs lacks this metric",
+                    )
                     term = (f - own_f) * (g - own_g)
                 distance += tl.sum(tl.where(inside, term, 0.0), 1)
             if METRIC == "euclidean":
