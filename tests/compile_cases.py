@@ -17,7 +17,8 @@ READS_ALL = ("scan_rows", "add_features", "deviations", "measure_rounding")  # t
 
 def on_triton(op):
     """Lets the Triton backend have tensors on the CPU."""
-    return patch(f"toast_kernels.{op}.op.choose", lambda requested, *_: requested)
+    module = {"blended_kl": "plan"}.get(op, "op")
+    return patch(f"toast_kernels.{op}.{module}.choose", lambda op, requested, *_, **__: requested)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,10 @@ class Plan:
         logits, target = given.logits, given.target
         grad = torch.is_grad_enabled()
         learns_target = isinstance(target, Tensor) and target.requires_grad and grad
-        self.backend = _choose(given.backend, logits, learns_target)
+        width = logits.shape[min(1, logits.dim() - 1)]
+        self.backend = choose(
+            "blended_kl", given.backend, logits.device, logits.dtype, width, learns_target=learns_target
+        )
         self.eager = eager
         self.differentiable = logits.requires_grad and grad
         self.in_forward = gradient_in_forward(logits, given.reduction)
@@ -110,18 +113,6 @@ class _GradientLater:
                 if isinstance(x, Tensor) and not x.is_inference():
                     found.append((f"{name} {field}".strip(), x._version))
         return found
-
-
-def _choose(requested: str, logits: Tensor, learns_target: bool) -> str:
-    backend = choose(requested, logits.device, logits.shape[min(1, logits.dim() - 1)])
-    why_not = None
-    if backend in ("triton", "cuda") and logits.dtype == torch.float64:
-        why_not = "computes in float32, and the logits are float64"
-    elif backend != "reference" and learns_target:
-        why_not = "gives no gradient to the target, and this one requires grad"
-    if why_not and requested != "auto":
-        raise ValueError(f'backend "{backend}" {why_not}; use "auto" or "reference"')
-    return "reference" if why_not else backend
 
 
 def kind_of_call(given: Arguments) -> tuple | None:

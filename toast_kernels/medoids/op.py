@@ -5,8 +5,7 @@ import importlib
 import torch
 
 from ..backends import choose
-
-METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")
+from .reference import METRICS as METRICS
 
 torch.library.define(
     "toast_kernels::class_medoids",
@@ -35,6 +34,7 @@ def class_medoids(
     backend,
 ):
     """The op on checked arguments; see functional.class_medoids. It has no gradient, so x goes in detached."""
+    kernels = choose("class_medoids", backend, x.device, x.dtype, x.shape[1])
     return torch.ops.toast_kernels.class_medoids.default(
-        x.detach(), labels, mask, num_classes, metric, ignore_index, choose(backend, x.device)
+        x.detach(), labels, mask, num_classes, metric, ignore_index, kernels
     )

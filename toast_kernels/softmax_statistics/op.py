@@ -30,5 +30,5 @@ def softmax_statistics(
     A NaN or +inf in a row, or nothing but -inf, makes its entropy NaN. The logits go in detached.
     """
     return torch.ops.toast_kernels.softmax_statistics.default(
-        logits.detach(), temperature, choose("auto", logits.device)
+        logits.detach(), temperature, choose("softmax_statistics", "auto", logits.device, logits.dtype, logits.shape[1])
     )
