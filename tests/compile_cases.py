@@ -169,12 +169,14 @@ class Statistics:
     rows: int
     classes: int
     dtype: torch.dtype = torch.bfloat16
+    begin: int = 0  # logits before the first
     warps = 16  # promise: on a multiprocessor, at least
     op = "softmax_statistics"
     kernel = "statistics_kernel"
 
     def __call__(self):
-        logits = torch.empty(self.rows, self.classes, dtype=self.dtype)
+        memory = torch.empty(self.begin + self.rows * self.classes, dtype=self.dtype)
+        logits = memory[self.begin :].view(self.rows, self.classes)
         with patch.dict(statistics_on_triton._launches, clear=True):
             statistics_on_triton.softmax_statistics(logits, 3.0)
 
@@ -255,6 +257,7 @@ STATISTICS = (
     Statistics("8192", 4096, 8192),
     Statistics("8192 fp32", 4096, 8192, torch.float32),
     Statistics("21841", 4096, 21841),
+    Statistics("21841, a view", 4096, 21841, begin=21841),
     Statistics("131072 fp16", 512, 131072, torch.float16),
 )
 CASES = BLENDED + MEDOIDS + STATISTICS

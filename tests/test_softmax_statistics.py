@@ -149,12 +149,22 @@ def test_a_bad_logit_is_seen_wherever_it_is(classes, value, backend):
 @pytest.mark.parametrize("classes", [1, 5, 7, 8, 9, 16, 31, 275])
 def test_nothing_is_read_into_a_row_from_around_it(classes, dtype, backend):
     """Rows begin and end at every place of a vector of 16 bytes, between logits that would show."""
-    storage = torch.full((9, classes + 3), torch.nan, dtype=dtype)
+    storage = torch.empty(9, classes + 3, dtype=dtype)
     for begin in range(3):
         logits = storage[:, begin : begin + classes]
-        logits.copy_(normal(9, classes, dtype=dtype, seed=begin))
-        check(logits, 2.0, backend)
-        storage.fill_(torch.inf)
+        for seed, around in enumerate((torch.inf, torch.nan)):  # the second call is of a layout that was seen
+            storage.fill_(around)
+            logits.copy_(normal(9, classes, dtype=dtype, seed=seed))
+            check(logits, 2.0, backend)
+
+
+@every_kernel
+def test_memory_that_begins_at_an_odd_address(backend):
+    """Of another library, say: there is nothing before it."""
+    bytes_of = bytearray(4 * 70 + 64)
+    address = torch.frombuffer(bytes_of, dtype=torch.uint8).data_ptr()
+    logits = torch.frombuffer(bytes_of, dtype=torch.float32, offset=-address % 16 + 4, count=70).view(2, 35)
+    check(logits.copy_(normal(2, 35)), 2.0, backend)
 
 
 @every_backend
@@ -165,8 +175,8 @@ def test_equal_rows_that_are_one_in_memory(backend):
 @every_kernel
 def test_logits_beyond_2_to_the_31_elements(backend):
     memory = torch.empty((1 << 31) + 64, dtype=torch.float16, device=device_of(backend))
-    logits = memory.as_strided((2, 37), ((1 << 31) + 8, 1))
-    logits.copy_(normal(2, 37))
+    logits = memory.as_strided((3, 37), ((1 << 30) + 8, 1))  # strides and widths fit into an int32, their product not
+    logits.copy_(normal(3, 37))
     small = logits.clone()
     for found, expected in zip(OP(logits, 2.0, backend), OP(small, 2.0, backend), strict=True):
         torch.testing.assert_close(found, expected)

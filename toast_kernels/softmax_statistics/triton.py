@@ -27,19 +27,24 @@ def softmax_statistics(
     entropy = logits.new_empty(rows, dtype=torch.float32)
     if rows == 0:
         return logsumexp, entropy
-    address, stride, scale = logits.data_ptr(), logits.stride(0), math.log2(math.e) / temperature
+    size, stride, scale = logits.element_size(), logits.stride(0), math.log2(math.e) / temperature
+    # The kernel gets a multiple of a vector's bytes for an address, and how far behind it the logits begin.
+    shift = logits.data_ptr() % BYTES // size
+    if shift > logits.storage_offset():  # memory that torch did not allocate
+        shift = 0
     with torch.cuda.device_of(logits):
-        layout = (rows, classes, stride, logits.dtype, logits.device, address % BYTES == 0)
+        layout = (rows, classes, stride, shift, logits.dtype, logits.device)
         if launch := _launches.get(layout):
-            launch(address, logsumexp.data_ptr(), entropy.data_ptr(), scale, temperature)
+            begin = logits.data_ptr() - shift * size
+            launch(begin, logsumexp.data_ptr(), entropy.data_ptr(), scale, temperature)
             return logsumexp, entropy
         if len(_launches) >= MOST_LAUNCHES:
             _launches.clear()
+        begin = logits.as_strided((1,), (1,), logits.storage_offset() - shift)
         warp = 64 if torch.version.hip else 32
         lanes = max(warp, min(32 * triton.next_power_of_2(triton.cdiv(classes, SHARE)), MOST_LANES))
         _launches[layout] = Launch(
-            statistics_kernel, (rows,),
-            logits, stride, logsumexp, entropy, classes, scale, temperature,
-            LANES=lanes, WIDTH=BYTES // logits.element_size(), num_warps=lanes // warp, enable_fp_fusion=True,
+            statistics_kernel, (rows,), begin, stride, shift, logsumexp, entropy, classes, scale, temperature,
+            LANES=lanes, WIDTH=BYTES // size, num_warps=lanes // warp, enable_fp_fusion=True,
         )  # fmt: skip
     return logsumexp, entropy

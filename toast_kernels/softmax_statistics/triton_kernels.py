@@ -25,10 +25,11 @@ def tile_sums(x, base, scale):
     return tl.sum(e, 1), tl.sum(tl.where(d == 0, 0.0, e), 1), tl.sum(tl.maximum(d, -FAR) * e, 1)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride", "shift", "C"])  # of any width and place the same is made
 def statistics_kernel(
-    logits,  # [R, C], rows `stride` apart
+    logits,  # [R, C] from the `shift`th element on, rows `stride` apart
     stride,
+    shift,
     logsumexp,  # [R] out: float64
     entropy,  # [R] out: float32
     C,
@@ -43,7 +44,7 @@ def statistics_kernel(
     Beside the largest, exp(0) = 1, a float32 loses the small exponentials, which are all that the entropy of a peaked
     row is made of: so they have a sum of their own."""
     row = tl.program_id(0).to(tl.int64)
-    first = row * stride
+    first = row * stride + shift
     whole_first = (first + WIDTH - 1) // WIDTH * WIDTH  # of the vectors that lie in the row whole
     lead = (whole_first - first).to(tl.int32)
     inside = tl.maximum(C - lead, 0) // WIDTH * WIDTH
