@@ -112,7 +112,9 @@ CHANGES = st.lists(
 )
 
 
-@settings(max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=100, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 @given(start=START, changes=CHANGES)
 def test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew(start, changes, monkeypatch):
     parts = dict(start)

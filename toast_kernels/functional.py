@@ -7,6 +7,7 @@ import torch
 from .arguments import FLOATS, Arguments, kind_of, label_shape
 from .blended_kl.plan import blended_kl
 from .medoids import op as medoids
+from .medoids.reference import METRICS
 from .soft_targets import SoftTargets
 
 
@@ -156,6 +157,6 @@ def class_medoids(
             raise TypeError(f"{name} must be an int, got {number!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if metric not in medoids.METRICS:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, medoids.METRICS))}, got {metric!r}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     return medoids.class_medoids(x, labels, num_classes, metric, mask, ignore_index, backend)

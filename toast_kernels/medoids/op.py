@@ -5,7 +5,6 @@ import importlib
 import torch
 
 from ..backends import choose
-from .reference import METRICS as METRICS
 
 torch.library.define(
     "toast_kernels::class_medoids",
