@@ -18,7 +18,7 @@ from compile_cases import BYTES, CASES, Medoids, main
 from compile_only import CHIPS, EXP, REGISTER_GRANULE, compile_all, count
 
 from toast_kernels import backends
-from toast_kernels.blended_kl.native import DTYPE
+from toast_kernels.native import DTYPE
 
 PACKAGE = Path(__file__).parent.parent / "toast_kernels"
 HEADER = [

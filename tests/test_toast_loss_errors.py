@@ -164,11 +164,15 @@ WRONG = {
     ),
     "alpha without soft_targets": ({"alpha": 0.5}, ValueError, r"alpha = 0.5 needs soft_targets, got None"),
     "past_weight negative": (
-        {"past_weight": -1.0, "past": PAST},
+        {"past_weight": -1.0, "past": PAST, "past_index": INDEX},
         ValueError,
         r"past_weight must be at least 0, got -1.0",
     ),
-    "past_weight NaN": ({"past_weight": NAN, "past": PAST}, ValueError, r"past_weight must be at least 0, got nan"),
+    "past_weight NaN": (
+        {"past_weight": NAN, "past": PAST, "past_index": INDEX},
+        ValueError,
+        r"past_weight must be at least 0, got nan",
+    ),
     "past_weight 1-d": (
         {"past_weight": torch.ones(2)},
         ValueError,

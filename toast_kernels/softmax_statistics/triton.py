@@ -5,7 +5,7 @@ import math
 import torch
 import triton
 
-from ..blended_kl.native import rows_of
+from ..native import rows_of
 from ..triton_launch import Launch
 from .triton_kernels import statistics_kernel
 
