@@ -22,8 +22,8 @@ from blended_kl_cases import (
     run,
     toast_loss,
 )
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from optional import HealthCheck, assume, given, settings
+from optional import strategies as st
 
 from toast_kernels import SoftTargets, functional
 from toast_kernels.blended_kl import triton as backend
