@@ -216,11 +216,11 @@ def main() -> int:
     sanitizer = shutil.which("compute-sanitizer", path=environment["PATH"]) or "compute-sanitizer"
     modules = built(sys.executable, environment)
     if modules:
-        print(f"built beforehand, so nothing is installed: {modules}")
+        print(f"built beforehand, so nothing is installed: {modules}", flush=True)
     machine = f"{torch.cuda.get_device_name()}, torch {torch.__version__}, Python {sys.version}"
     proven = GATE_PASSED.exists() and GATE_PASSED.read_text() == library(machine)
     if proven and arguments.part in SUITES:
-        print("the gate has passed on this library and machine (make gpu PART=gate runs it again)")
+        print("the gate has passed on this library and machine (make gpu PART=gate runs it again)", flush=True)
 
     def gate_passed():
         GATE_PASSED.parent.mkdir(exist_ok=True)
