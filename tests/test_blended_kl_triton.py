@@ -22,8 +22,8 @@ from blended_kl_cases import (
     run,
     toast_loss,
 )
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from optional import HealthCheck, assume, given, settings
+from optional import strategies as st
 
 from toast_kernels import SoftTargets, functional
 from toast_kernels.blended_kl import triton as backend
@@ -290,7 +290,8 @@ def test_a_cuda_graph_replays_the_loss_and_its_gradient():
 @needs_gpu
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_forward_and_backward_hold_one_gradient(dtype):
-    logits, target, keywords = on_device(Case(2048, 5000, dtype, past="dense"))
+    logits, target, keywords = on_device(Case(2048, 5120, dtype, past="dense"))  # torch allocates in pieces of 2 MB
+    torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     functional.toast_loss(logits, target, **keywords).backward()
