@@ -46,14 +46,19 @@ GATE = {
     "gate: cuda": ["-k", "kernel_once and cuda or cuda_graph or nothing_waits or hold_one_gradient", ONCE, *OWN],
 }
 MANY = "any_combination or widths or every_pair"  # each case another kernel that Triton compiles
-SHARED = [f"tests/test_blended_kl_{name}.py" for name in ("extremes", "rows", "cross_entropy", "autograd", "layouts")]
+LOSS = ("extremes", "rows", "cross_entropy", "autograd", "layouts", "plan")
+SHARED = [f"tests/test_blended_kl_{name}.py" for name in LOSS]
 TESTS = {
     "tests: many": ["-k", MANY, OWN[0]],
     "tests: loss": ["-k", f"_cuda.py or not ({MANY})", *OWN],
-    "tests: shared": ["-k", "triton or cuda", *SHARED],
+    "tests: shared": ["-k", "triton or cuda", *SHARED, "tests/test_softmax_statistics.py"],
     "tests: medoids": ["tests/test_medoids_triton.py"],
 }
-SUITES = {"loss": "bench_blended_kl", "medoids": "bench_medoids", "step": "bench_training_step"}
+SUITES = {
+    "loss": ("bench_blended_kl", "bench_softmax_statistics"),
+    "medoids": ("bench_medoids",),
+    "step": ("bench_training_step",),
+}
 PARTS = ("gate", *SUITES, "tests", "checkers")
 CHECKERS = ("memcheck", "racecheck", "synccheck")
 FOUND = 9  # what compute-sanitizer is to exit with if it found something
@@ -69,9 +74,10 @@ def steps(part: str | None, python: str, built: bool, proven: bool, sanitizer: s
     run = [] if built else [[Step("install", install, 80, gate=True)]]
     if part in ("gate", None) or (part in SUITES and not proven):
         run.append([Step(name, [*pytest, "-x", *choice], 60, gate=True) for name, choice in GATE.items()])
-    for suite, file in SUITES.items():
+    for suite, names in SUITES.items():
+        files = [f"bench/{name}.py" for name in names]
         if part in (suite, None):
-            run.append([Step(suite, [*pytest, "-s", "--benchmark-disable-gc", f"bench/{file}.py"], 135)])
+            run.append([Step(suite, [*pytest, "-s", "--benchmark-disable-gc", *files], 135)])
     if part == "tests":
         run.append([Step(name, [*pytest, *choice], 135) for name, choice in TESTS.items()])
     if part == "checkers":
