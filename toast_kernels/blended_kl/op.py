@@ -30,7 +30,33 @@ def _kernels(backend):
 def _(*arguments):
     *arguments, backend = arguments
     with torch.cuda.device_of(arguments[0]):  # a kernel is launched on the current device
+        if backend == "triton":
+            return _triton(*arguments)
         return _kernels(backend).blended_kl(*arguments)
+
+
+def _triton(*a):
+    from .native import rows_of
+    from .problem import Problem, Table
+
+    def full(x):
+        return None if x is None else x.contiguous()
+
+    logits = rows_of(a[0])
+    target, target_b, lam, weight = map(full, a[1:5])
+    sv, si, sl, sf = a[5], *map(full, a[6:9])
+    pv, pi, pl, pe, pf = a[10], *map(full, a[11:15])
+    soft = None if sv is None else Table(rows_of(sv), si, sl, None, sf, a[18])
+    past = None if pv is None else Table(rows_of(pv), pi, pl, pe, pf, a[19])
+    problem = Problem(logits, target, target_b, lam, weight, soft, a[9], past, full(a[15]), a[16], full(a[17]), *a[19:])
+    launch = _kernels("triton").Launch(problem)
+    loss, gradient, stats, argmax = launch(problem)
+    return (
+        loss,
+        logits.new_empty(0) if gradient is None else gradient,
+        loss.new_empty(2, 0) if stats is None else stats,
+        logits.new_empty(0, dtype=torch.int64) if argmax is None else argmax,
+    )
 
 
 @torch.library.register_fake("toast_kernels::blended_kl")
