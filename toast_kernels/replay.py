@@ -1,5 +1,6 @@
 """Past predictions: HardReplay carries under-trained rows over to the next step, PredictionMemory an epoch."""
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -208,8 +209,8 @@ class PredictionMemory:
             raise ValueError(f"num_samples and num_classes must be >= 1, got {num_samples} and {num_classes}")
         dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
         self.top_k = top_k
-        self.targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
-        self.targets.temperature = check_temperature(temperature)
+        table = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
+        self.targets = replace(table, temperature=check_temperature(temperature))
 
     def reset(self) -> None:
         """Forgets all predictions."""

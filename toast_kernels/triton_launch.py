@@ -39,10 +39,12 @@ class Launch:
         bound.apply_defaults()
         self.options = {k: v for k, v in keywords.items() if k not in signature.parameters}  # num_warps, ...
         self.fill, first = _template(bound)
-        self.dtypes = [value.dtype if isinstance(value, torch.Tensor) else None for value in first]
-        self.aligned = [
-            i for i, dtype in enumerate(self.dtypes) if dtype is not None and first[i].data_ptr() % ALIGNMENT == 0
-        ]
+        self.tensors = {
+            i: (value.dtype, value.untyped_storage().size())
+            for i, value in enumerate(first)
+            if isinstance(value, torch.Tensor)
+        }
+        self.aligned = [i for i in self.tensors if first[i].data_ptr() % ALIGNMENT == 0]
         compiled = kernel[grid](*bound.args, **self.options)
         self.run = None
         if VERSION in TRIED and compiled is not None and compiled.metadata.target.backend == "cuda":
@@ -57,7 +59,7 @@ class Launch:
         for i in self.aligned:
             bits |= values[i]
         if self.run is None or bits % ALIGNMENT or _hooks() or self.current_device() != self.device:
-            values = [v if dtype is None else _pointer(v, dtype) for v, dtype in zip(values, self.dtypes, strict=True)]
+            values = [_pointer(v, *self.tensors[i]) if i in self.tensors else v for i, v in enumerate(values)]
             self.kernel[self.grid](*self.fill(*values), **self.options)
         else:
             self.run(
@@ -109,16 +111,19 @@ def _hooks():
 class _Pointer:
     """What Triton asks of a tensor."""
 
-    def __init__(self, address, dtype):
-        self.address, self.dtype = address, dtype
+    def __init__(self, address, dtype, size):
+        self.address, self.dtype, self.size = address, dtype, size
 
     def data_ptr(self):
         return self.address
 
+    def ptr_range(self):  # bytes; AMD's buffer loads need to know
+        return self.size
 
-def _pointer(address, dtype):
+
+def _pointer(address, dtype, size):
     if not triton.knobs.runtime.interpret:
-        return _Pointer(address, dtype)
+        return _Pointer(address, dtype, size)
     # The interpreter asks for a storage; it reads and writes by addresses, whatever the storage's size.
     if not address:
         return torch.empty(0, dtype=dtype)

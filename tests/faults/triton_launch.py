@@ -15,6 +15,7 @@ FAULTS = {
         ("the grid's further dimensions are forgotten", "(*grid, 1, 1)[:3]", "(grid[0], 1, 1)", SHORT),
         ("nested tuples lose their type", "new({constant(type(value))}, ({items}))", "({items})", SHORT),
         ("defaults of constexprs are left out", "bound.apply_defaults()", "pass", SHORT),
+        ("AMD's compiler is not told how far a pointer reaches", "def ptr_range", "def not_told", LONG),
         ("an empty tensor is written to", "if not address:", "if False:", TEST + "test_an_empty_tensor_has_no_address"),
     ],
 }

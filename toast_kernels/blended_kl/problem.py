@@ -16,9 +16,29 @@ class Table(NamedTuple):
     values: Tensor  # [R, C] probabilities | [R, k] of them | [R, C] logits; each row contiguous
     indices: Tensor | None  # [R, k] int32, ascending: a top-k row
     logsumexp: Tensor | None  # [R] float64 of values / temperature: values are logits
-    entropy: Tensor | None  # [R]
-    filled: Tensor | None  # [R] bool
+    entropy: Tensor  # [R]
+    filled: Tensor  # [R] bool
     temperature: float
+
+    def rows(self, index) -> "Table":
+        return Table(*(x[index] if isinstance(x, Tensor) else x for x in self))
+
+    def dense(self, num_classes: int) -> Tensor:
+        """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled."""
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        if self.logsumexp is not None:
+            probs = torch.softmax(values / self.temperature, dim=1)
+        elif self.indices is not None:
+            probs = tail(values, num_classes)[:, None].repeat(1, num_classes)
+            probs.scatter_(1, self.indices.long(), values)
+        else:
+            probs = values
+        return torch.where(self.filled[:, None], probs, 0)
+
+
+def tail(values: Tensor, num_classes: int) -> Tensor:
+    """[R] probability of each class that top-k rows do not list; 0 where rounding leaves a sum above 1."""
+    return (1 - values.sum(dim=1)).clamp(min=0) / max(num_classes - values.shape[1], 1)
 
 
 class Problem(NamedTuple):
@@ -64,16 +84,40 @@ def loss_dtype(logits: torch.dtype) -> torch.dtype:
     return torch.float64 if logits == torch.float64 else torch.float32
 
 
+def number(value):
+    """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown while a compiler traces, stays a tensor."""
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or torch.compiler.is_compiling():
+        return value
+    return value.item()
+
+
 def allocate(problem: Problem) -> Outputs:
     """Outputs that are not written yet."""
     logits, dtype = problem.logits, problem.dtype
     num_rows = logits.shape[0]
-    return Outputs(
-        logits.new_empty((num_rows,) if problem.reduction == "none" else (), dtype=dtype),
-        logits.new_empty(logits.shape) if problem.need_gradient else None,
-        logits.new_empty((2, num_rows), dtype=dtype) if problem.need_stats else None,
-        logits.new_empty(num_rows, dtype=torch.int64) if problem.need_stats else None,
-    )
+    loss = logits.new_empty((num_rows,) if problem.reduction == "none" else (), dtype=dtype)
+    gradient = logits.new_empty(logits.shape) if problem.need_gradient else None
+    if not problem.need_stats:
+        return Outputs(loss, gradient, None, None)
+    stats, argmax = logits.new_empty((2, num_rows), dtype=dtype), logits.new_empty(num_rows, dtype=torch.int64)
+    return Outputs(loss, gradient, stats, argmax)
+
+
+class Allocation:
+    """Outputs for problems of one layout, made in less time than `allocate` takes."""
+
+    def __init__(self, problem: Problem):
+        self.loss, _, self.stats, self.argmax = allocate(problem._replace(need_gradient=False))
+        self.need_gradient = problem.need_gradient
+
+    def __call__(self, logits: Tensor) -> Outputs:
+        gradient = None
+        if self.need_gradient:
+            gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        if self.stats is None:
+            return Outputs(torch.empty_like(self.loss), gradient, None, None)
+        like = torch.empty_like
+        return Outputs(like(self.loss), gradient, like(self.stats), like(self.argmax))
 
 
 # The schema of the op: the fields of Problem, those of a Table with its name before them.
@@ -140,10 +184,13 @@ def addresses(problem: Problem, outputs: Outputs) -> tuple:
     return (
         problem.logits.data_ptr(), *((target, 0) if problem.has_labels else (0, target)),
         address(problem.target_b), address(problem.lam), address(problem.weight),
-        *((0, 0, 0, 0, 0) if soft is None else map(address, soft[:5])), *_number(problem.alpha),
-        *((0, 0, 0, 0, 0) if past is None else map(address, past[:5])), address(problem.past_index),
+        *(_NO_TABLE if soft is None else map(address, soft[:5])), *_number(problem.alpha),
+        *(_NO_TABLE if past is None else map(address, past[:5])), address(problem.past_index),
         *_number(problem.past_weight), address(problem.upstream), *map(address, outputs),
     )  # fmt: skip
+
+
+_NO_TABLE = (0,) * 5
 
 
 def _number(value) -> tuple:

@@ -183,9 +183,7 @@ def _values(*arguments):
 
 def number(setting):
     """(its value, None), or (0.0, itself) where it is a tensor on the GPU, which is read there."""
-    if isinstance(setting, torch.Tensor):
-        return (float(setting), None) if setting.is_cpu else (0.0, setting)
-    return float(setting or 0), None
+    return (0.0, setting) if isinstance(setting, torch.Tensor) else (float(setting or 0), None)
 
 
 _scale_launches = {}
