@@ -5,6 +5,7 @@ files.
 """
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -206,12 +207,14 @@ def test_under_torch_compile(dtype, reduction):
 
 
 def test_launches_are_on_the_device_of_the_tensors(monkeypatch):
-    """Triton takes the current device, which need not be the tensors'."""
+    """Triton takes the current device, which need not be the tensors'. In backward autograd sees to it."""
     entered = []
-    guard = torch.cuda.device_of
-    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: entered.append(tensor.shape) or guard(tensor))
-    run(*Case(5, 37).arguments()[:2], torch.tensor(0.5), {}, "triton")
-    assert entered == [(5, 37), (5, 37)]  # the loss, and the gradient's scaling
+    monkeypatch.setattr(torch.cuda, "device_of", lambda tensor: nullcontext(entered.append(tensor.shape)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.Tensor, "get_device", lambda tensor: 1)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    functional.toast_loss(*on_device(Case(5, 37))[:2], backend="triton")
+    assert entered == [(5, 37)]
 
 
 def test_alpha_and_past_weight_that_lie_on_the_device(monkeypatch):
