@@ -32,8 +32,8 @@ std::int64_t half_of_cache() {
   return std::max(bytes, std::int64_t(4) << 20);
 }
 
-// Logits worth a thread of their own.
-constexpr std::int64_t kGrain = 16384;
+// Logits worth a thread of their own, and how many of them take as long as what a row costs besides its logits.
+constexpr std::int64_t kGrain = 16384, kRow = 512;
 
 int thread_number() {
 #if defined(_OPENMP)
@@ -59,7 +59,7 @@ class Kernel {
 
   void run() {
     std::vector<double> losses(p_.rows);
-    const std::int64_t worth = p_.rows * p_.classes / kGrain;
+    const std::int64_t worth = p_.rows * (p_.classes + kRow) / kGrain;
     const int threads = int(std::max<std::int64_t>(1, std::min<std::int64_t>(p_.threads, worth)));
     std::vector<Scratch<Real>> scratch;  // made here, where running out of memory can still be thrown
     for (int i = 0; i < threads; ++i)
@@ -221,7 +221,7 @@ class Kernel {
   // Parallel over rows.
   void rows_to_threads(std::vector<Scratch<Real>>& scratch, double* losses) const {
     const int threads = int(scratch.size());
-    const std::int64_t grain = std::max<std::int64_t>(1, kGrain / p_.classes);
+    const std::int64_t grain = std::max<std::int64_t>(1, kGrain / (p_.classes + kRow));
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       Scratch<Real>& own = scratch[thread_number()];
