@@ -27,6 +27,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 
 from toast_kernels import triton_launch
+from toast_kernels.blended_kl import plan
 
 
 @dataclass(frozen=True)
@@ -176,6 +177,7 @@ def compile_only(chip):
     with (
         patch.object(triton.runtime.JITFunction, "run", run),
         patch.object(triton_launch, "TRIED", ()),  # no launch is kept, all go through JITFunction.run
+        patch.dict(plan._plans, clear=True),  # those of another chip have its configurations
         patch.object(triton.runtime.driver, "_active", CompileOnlyDriver(GPUTarget(*CHIPS[chip].target))),
         patch.object(torch.version, "hip", "6.4" if backend == "hip" else None),  # as where such a GPU is
     ):

@@ -38,15 +38,15 @@ def normalisers_kernel(
     past_index,  # [N] or None
     past_filled,  # [M]
     past_rows,  # M
-    sums,  # [2, programs]: of the labels' weights, and of the rows with a past
-    finished,  # [counters]: what blended_kl_kernel counts its programs with that are done
+    sums,  # [2, programs] out: of the labels' weights, and of the rows with a past
+    finished,  # [counters] out: zeros
     counters,
     N,
     C,
     ignore_index,
     BLOCK: tl.constexpr,
 ):
-    """What "mean" divides the two terms by: the sums of programs, which blended_kl_kernel adds up."""
+    """The divisors of "mean", as one sum a program, and the counters of blended_kl_kernel, set to 0."""
     program = tl.program_id(0)
     for start in range(program * BLOCK, counters, tl.num_programs(0) * BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -80,20 +80,20 @@ def blended_kl_kernel(
     logits_stride,
     labels,  # Labels
     soft,  # Table
-    alpha,  # number, unless it lies on the device:
-    alpha_tensor,  # [] or None
+    alpha,  # number, unless there is
+    alpha_tensor,  # []
     past,  # Table
     past_rows,  # M
     past_index,  # [N] or None
-    past_weight,  # number, unless it lies on the device:
-    past_weight_tensor,  # [] or None
-    upstream,  # [] or [N]: what the loss, and so the gradient, is multiplied by before it is rounded; or None
+    past_weight,  # number, unless there is
+    past_weight_tensor,  # []
+    upstream,  # [] or [N] or None: multiplies loss and gradient before they are rounded
     upstream_stride,
     outputs,  # Outputs
     sums,  # [2, NORMALISER_BLOCKS] from normalisers_kernel; None for reduction "none"
-    finished,  # [1 + groups], zeros: of the groups of programs, and of each group's programs, how many are done
-    partial,  # [programs]: losses of each one's rows
-    group_sums,  # [groups] float64
+    finished,  # [1 + groups] zeros: counters of finished groups of programs, and of each group's finished programs
+    partial,  # [programs] out: the sum of each one's row losses
+    group_sums,  # [groups] float64 out
     N,
     C,
     ignore_index,
@@ -105,7 +105,7 @@ def blended_kl_kernel(
     NORMALISER_BLOCKS: tl.constexpr,  # programs of normalisers_kernel
     POWER: tl.constexpr,  # T where it is a small integer, else 0
     LIST_BITS: tl.constexpr,  # 2^LIST_BITS > k - 1
-    SPARSE_CLASSES: tl.constexpr,  # of a turn
+    SPARSE_CLASSES: tl.constexpr,  # handled in one turn of the loop
     ALIGN: tl.constexpr,  # divides C and the strides of logits and dense tables
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -143,7 +143,7 @@ def blended_kl_kernel(
         class_scale = tl.where(active, class_scale, 0.0)  # 0 times a divisor that is NaN is not
         past_term_scale = tl.where(active, past_term_scale, 0.0)
 
-    # The row's labels, and what mass they give to themselves, to the row of soft targets and to every class.
+    # The row's labels, and the mass they give: hard mass, the factor of their soft targets, smoothing.
     y_a, y_b, kept_a, kept_b = row, row, active, active
     hard_a, hard_b, soft_b = class_scale * 0, class_scale * 0, class_scale * 0
     if PROBABILITIES:
@@ -316,7 +316,7 @@ def blended_kl_kernel(
                 g = gradient_tile(p, e, coef_p, coef_e, mass, uniform, used, PAST, UNIFORM)
                 tl.store(gradient_row + at, g, mask=mask)
 
-        # The sparse classes once more, with all their mass, over what the tiles left there.
+        # The gradient at the sparse classes, with all their mass, over what the tiles wrote there.
         LABELS: tl.constexpr = 0 if PROBABILITIES else (2 if PAIRS else 1)
         SOFT_LISTS: tl.constexpr = (2 if PAIRS else 1) if SOFT_LIST else 0
         if LABELS + SOFT_LISTS > 0 or PAST_LIST:
@@ -361,8 +361,8 @@ def blended_kl_kernel(
                 tl.store(gradient_row + sparse, sparse_g, mask=chosen)
 
     if sums is not None:
-        # The program of a group that is done last adds the group's losses up, the last of all the groups' sums: in a
-        # fixed order, whichever that is.
+        # The last program of a group to finish sums the group's losses; the last group to finish, the groups' sums. The
+        # order of the sums is fixed, whichever programs those are.
         program = tl.program_id(0)
         programs = tl.num_programs(0)
         group = program // GROUP
