@@ -1,5 +1,7 @@
-"""Past predictions: HardReplay carries under-trained rows over to the next step, PredictionMemory an epoch."""
+"""HardReplay: carries under-trained rows over to the next step, with the predictions they got."""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -7,30 +9,38 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .kept_rows.op import Slots, carry_rows
 from .soft_targets import SoftTargets, check_temperature
+from .uncompiled import leave_uncompiled
 
 
 class PastPredictions(NamedTuple):
     """What the rows of a batch are distilled from."""
 
-    targets: SoftTargets  # M rows
+    targets: SoftTargets | None  # M rows; None in the first step, before there are any
     index: Tensor  # int64 [N]: row of targets, or -1 for a row without a past prediction
     num_new: int  # the batch's rows from here on are replays: ToastLoss does not pool them a second time
+    ignore_index: int | None = None  # the label of rows that stand for nothing; None where there are none
 
 
 class HardReplay:
     """Carries the hardest rows of each step into the next one, to be distilled from the predictions they just got.
 
-        x, y, past = replay.extend(x, y)                      # the new rows, then the carried ones
+        x, y, past = replay.extend(x, y)                      # the new rows, then K slots for carried ones
         logits = model(x)
         loss, stats = criterion(logits, y, past, return_stats=True)
-        ...
-        replay.keep(x, y, logits, stats.cross_entropy)
+        loss.backward()
+        replay.keep(x, y, logits, stats.cross_entropy)        # after backward: it writes over what `past` refers to
 
     That under-trained data are distilled with past predictions of half the batch size is the paper's [paper]; that
     a row is under-trained when its cross-entropy is high is this library's reading [choice]. With n new rows in a
-    step, round(fraction * n) rows are carried, the hardest first (of equal ones the first in the batch) among those
-    that may be: not ignored, of finite score, and not carried `max_age` times in a row already.
+    step, K = round(fraction * n) rows are carried, the hardest first (of equal ones the first in the batch) among
+    those that may be: not ignored, of finite score, and not carried `max_age` times in a row already.
+
+    Every batch has n + K rows, the first one too, and nothing waits for a GPU: a slot for which there is no row
+    repeats new row (slot mod n) with the label ignore_index. Such a row is in no loss and no mean; BatchNorm sees it.
+    So a step always does the same, and a whole one can be captured in a CUDA graph once two have run. Only targets
+    that are class probabilities, of which none can be ignored, come back without empty slots, and waiting for it.
 
     Other readings: fraction=1 is DLB's fixed half overlap, where every row is seen twice in a row [DLB]; with
     distil_fraction=0.5 only its harder half is distilled. :class:`PredictionMemory` replays nothing.
@@ -43,7 +53,9 @@ class HardReplay:
             trained on again. In [0, 1].
         temperature: of the past predictions: the loss's temperature.
         top_k: keep past predictions as top-k rows; by default they stay the logits they are.
-        ignore_index: rows with this label are never carried.
+        ignore_index: rows with this label are never carried, and empty slots have it: the loss's ignore_index.
+
+    torch.compile leaves extend and keep out: call them outside of what is compiled, or have a graph break at each.
     """
 
     def __init__(
@@ -67,48 +79,59 @@ class HardReplay:
         self.temperature = check_temperature(temperature)
         self.top_k = top_k
         self.ignore_index = ignore_index
+        leave_uncompiled(HardReplay, "extend", "keep")
         self.reset()
 
     def reset(self) -> None:
         """Forgets the carried rows."""
-        self._carried = None  # {"x", "y", "targets", "index", "age"}
-        self._age = None  # [N] of the batch that extend made: how often each row was carried
-        self._num_new = 0
+        self._carried: _Carried | None = None
+        self._num_new = self._num_rows = 0  # of the batch that extend made; 0 rows when none waits for keep
 
     def extend(self, x, y) -> tuple:
-        """The batch with the carried rows after it.
+        """The batch with K rows after it: those carried from the last step, in slots of which some may be empty.
+
+        K = round(fraction * n) for the n of the step that chose them; in the first step, where all slots are empty,
+        for its own n.
 
         Args:
             x: a tensor [n, ...], or a tuple, list or dict of such.
             y: labels [n], class probabilities [n, C], or a triple (y_a, y_b, lam) with lam a number or [n].
 
         Returns:
-            x, y, past: past is :class:`PastPredictions`, or None when nothing is carried. If only one of the batch and
-            the carried rows has triples, both come back as triples.
+            x, y, past: past is :class:`PastPredictions`, valid until the next keep, or None where there are no slots.
+            If only one of the batch and the carried rows has triples, both come back as triples.
         """
         rows = _num_rows("x", x)
         labels = _num_rows("y", y[:2] if isinstance(y, (tuple, list)) else y)
         if labels != rows:
             raise ValueError(f"y must have as many rows as x, {rows}, got {labels}")
-        self._num_new = rows
-        carried = self._carried
-        if carried is None:
-            self._age = torch.zeros(rows, dtype=torch.int64)
-            return x, y, None
-        x = tree_map(_append, x, carried["x"])
-        old = carried["y"]
-        if isinstance(y, (tuple, list)) or isinstance(old, tuple):
-            y = tuple(map(_append, _as_triple(y), _as_triple(old)))
+        self._num_new = self._num_rows = rows
+        device = (y if isinstance(y, Tensor) else y[0]).device
+        if self._carried is None:
+            slots = 0 if isinstance(y, Tensor) and y.is_floating_point() else round(self.fraction * rows)
+            if slots == 0:
+                return x, y, None
+            x = _map(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
+            empty = torch.full((slots,), self.ignore_index, device=device)
+            past = PastPredictions(None, torch.full((rows + slots,), -1, device=device), rows, self.ignore_index)
         else:
-            y = _append(y, old)
-        self._age = F.pad(carried["age"], (rows, 0))
-        device = tree_leaves(y)[0].device
-        index = F.pad(carried["index"], (rows, 0), value=-1).to(device)
-        return x, y, PastPredictions(carried["targets"].to(device), index, rows)
+            carried = self._carried = self._carried.to(device)
+            slots, empty = len(carried.slots.filled), carried.y
+            x = _map(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
+            past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
+        if isinstance(y, (tuple, list)) or isinstance(empty, tuple):
+            y = tuple(map(_append, _as_triple(y), _as_triple(empty)))
+        else:
+            y = _append(y, empty)
+        self._num_rows = rows + slots
+        return x, y, past
 
-    @torch.no_grad()
     def keep(self, x, y, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
-        """Chooses what the next step's extend adds. On a GPU this waits for the device.
+        """Chooses what the next step's extend adds.
+
+        Call it after loss.backward(). Before it is as good where the loss made its gradient in its forward pass; where
+        backward reads the past predictions again (float16 logits, reduction="none") it then raises, because they are
+        written over here.
 
         Args:
             x, y: what extend returned.
@@ -116,49 +139,97 @@ class HardReplay:
             cross_entropy: [N], how under-trained each row is. Default the cross-entropy of logits and y; toast_loss
                 gives it for free in its stats; any other score, higher for harder rows, may be passed.
         """
-        rows = 0 if self._age is None else len(self._age)
+        rows = self._num_rows
         if logits.dim() != 2 or len(logits) != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
-        if _num_rows("x", x) != rows:
-            raise ValueError(f"x must have the {rows} rows that extend returned, got {_num_rows('x', x)}")
-        if cross_entropy is None:
-            cross_entropy = self._cross_entropy(logits, y)
-        if cross_entropy.shape != (rows,):
-            raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(cross_entropy.shape)}")
-        score = cross_entropy.detach()
-        age = self._age.to(logits.device)
-        may = (age < self.max_age) & score.isfinite() & self._labelled(y)
-        order = torch.where(may, score, -torch.inf).argsort(descending=True, stable=True)
-        chosen = order[: min(round(self.fraction * self._num_new), int(may.sum()))]
-        self._age = None
-        self._carried = None
-        if len(chosen) == 0:
+        if (found := _num_rows("x", x)) != rows:
+            raise ValueError(f"x must have the {rows} rows that extend returned, got {found}")
+        with torch.no_grad():
+            score = self._cross_entropy(logits, y) if cross_entropy is None else cross_entropy.detach()
+            if score.shape != (rows,):
+                raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(score.shape)}")
+            self._carry(x, y, logits.detach(), score.to(logits.device))
+        self._num_rows = 0
+
+    def _carry(self, x, y, logits: Tensor, score: Tensor) -> None:
+        before, count = self._carried, round(self.fraction * self._num_new)
+        ages = None if before is None else before.slots.age
+        labels = labels_b = lam = None
+        if not isinstance(y, Tensor):
+            labels, labels_b = (part.to(logits.device, torch.int64) for part in y[:2])
+            lam = _as_triple(y)[2].to(logits.device)
+        elif not y.is_floating_point():
+            labels = y.to(logits.device, torch.int64)
+        if labels is None:
+            age = torch.zeros_like(score, dtype=torch.int64)
+            if ages is not None:
+                age[self._num_new :] = ages
+            count = min(count, int(((age < self.max_age) & score.isfinite()).sum()))
+        if count == 0:
+            self._carried = None
             return
-        index = torch.arange(len(chosen), device=logits.device)
-        past = logits[chosen]  # a copy
-        self._carried = {
-            "x": tree_map(lambda leaf: leaf.detach()[chosen.to(leaf.device)], x),
-            "y": tree_map(lambda leaf: leaf.detach()[chosen], _as_triple(y) if isinstance(y, (tuple, list)) else y),
-            "targets": SoftTargets.view_logits(past, self.temperature)
-            if self.top_k is None
-            else SoftTargets.from_logits(past, self.temperature, top_k=self.top_k),
-            "index": torch.where(index < round(self.distil_fraction * len(chosen)), index, -1),
-            "age": age[chosen] + 1,
-        }
+        if before is None or not before.fits(count, x, y, logits):
+            self._carried = self._make_slots(count, x, y, logits)
+        carried = self._carried
+        carry_rows(
+            logits, labels, labels_b, lam, score, self._num_new, ages, carried.slots, self.max_age, self.ignore_index,
+            self.temperature,
+        )  # fmt: skip
+        if carried.targets.encoding == "top-k":
+            carried.targets.write_top_k(carried.slots.logits)
+        gathered = _leaves(x, carried.x) + (_leaves(y, carried.y) if labels is None else [])
+        for leaf, kept in gathered:
+            torch.index_select(leaf, 0, carried.slots.row.to(leaf.device), out=kept)
+        torch.autograd.graph.increment_version(carried.handed_out())
+
+    def _make_slots(self, count: int, x, y, logits: Tensor) -> "_Carried":
+        """Memory for `count` rows like these."""
+        num_classes, device = logits.shape[1], logits.device
+
+        def zeros(*shape, dtype=torch.int64):
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        def like(leaf: Tensor) -> Tensor:
+            return torch.empty_like(leaf[:count], requires_grad=False)
+
+        if not isinstance(y, Tensor):
+            y = zeros(count), zeros(count), zeros(count, dtype=torch.float32)
+        else:
+            y = like(y) if y.is_floating_point() else zeros(count)
+        kept_logits = zeros(count, num_classes, dtype=logits.dtype)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        if self.top_k is None:
+            targets = SoftTargets(
+                kept_logits, zeros(count, dtype=wide), zeros(count, dtype=torch.bool), num_classes,
+                logsumexp=zeros(count, dtype=torch.float64), temperature=self.temperature,
+            )  # fmt: skip
+        else:
+            table = SoftTargets.empty(count, num_classes, top_k=self.top_k, dtype=wide, device=device)
+            targets = replace(table, temperature=self.temperature)
+        distilled = self._distilled(count, device)
+        carried = _Carried.of(_map(like, x), y, targets, zeros(count), zeros(count), distilled, kept_logits)
+        carried.index_of_batch(self._num_new)
+        return carried
+
+    def _distilled(self, count: int, device: torch.device) -> Tensor:
+        return torch.tensor([round(self.distil_fraction * chosen) for chosen in range(count + 1)], device=device)
 
     def state_dict(self) -> dict:
         """The carried rows; complete between two steps (after keep, before extend)."""
         if self._carried is None:
             return {"carried": None}
-        return {"carried": self._carried | {"targets": self._carried["targets"].state_dict()}}
+        c = self._carried
+        state = {"x": c.x, "y": c.y, "targets": c.targets.state_dict(), "age": c.slots.age}
+        return {"carried": state | {"index": c.slots.index.clone()}}  # a view: it would be saved with all behind it
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes the memory of the state's rows: a CUDA graph is to be captured after it."""
         self.reset()
-        if (carried := state["carried"]) is not None:
-            targets = SoftTargets.from_state_dict(carried["targets"])
-            rest = {name: value for name, value in carried.items() if name != "targets"}
-            self._carried = tree_map(_copy, rest) | {"targets": targets}
+        if (state := state["carried"]) is not None:
+            targets = SoftTargets.from_state_dict(state["targets"])
+            x, y, index, age = tree_map(_copy, [state[name] for name in ("x", "y", "index", "age")])
+            self._carried = _Carried.of(x, y, targets, index, age, self._distilled(len(age), age.device))
 
     def _cross_entropy(self, logits: Tensor, y) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -172,95 +243,80 @@ class HardReplay:
         y_a, y_b, lam = _as_triple(y)
         return lam * against(y_a) + (1 - lam) * against(y_b)
 
-    def _labelled(self, y) -> Tensor | bool:
-        if isinstance(y, Tensor):
-            return True if y.is_floating_point() else y != self.ignore_index
-        return (y[0] != self.ignore_index) | (y[1] != self.ignore_index)
 
+@dataclass
+class _Carried:
+    """The rows that are carried, in memory that stays where it is while batches keep their shapes."""
 
-class PredictionMemory:
-    """The last prediction of every training sample, for distillation one epoch later, without replay. [PS-KD]
+    x: object  # as the batch's, each tensor [K, ...]
+    y: Tensor | tuple[Tensor, Tensor, Tensor]  # labels, a triple or class probabilities of K rows
+    targets: SoftTargets
+    index: Tensor  # int64 [n + K]: -1 for n new rows, then slots.index
+    slots: Slots
 
-        past = memory.past(sample)                            # sample: int64 [N], positions in the data set
-        loss = criterion(logits, y, past)
-        ...
-        memory.keep(sample, logits)
-
-    Args:
-        num_samples, num_classes: the table is [num_samples, num_classes], or top_k wide.
-        temperature: of the predictions: the loss's temperature.
-        top_k: keep top-k rows, 8 k bytes a sample.
-        dtype: of the stored probabilities; default bfloat16, for top-k float32.
-        device: where the table lives; rows are moved to and from it.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        *,
-        temperature: float = 3.0,
-        top_k: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ):
-        if num_samples < 1 or num_classes < 1:
-            raise ValueError(f"num_samples and num_classes must be >= 1, got {num_samples} and {num_classes}")
-        dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
-        self.top_k = top_k
-        self.targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
-        self.targets.temperature = check_temperature(temperature)
-
-    def reset(self) -> None:
-        """Forgets all predictions."""
-        self.targets.filled.fill_(False)
-
-    def past(self, sample: Tensor) -> PastPredictions:
-        """The last predictions of these samples; index is -1 where there is none yet."""
-        targets = self.targets[self._rows(sample)].to(sample.device)
-        index = torch.arange(len(sample), device=sample.device)
-        return PastPredictions(targets, torch.where(targets.filled, index, -1), len(sample))
-
-    @torch.no_grad()
-    def keep(self, sample: Tensor, logits: Tensor) -> None:
-        """Stores softmax(logits / temperature), [N, C]. A row that is not finite leaves its sample's last one."""
-        rows = self._rows(sample)
-        if logits.shape != (len(rows), self.targets.num_classes):
-            expected = [len(rows), self.targets.num_classes]
-            raise ValueError(
-                f"logits must have shape {expected} (from sample and num_classes), got {list(logits.shape)}"
-            )
-        finite = logits.logsumexp(dim=1).isfinite()
-        new = SoftTargets.from_logits(
-            logits[finite], self.targets.temperature, top_k=self.top_k, dtype=self.targets.values.dtype
+    @classmethod
+    def of(cls, x, y, targets: SoftTargets, index: Tensor, age: Tensor, distilled: Tensor, logits: Tensor = None):
+        """logits: where keep puts them, if not into the targets themselves."""
+        labels, labels_b, lam = y if isinstance(y, tuple) else (None if y.is_floating_point() else y, None, None)
+        entropy = None if targets.logsumexp is None else targets.entropy
+        logits, row = targets.values if logits is None else logits, torch.zeros_like(age)
+        slots = Slots(
+            distilled, labels, labels_b, lam, logits, targets.logsumexp, entropy, targets.filled, index, age, row
         )
-        self.targets[rows[finite.to(rows.device)]] = new
+        return cls(x, y, targets, index, slots)
 
-    def state_dict(self) -> dict:
-        return {"targets": self.targets.state_dict()}
+    def to(self, device: torch.device) -> "_Carried":
+        """Itself where it is there already. x stays where it is: a batch's inputs may lie elsewhere than its labels."""
+        if self.targets.device == device:
+            return self
+        y = tree_map(lambda part: part.to(device), self.y)
+        moved = (self.slots.index.to(device), self.slots.age.to(device), self.slots.distilled.to(device))
+        return _Carried.of(self.x, y, self.targets.to(device), *moved)
 
-    def load_state_dict(self, state: dict) -> None:
-        targets = SoftTargets.from_state_dict(state["targets"])
-        if len(targets) != len(self.targets):
-            raise ValueError(f"the state must have num_samples = {len(self.targets)} rows, got {len(targets)}")
-        self.targets[:] = targets
+    def fits(self, count: int, x, y, logits: Tensor) -> bool:
+        """Whether it is memory for `count` rows like these."""
+        if isinstance(y, Tensor) != isinstance(self.y, Tensor) or len(self.slots.filled) != count:
+            return False
+        pairs = [*_leaves(x, self.x), (logits, self.slots.logits)]
+        if isinstance(y, Tensor):
+            if y.is_floating_point() != self.y.is_floating_point():
+                return False
+            pairs += [(y, self.y)] if y.is_floating_point() else []
+        return all(
+            one.shape[1:] == kept.shape[1:] and one.dtype == kept.dtype and one.device == kept.device
+            for one, kept in pairs
+        )
 
-    def _rows(self, sample: Tensor) -> Tensor:
-        if sample.dtype != torch.int64 or sample.dim() != 1:
-            raise ValueError(f"sample must be int64 [N], got {sample.dtype} {list(sample.shape)}")
-        if sample.device.type == "cpu" and len(sample) and not 0 <= sample.min() <= sample.max() < len(self.targets):
-            raise IndexError(
-                f"sample must be in [0, {len(self.targets)}), got {int(sample.min())} to {int(sample.max())}"
-            )
-        return sample.to(self.targets.device)
+    def index_of_batch(self, num_new: int) -> Tensor:
+        if len(self.index) != num_new + len(self.slots.index):
+            self.index = F.pad(self.slots.index, (num_new, 0), value=-1)
+            self.slots = self.slots._replace(index=self.index[num_new:])
+        return self.index
+
+    def handed_out(self) -> list[Tensor]:
+        """What a loss may have kept for its backward pass."""
+        t = self.targets
+        tensors = (t.values, t.indices, t.logsumexp, t.entropy, t.filled, self.index)
+        return [tensor for tensor in tensors if tensor is not None]
 
 
 def _copy(leaf):
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
+def _map(function: Callable, x, *others):
+    return function(x, *others) if isinstance(x, Tensor) else tree_map(function, x, *others)
+
+
+def _leaves(x, other) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of two trees of one structure, side by side."""
+    if isinstance(x, Tensor):
+        return [(x, other)]
+    return list(zip(tree_leaves(x), tree_leaves(other), strict=True))
+
+
 def _num_rows(name: str, tree) -> int:
-    leaves = tree_leaves(tree)
+    leaves = [tree] if isinstance(tree, Tensor) else tree_leaves(tree)
     if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
         raise TypeError(f"{name} must be a tensor with a row dimension, or a tuple, list or dict of such tensors")
     if len({len(leaf) for leaf in leaves}) > 1:
@@ -268,8 +324,19 @@ def _num_rows(name: str, tree) -> int:
     return len(leaves[0])
 
 
-def _append(new: Tensor, carried: Tensor) -> Tensor:
-    return torch.cat([new, carried.to(new.device)])
+def _with_slots(new: Tensor, kept: Tensor, filled: Tensor) -> Tensor:
+    """The new rows [n, ...] and K slots: kept rows [K, ...] where filled, else new rows again."""
+    rows, slots = len(new), len(kept)
+    kept, filled = kept.to(new.device), filled.to(new.device)
+    if slots <= rows:
+        again = new[:slots]
+    else:
+        again = new[torch.arange(slots, device=new.device) % rows] if rows else kept
+    return torch.cat([new, torch.where(filled.view(-1, *[1] * (new.dim() - 1)), kept, again)])
+
+
+def _append(new: Tensor, kept: Tensor) -> Tensor:
+    return torch.cat([new, kept.to(new.device)])
 
 
 def _as_triple(y) -> tuple[Tensor, Tensor, Tensor]:
