@@ -113,9 +113,9 @@ class MedoidBank(nn.Module):
             labels = torch.where(logits.argmax(dim=1) == labels, labels, self.ignore_index)
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
         labels = labels.reshape(-1).to(logits.device, torch.int64)
-        start = self._reserve(len(rows), logits.device)
+        start = self._reserve(rows.shape[0], logits.device)
         copy_to_pool(rows, labels, self._logits, self._labels, start, self.ignore_index)
-        self._count += len(rows)
+        self._count += rows.shape[0]
         if self.dtype is None:
             self.dtype = default_dtype(logits.dtype, self.top_k)
 
@@ -130,7 +130,7 @@ class MedoidBank(nn.Module):
         if num_rows == 0:
             raise RuntimeError("the pool is empty: compute() needs an update(logits, target) since the last reset()")
         if num_rows > len(self._logits):
-            raise RuntimeError(f"pool_rows = {self.pool_rows} rows fit into the pool, and {num_rows} came")
+            raise RuntimeError(f"pool_rows = {len(self._logits)} rows fit into the pool, and {num_rows} came")
         pool, labels = self._logits[:num_rows], self._labels[:num_rows]
         self.medoids = class_medoids(
             pool, labels, self.num_classes, metric=self.metric, ignore_index=self.ignore_index, backend=self.backend
@@ -189,12 +189,12 @@ class MedoidBank(nn.Module):
         """Makes room for rows on `device` and returns where they begin."""
         if self.pool_rows is None:
             needed = self._count + new_rows
-            if needed > len(self._logits):  # by half at least, so that copying stays linear
+            if needed > self._logits.shape[0]:  # by half at least, so that copying stays linear
                 self._resize(max(needed, len(self._logits) * 3 // 2), device)
             elif self._logits.device != device:
                 self._resize(len(self._logits), device)
             return self._count
-        if len(self._logits) != self.pool_rows or self._logits.device != device:
+        if self._logits.shape[0] != self.pool_rows or self._logits.device != device:
             self._resize(self.pool_rows, device)
             self._count = self._count.to(device)
         start = self.num_rows if device.type == "cpu" else self._count
@@ -204,7 +204,7 @@ class MedoidBank(nn.Module):
         return start
 
     def _resize(self, capacity: int, device: torch.device) -> None:
-        rows = self.num_rows
+        rows = min(self.num_rows, len(self._logits))
         for name in ("_logits", "_labels"):
             old = getattr(self, name)
             new = old.new_empty(capacity, *old.shape[1:], device=device)

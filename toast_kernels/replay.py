@@ -116,7 +116,7 @@ class HardReplay:
             past = PastPredictions(None, torch.full((rows + slots,), -1, device=device), rows, self.ignore_index)
         else:
             carried = self._carried = self._carried.to(device)
-            slots, empty = len(carried.slots.filled), carried.y
+            slots, empty = carried.slots.filled.shape[0], carried.y
             x = _map(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
             past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
         if isinstance(y, (tuple, list)) or isinstance(empty, tuple):
@@ -140,7 +140,7 @@ class HardReplay:
                 gives it for free in its stats; any other score, higher for harder rows, may be passed.
         """
         rows = self._num_rows
-        if logits.dim() != 2 or len(logits) != rows:
+        if logits.dim() != 2 or logits.shape[0] != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
         if (found := _num_rows("x", x)) != rows:
@@ -275,7 +275,7 @@ class _Carried:
 
     def fits(self, count: int, x, y, logits: Tensor) -> bool:
         """Whether it is memory for `count` rows like these."""
-        if isinstance(y, Tensor) != isinstance(self.y, Tensor) or len(self.slots.filled) != count:
+        if isinstance(y, Tensor) != isinstance(self.y, Tensor) or self.slots.filled.shape[0] != count:
             return False
         pairs = [*_leaves(x, self.x), (logits, self.slots.logits)]
         if isinstance(y, Tensor):
@@ -283,12 +283,12 @@ class _Carried:
                 return False
             pairs += [(y, self.y)] if y.is_floating_point() else []
         return all(
-            one.shape[1:] == kept.shape[1:] and one.dtype == kept.dtype and one.device == kept.device
+            one.dtype == kept.dtype and one.device == kept.device and one.shape[1:] == kept.shape[1:]
             for one, kept in pairs
         )
 
     def index_of_batch(self, num_new: int) -> Tensor:
-        if len(self.index) != num_new + len(self.slots.index):
+        if self.index.shape[0] != num_new + self.slots.index.shape[0]:
             self.index = F.pad(self.slots.index, (num_new, 0), value=-1)
             self.slots = self.slots._replace(index=self.index[num_new:])
         return self.index
@@ -316,7 +316,9 @@ def _leaves(x, other) -> list[tuple[Tensor, Tensor]]:
 
 
 def _num_rows(name: str, tree) -> int:
-    leaves = [tree] if isinstance(tree, Tensor) else tree_leaves(tree)
+    if isinstance(tree, Tensor) and tree.dim():
+        return tree.shape[0]
+    leaves = tree_leaves(tree)
     if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
         raise TypeError(f"{name} must be a tensor with a row dimension, or a tuple, list or dict of such tensors")
     if len({len(leaf) for leaf in leaves}) > 1:
@@ -326,7 +328,7 @@ def _num_rows(name: str, tree) -> int:
 
 def _with_slots(new: Tensor, kept: Tensor, filled: Tensor) -> Tensor:
     """The new rows [n, ...] and K slots: kept rows [K, ...] where filled, else new rows again."""
-    rows, slots = len(new), len(kept)
+    rows, slots = new.shape[0], kept.shape[0]
     kept, filled = kept.to(new.device), filled.to(new.device)
     if slots <= rows:
         again = new[:slots]

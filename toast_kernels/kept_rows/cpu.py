@@ -45,7 +45,10 @@ def carry_rows(
         address(labels), address(labels_b), address(lam), DTYPE[score.dtype], score.data_ptr(), num_new, address(ages),
     )  # fmt: skip
     _C.carry_rows(
-        batch, (max_age, ignore_index, temperature), (len(slots.filled), *map(address, slots)), torch.get_num_threads()
+        batch,
+        (max_age, ignore_index, temperature),
+        (slots.filled.shape[0], *map(address, slots)),
+        torch.get_num_threads(),
     )
 
 

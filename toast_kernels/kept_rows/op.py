@@ -4,6 +4,7 @@ Plain functions that write into the caller's buffers. They have no gradient, and
 them (MedoidBank.update, HardReplay.keep). On a GPU they do not wait for the device.
 """
 
+import functools
 import importlib
 from typing import NamedTuple
 
@@ -52,7 +53,7 @@ def pool_rows(
         wrong = ((labels < 0) | (labels >= logits.shape[1])) & (labels != ignore_index)
         if wrong.any():
             raise_label(labels[wrong][0], logits.shape[1], ignore_index)
-    if len(labels):
+    if labels.shape[0]:
         _implementation(backend).pool_rows(logits, labels, pool, pool_labels, start, ignore_index)
 
 
@@ -89,5 +90,6 @@ def _backend(backend: str, logits: Tensor) -> str:
     return "reference" if backend == "triton" and logits.dtype == torch.float64 else backend
 
 
+@functools.cache
 def _implementation(backend: str):
     return importlib.import_module(f".{backend}", __package__)
