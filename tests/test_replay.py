@@ -11,7 +11,10 @@ from toast_kernels import HardReplay, SoftTargets, backends
 CLASSES = 4
 
 
-@pytest.fixture(autouse=True, params=["reference", *(["cpu"] if backends._C else []), "triton"])
+@pytest.fixture(
+    autouse=True,
+    params=["reference", *(["cpu"] if backends._C else []), *(["triton"] if backends.interpreted() else [])],
+)
 def backend(request, monkeypatch):
     """What "auto" takes."""
     monkeypatch.setattr(backends, "FASTEST", {"cpu": (request.param,)})
