@@ -307,6 +307,7 @@ BAD_CALLS = {
     "temperature": (lambda: MedoidBank(5, temperature=float("nan")), "temperature must be a finite number > 0"),
     "top_k": (lambda: MedoidBank(5, top_k=6), r"top_k must be an int in \[1, 5\]"),
     "C": (lambda: MedoidBank(4).update(LOGITS, LABELS), r"logits must have shape .* with C = 4, got \[8, 5\]"),
+    "int": (lambda: MedoidBank(5).update(LOGITS.int(), LABELS), "logits must be a floating-point tensor, got"),
     "1-d": (lambda: MedoidBank(5).update(LOGITS[0], LABELS[0]), r"logits must have shape .*, got \[5\]"),
     "rows": (
         lambda: MedoidBank(5).update(LOGITS, LABELS[1:]),

@@ -253,6 +253,16 @@ def test_the_same_memory_is_filled_again(backend):
 
 
 @every_backend
+def test_float64_scores_are_told_apart_by_all_of_their_digits(backend):
+    batch = Batch(0, 4, 4, 2, 3, score_dtype=torch.float64)
+    batch.labels[:] = 0
+    batch.score[:] = 1 + torch.tensor([0.0, 2.0, 1.0, 3.0], dtype=torch.float64) * 2.0**-50
+    found = batch.slots()
+    batch.carry(found, backend, batch.ages)
+    assert found.row.tolist() == [3, 1]
+
+
+@every_backend
 @pytest.mark.parametrize("classes", [17, 2053, 9000])
 def test_a_peaked_row_has_its_small_entropy(classes, backend):
     """To float32's digits, although its largest class has all but 3e-6 a class of the probability."""

@@ -343,6 +343,27 @@ def step(replay, number):
     return x, y, past
 
 
+def test_logits_of_another_dtype_or_width_get_memory_of_their_own():
+    replay = HardReplay()
+    for number, (classes, dtype) in enumerate([(4, torch.float32), (4, torch.bfloat16), (6, torch.bfloat16)]):
+        x, y, _ = replay.extend(*make_batch(number))
+        logits = torch.randn(12, classes, generator=torch.Generator().manual_seed(number)).to(dtype)
+        replay.keep(x, y, logits, torch.arange(12.0, 0, -1))
+        past = replay.extend(*make_batch(number + 1))[2]
+        assert torch.equal(past.targets.values, logits[:4])
+        assert past.targets.num_classes == classes
+
+
+def test_inputs_in_channels_last_stay_so():
+    """As torch.cat leaves them: what follows is not slowed down by a copy."""
+    replay, y = HardReplay(), make_batch(0)[1]
+    for number in range(3):
+        x = torch.randn(8, 3, 5, 4, generator=torch.Generator().manual_seed(number))
+        x, y_all, _ = replay.extend(x.to(memory_format=torch.channels_last), y)
+        assert x.is_contiguous(memory_format=torch.channels_last)
+        replay.keep(x, y_all, make_logits(12, number))
+
+
 def flat(batch):
     """All tensors that extend returned."""
     x, y, past = batch
@@ -407,6 +428,9 @@ BAD_CALLS = {
         r"logits must have shape \[N, C\] with N = 8 .* got \[8, 4, 2\]",
     ),
     "x": (lambda: kept(x=X[1:]), "x must have the 8 rows that extend returned, got 7"),
+    "y": (lambda: kept(y=Y[1:]), "y must have the 8 rows that extend returned, got 7"),
+    "pair": (lambda: kept(y=(Y, Y[1:], 0.5)), r"the tensors in y must have as many rows .* got \[8, 7\]"),
+    "int": (lambda: kept(logits=torch.zeros(8, 4).int()), "logits must be a floating-point tensor, got torch.int32"),
     "score": (lambda: kept(score=torch.zeros(9)), r"cross_entropy must have shape \[8\] \(from logits\), got \[9\]"),
 }
 

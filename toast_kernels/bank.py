@@ -101,6 +101,8 @@ class MedoidBank(nn.Module):
             IndexError: on the CPU, a label that is neither in [0, C) nor ignore_index. Nothing was added.
             RuntimeError: on the CPU, the rows do not fit into pool_rows. On a GPU compute raises it.
         """
+        if not logits.is_floating_point():
+            raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
         logits = logits.detach()
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.num_classes}"

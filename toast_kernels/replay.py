@@ -1,7 +1,5 @@
 """HardReplay: carries under-trained rows over to the next step, with the predictions they got."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -9,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from .kept_rows.op import Slots, carry_rows
+from .carried_rows import CarriedRows, map_tree, tree_pairs
+from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets, check_temperature
 from .uncompiled import leave_uncompiled
 
@@ -84,7 +83,7 @@ class HardReplay:
 
     def reset(self) -> None:
         """Forgets the carried rows."""
-        self._carried: _Carried | None = None
+        self._carried: CarriedRows | None = None
         self._num_new = self._num_rows = 0  # of the batch that extend made; 0 rows when none waits for keep
 
     def extend(self, x, y) -> tuple:
@@ -99,7 +98,8 @@ class HardReplay:
 
         Returns:
             x, y, past: past is :class:`PastPredictions`, valid until the next keep, or None where there are no slots.
-            If only one of the batch and the carried rows has triples, both come back as triples.
+            If only one of the batch and the carried rows has triples, both come back as triples. Labels come back as
+            int64.
         """
         rows = _num_rows("x", x)
         labels = _num_rows("y", y[:2] if isinstance(y, (tuple, list)) else y)
@@ -111,13 +111,13 @@ class HardReplay:
             slots = 0 if isinstance(y, Tensor) and y.is_floating_point() else round(self.fraction * rows)
             if slots == 0:
                 return x, y, None
-            x = _map(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
+            x = map_tree(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
             empty = torch.full((slots,), self.ignore_index, device=device)
             past = PastPredictions(None, torch.full((rows + slots,), -1, device=device), rows, self.ignore_index)
         else:
             carried = self._carried = self._carried.to(device)
             slots, empty = carried.slots.filled.shape[0], carried.y
-            x = _map(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
+            x = map_tree(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
             past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
         if isinstance(y, (tuple, list)) or isinstance(empty, tuple):
             y = tuple(map(_append, _as_triple(y), _as_triple(empty)))
@@ -143,8 +143,11 @@ class HardReplay:
         if logits.dim() != 2 or logits.shape[0] != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
-        if (found := _num_rows("x", x)) != rows:
-            raise ValueError(f"x must have the {rows} rows that extend returned, got {found}")
+        if not logits.is_floating_point():
+            raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        for name, tree in (("x", x), ("y", y if isinstance(y, Tensor) else y[:2])):
+            if (found := _num_rows(name, tree)) != rows:
+                raise ValueError(f"{name} must have the {rows} rows that extend returned, got {found}")
         with torch.no_grad():
             score = self._cross_entropy(logits, y) if cross_entropy is None else cross_entropy.detach()
             if score.shape != (rows,):
@@ -170,7 +173,10 @@ class HardReplay:
             self._carried = None
             return
         if before is None or not before.fits(count, x, y, logits):
-            self._carried = self._make_slots(count, x, y, logits)
+            self._carried = CarriedRows.like(
+                count, x, y, logits, num_new=self._num_new, temperature=self.temperature, top_k=self.top_k,
+                distil_fraction=self.distil_fraction,
+            )  # fmt: skip
         carried = self._carried
         carry_rows(
             logits, labels, labels_b, lam, score, self._num_new, ages, carried.slots, self.max_age, self.ignore_index,
@@ -178,45 +184,14 @@ class HardReplay:
         )  # fmt: skip
         if carried.targets.encoding == "top-k":
             carried.targets.write_top_k(carried.slots.logits)
-        gathered = _leaves(x, carried.x) + (_leaves(y, carried.y) if labels is None else [])
+        gathered = tree_pairs(x, carried.x) + (tree_pairs(y, carried.y) if labels is None else [])
         for leaf, kept in gathered:
             torch.index_select(leaf, 0, carried.slots.row.to(leaf.device), out=kept)
         torch.autograd.graph.increment_version(carried.handed_out())
 
-    def _make_slots(self, count: int, x, y, logits: Tensor) -> "_Carried":
-        """Memory for `count` rows like these."""
-        num_classes, device = logits.shape[1], logits.device
-
-        def zeros(*shape, dtype=torch.int64):
-            return torch.zeros(shape, dtype=dtype, device=device)
-
-        def like(leaf: Tensor) -> Tensor:
-            return torch.empty_like(leaf[:count], requires_grad=False)
-
-        if not isinstance(y, Tensor):
-            y = zeros(count), zeros(count), zeros(count, dtype=torch.float32)
-        else:
-            y = like(y) if y.is_floating_point() else zeros(count)
-        kept_logits = zeros(count, num_classes, dtype=logits.dtype)
-        wide = torch.promote_types(logits.dtype, torch.float32)
-        if self.top_k is None:
-            targets = SoftTargets(
-                kept_logits, zeros(count, dtype=wide), zeros(count, dtype=torch.bool), num_classes,
-                logsumexp=zeros(count, dtype=torch.float64), temperature=self.temperature,
-            )  # fmt: skip
-        else:
-            table = SoftTargets.empty(count, num_classes, top_k=self.top_k, dtype=wide, device=device)
-            targets = replace(table, temperature=self.temperature)
-        distilled = self._distilled(count, device)
-        carried = _Carried.of(_map(like, x), y, targets, zeros(count), zeros(count), distilled, kept_logits)
-        carried.index_of_batch(self._num_new)
-        return carried
-
-    def _distilled(self, count: int, device: torch.device) -> Tensor:
-        return torch.tensor([round(self.distil_fraction * chosen) for chosen in range(count + 1)], device=device)
-
     def state_dict(self) -> dict:
-        """The carried rows; complete between two steps (after keep, before extend)."""
+        """The carried rows; complete between two steps (after keep, before extend). As a module's state it refers to
+        the memory itself, which the next keep writes over."""
         if self._carried is None:
             return {"carried": None}
         c = self._carried
@@ -229,7 +204,7 @@ class HardReplay:
         if (state := state["carried"]) is not None:
             targets = SoftTargets.from_state_dict(state["targets"])
             x, y, index, age = tree_map(_copy, [state[name] for name in ("x", "y", "index", "age")])
-            self._carried = _Carried.of(x, y, targets, index, age, self._distilled(len(age), age.device))
+            self._carried = CarriedRows.of(x, y, targets, index, age, self.distil_fraction)
 
     def _cross_entropy(self, logits: Tensor, y) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -244,75 +219,8 @@ class HardReplay:
         return lam * against(y_a) + (1 - lam) * against(y_b)
 
 
-@dataclass
-class _Carried:
-    """The rows that are carried, in memory that stays where it is while batches keep their shapes."""
-
-    x: object  # as the batch's, each tensor [K, ...]
-    y: Tensor | tuple[Tensor, Tensor, Tensor]  # labels, a triple or class probabilities of K rows
-    targets: SoftTargets
-    index: Tensor  # int64 [n + K]: -1 for n new rows, then slots.index
-    slots: Slots
-
-    @classmethod
-    def of(cls, x, y, targets: SoftTargets, index: Tensor, age: Tensor, distilled: Tensor, logits: Tensor = None):
-        """logits: where keep puts them, if not into the targets themselves."""
-        labels, labels_b, lam = y if isinstance(y, tuple) else (None if y.is_floating_point() else y, None, None)
-        entropy = None if targets.logsumexp is None else targets.entropy
-        logits, row = targets.values if logits is None else logits, torch.zeros_like(age)
-        slots = Slots(
-            distilled, labels, labels_b, lam, logits, targets.logsumexp, entropy, targets.filled, index, age, row
-        )
-        return cls(x, y, targets, index, slots)
-
-    def to(self, device: torch.device) -> "_Carried":
-        """Itself where it is there already. x stays where it is: a batch's inputs may lie elsewhere than its labels."""
-        if self.targets.device == device:
-            return self
-        y = tree_map(lambda part: part.to(device), self.y)
-        moved = (self.slots.index.to(device), self.slots.age.to(device), self.slots.distilled.to(device))
-        return _Carried.of(self.x, y, self.targets.to(device), *moved)
-
-    def fits(self, count: int, x, y, logits: Tensor) -> bool:
-        """Whether it is memory for `count` rows like these."""
-        if isinstance(y, Tensor) != isinstance(self.y, Tensor) or self.slots.filled.shape[0] != count:
-            return False
-        pairs = [*_leaves(x, self.x), (logits, self.slots.logits)]
-        if isinstance(y, Tensor):
-            if y.is_floating_point() != self.y.is_floating_point():
-                return False
-            pairs += [(y, self.y)] if y.is_floating_point() else []
-        return all(
-            one.dtype == kept.dtype and one.device == kept.device and one.shape[1:] == kept.shape[1:]
-            for one, kept in pairs
-        )
-
-    def index_of_batch(self, num_new: int) -> Tensor:
-        if self.index.shape[0] != num_new + self.slots.index.shape[0]:
-            self.index = F.pad(self.slots.index, (num_new, 0), value=-1)
-            self.slots = self.slots._replace(index=self.index[num_new:])
-        return self.index
-
-    def handed_out(self) -> list[Tensor]:
-        """What a loss may have kept for its backward pass."""
-        t = self.targets
-        tensors = (t.values, t.indices, t.logsumexp, t.entropy, t.filled, self.index)
-        return [tensor for tensor in tensors if tensor is not None]
-
-
 def _copy(leaf):
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
-
-
-def _map(function: Callable, x, *others):
-    return function(x, *others) if isinstance(x, Tensor) else tree_map(function, x, *others)
-
-
-def _leaves(x, other) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of two trees of one structure, side by side."""
-    if isinstance(x, Tensor):
-        return [(x, other)]
-    return list(zip(tree_leaves(x), tree_leaves(other), strict=True))
 
 
 def _num_rows(name: str, tree) -> int:

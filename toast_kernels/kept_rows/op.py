@@ -77,6 +77,7 @@ def carry_rows(
     ignore_index.
     """
     backend = _backend(backend, logits)
+    score = score if score.is_floating_point() else score.float()
     batch = (None if part is None else part.contiguous() for part in (labels, labels_b, lam, score))
     _implementation(backend).carry_rows(logits, *batch, num_new, ages, slots, max_age, ignore_index, temperature)
 
