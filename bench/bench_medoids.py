@@ -9,7 +9,8 @@ from harness import measure, ratio
 from medoid_peers import Medoids, medoid_peers
 from results import DEVICE, OURS
 
-METRICS = ["euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys"]
+from toast_kernels.medoids.reference import METRICS
+
 ON_GPU = DEVICE.type == "cuda"
 SIZES = [(50_000, 100, 100)] if ON_GPU else [(10_000, 100, 20), (1300, 1000, 1)]
 LARGE = [(1_300_000, 1000, 1000), (1_000_000, 10_000, 10_000)] if ON_GPU else []

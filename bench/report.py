@@ -85,6 +85,7 @@ def all_tables():
             "long rows": (tables.losses, last_runs("loss_long_rows"), losses),
             "classes": (tables.losses, last_runs("loss_by_classes"), losses),
             "head": (tables.compared, last_runs("head"), "N x width x C", "toast_loss"),
+            "statistics": (tables.compared, last_runs("softmax_statistics"), "R x C", "softmax_statistics"),
             "scaling": (tables.scaling, last_runs("scaling")),
             "threads": (tables.threads, last_runs("threads")),
             "gpu machine": (tables.measured_on, everything(True)),
@@ -99,6 +100,9 @@ def all_tables():
             "gpu medoids": (tables.medoids, last_runs("medoids", True)),
             "gpu training step": (tables.steps, last_runs("training_step", True)),
             "gpu set_epoch": (tables.epochs, last_runs("set_epoch", True)),
+            "gpu statistics": (
+                tables.compared, last_runs("softmax_statistics", True), "R x C", "softmax_statistics",
+            ),
             "gpu head": (tables.compared, last_runs("head", True), "N x width x C", "toast_loss"),
         },
     }  # fmt: skip

@@ -1,5 +1,5 @@
-// How Python describes a problem to the modules: raw addresses, sizes and strides. toast_kernels/blended_kl/native.py
-// says the same in the same order, owns the tensors and keeps them alive during a call.
+// How Python hands problems to the modules: sizes and strides once, addresses at each call.
+// toast_kernels/blended_kl/problem.py packs them in the same order and keeps the tensors alive during a call.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -39,54 +39,73 @@ class Fields {
   std::size_t next_ = 0;
 };
 
-inline SoftRows soft_rows(const pybind11::object& described) {
+// The layout of a table of rows, or None where there is none.
+inline SoftRows soft_rows(const pybind11::object& layout) {
   SoftRows rows;
-  if (described.is_none()) return rows;
-  Fields f(described);
+  if (layout.is_none()) return rows;
+  Fields f(layout);
   rows.dtype = DType(f.value<int>());
-  f.set(rows.values);
   f.set(rows.rows);
   f.set(rows.width);
   f.set(rows.stride);
-  f.set(rows.indices);
-  f.set(rows.logsumexp);
-  f.set(rows.entropy);
-  f.set(rows.filled);
   f.set(rows.temperature);
   return rows;
 }
 
-inline BlendedKL blended_kl_problem(const pybind11::tuple& described) {
+// What problems of one kind have in common: `layout` of toast_kernels/blended_kl/problem.py.
+inline BlendedKL blended_kl_layout(const pybind11::args& layout) {
   BlendedKL p{};
-  Fields f(described);
+  Fields f(layout);
   p.dtype = DType(f.value<int>());
-  f.set(p.logits);
   f.set(p.rows);
   f.set(p.classes);
   f.set(p.stride);
-  f.set(p.target);
-  f.set(p.target_b);
-  f.set(p.lam);
   p.probabilities = soft_rows(f.object());
-  f.set(p.weight);
   p.soft = soft_rows(f.object());
-  f.set(p.alpha);
-  f.set(p.alpha_on_device);
   p.past = soft_rows(f.object());
-  f.set(p.past_index);
-  f.set(p.past_weight);
-  f.set(p.past_weight_on_device);
   f.set(p.temperature);
   f.set(p.ignore_index);
   f.set(p.label_smoothing);
   p.reduction = Reduction(f.value<int>());
-  f.set(p.upstream);
   f.set(p.upstream_stride);
+  return p;
+}
+
+inline void set_addresses(Fields& f, SoftRows& rows) {
+  f.set(rows.values);
+  f.set(rows.indices);
+  f.set(rows.logsumexp);
+  f.set(rows.entropy);
+  f.set(rows.filled);
+}
+
+// And one such problem: `addresses` of the same file.
+inline BlendedKL blended_kl_problem(BlendedKL p, const pybind11::tuple& addresses) {
+  Fields f(addresses);
+  f.set(p.logits);
+  f.set(p.target);
+  f.set(p.probabilities.values);
+  f.set(p.target_b);
+  f.set(p.lam);
+  f.set(p.weight);
+  set_addresses(f, p.soft);
+  f.set(p.alpha);
+  f.set(p.alpha_on_device);
+  set_addresses(f, p.past);
+  f.set(p.past_index);
+  f.set(p.past_weight);
+  f.set(p.past_weight_on_device);
+  f.set(p.upstream);
   f.set(p.loss);
   f.set(p.gradient);
   f.set(p.stats);
   f.set(p.argmax);
   return p;
+}
+
+// Each module has the type for itself.
+inline void define_blended_kl_layout(pybind11::module_& m) {
+  pybind11::class_<BlendedKL>(m, "BlendedKL", pybind11::module_local()).def(pybind11::init(&blended_kl_layout));
 }
 
 }  // namespace toast

@@ -13,6 +13,7 @@
 
 namespace toast {
 
+// In the order of METRICS in toast_kernels/medoids/reference.py; a test holds them together.
 enum class Metric : int { euclidean, sqeuclidean, cosine, cityblock, jeffreys };
 
 // Any layout: element (i, k) lies at data[i * row_stride + k * column_stride].

@@ -12,8 +12,9 @@ import augment
 import backbones
 from checkpoint import save_text
 
+from toast_kernels.medoids.reference import METRICS
+
 REPOSITORY = Path(__file__).resolve().parent.parent
-METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")
 
 METHODS = {  # name: (targets softened by class medoids, hard rows replayed)
     "ce": (False, False),

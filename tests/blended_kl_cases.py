@@ -30,8 +30,7 @@ def table(encoding, rows, classes, temperature, seed, dtype=torch.float32, fille
     logits = normal(min(rows, 61), classes, seed=seed).to(dtype)[torch.arange(rows) % 61]
     if encoding == "logits":
         made = SoftTargets.view_logits(logits, temperature)
-        made.filled = made.filled if filled is None else filled
-        return made
+        return made if filled is None else replace(made, filled=filled)
     half = torch.bfloat16 if encoding == "bfloat16" else None
     top_k = min(classes, 5) if encoding == "top-k" else None
     return SoftTargets.from_logits(logits, temperature, top_k=top_k, dtype=half, filled=filled)
@@ -117,7 +116,7 @@ class Case:
             dtype = self.dtype if self.past == "logits" else torch.promote_types(self.dtype, torch.float32)
             keywords["past"] = past = table(self.past, 4, c, self.temperature, self.seed + 4, dtype)
             if self.dtype == torch.float64:  # bfloat16 rows keep a float32 entropy
-                past.entropy = torch.special.entr(past.dense().double()).sum(1)
+                keywords["past"] = replace(past, entropy=torch.special.entr(past.dense().double()).sum(1))
             index = torch.randint(0, 4, (n,), generator=generator)
             index[2 : 2 + n // 4] = -1
             keywords["past_index"] = index

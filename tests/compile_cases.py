@@ -8,6 +8,7 @@ import torch
 from compile_only import EXP, MATRIX, count
 
 from toast_kernels import SoftTargets, class_medoids, toast_loss
+from toast_kernels.softmax_statistics import triton as statistics_on_triton
 
 # An H200: what it reads and writes in a second, what its schedulers issue, what its tensor cores do in bfloat16.
 BYTES, WARP_INSTRUCTIONS, FLOPS = 4.3e12, 132 * 4 * 1.7e9, 790e12
@@ -17,7 +18,8 @@ READS_ALL = ("scan_rows", "add_features", "deviations", "measure_rounding")  # t
 
 def on_triton(op):
     """Lets the Triton backend have tensors on the CPU."""
-    return patch(f"toast_kernels.{op}.op.choose", lambda requested, *_: requested)
+    module = {"blended_kl": "plan"}.get(op, "op")
+    return patch(f"toast_kernels.{op}.{module}.choose", lambda op, requested, *_, **__: requested)
 
 
 @dataclass(frozen=True)
@@ -160,6 +162,53 @@ class Medoids:
         return bounds
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """softmax_statistics of R x C logits."""
+
+    name: str
+    rows: int
+    classes: int
+    dtype: torch.dtype = torch.bfloat16
+    begin: int = 0  # logits before the first
+    warps = 16  # promise: on a multiprocessor, at least
+    op = "softmax_statistics"
+    kernel = "statistics_kernel"
+
+    def __call__(self):
+        memory = torch.empty(self.begin + self.rows * self.classes, dtype=self.dtype)
+        logits = memory[self.begin :].view(self.rows, self.classes)
+        with patch.dict(statistics_on_triton._launches, clear=True):
+            statistics_on_triton.softmax_statistics(logits, 3.0)
+
+    def logits(self, kernel):
+        """Logits of a thread in a turn of the loop."""
+        return 2 * kernel.constants["WIDTH"]
+
+    def in_flight(self, kernel):
+        """Bytes that a multiprocessor has asked for when every thread has issued a turn's loads."""
+        return kernel.blocks * kernel.threads * self.logits(kernel) * self.dtype.itemsize
+
+    def passes(self, kernel):
+        """[(opcodes, logits of a thread they are for)] of the one reading of the row."""
+        return [(body, self.logits(kernel)) for body in kernel.loops]
+
+    def instructions(self, kernel):
+        """Of a thread, for each of its logits; what is done once a row, too."""
+        (turn,) = kernel.loops
+        once = kernel.instructions - turn.total()
+        return turn.total() / self.logits(kernel) + once * kernel.threads / self.classes
+
+    def bounds(self, kernels):
+        """{what: seconds} that an H200 needs at least."""
+        kernel = main(self, kernels)
+        logits = self.rows * self.classes
+        return {
+            "bytes": logits * self.dtype.itemsize / BYTES,
+            "issue": self.instructions(kernel) * logits / 32 / WARP_INSTRUCTIONS,
+        }
+
+
 def main(case, kernels):
     """The launch that a case is about: of the loss the last one, which computes the gradient."""
     return [kernel for kernel in kernels if kernel.name == case.kernel][-1]
@@ -204,4 +253,12 @@ MEDOIDS = (
     Medoids("cosine 1000", 20000, 1000, 20, "cosine"),
     Medoids("jeffreys 1000", 20000, 1000, 20, "jeffreys"),
 )
-CASES = BLENDED + MEDOIDS
+STATISTICS = (
+    Statistics("1000", 4096, 1000),
+    Statistics("8192", 4096, 8192),
+    Statistics("8192 fp32", 4096, 8192, torch.float32),
+    Statistics("21841", 4096, 21841),
+    Statistics("21841, a view", 4096, 21841, begin=21841),
+    Statistics("131072 fp16", 512, 131072, torch.float16),
+)
+CASES = BLENDED + MEDOIDS + STATISTICS

@@ -2,8 +2,10 @@
 
 import pytest
 import torch
-from blended_kl_cases import DTYPES, Case, in_truth, name, normal, run, toast_loss
+from blended_kl_cases import DTYPES, Case, device_of, in_truth, moved, name, normal, run, toast_loss
 from tolerances import assert_as_good_as_naive
+
+from toast_kernels import functional
 
 CASE = Case(6, 131, soft="dense", past="dense")
 SMALL = {dtype: Case(6, 131, dtype, "dense", "dense") for dtype in DTYPES}
@@ -84,19 +86,46 @@ def test_logits_changed_in_place_after_the_loss_never_give_a_wrong_gradient(kern
     logits, target, keywords = SMALL[dtype].arguments()
     expected = gradient_by_reference(logits, target, keywords)
     leaf = logits.clone().requires_grad_()
-    changed = leaf * 1
+    changed = moved(leaf, device_of(kernel)) * 1
     loss = toast_loss(changed, target, **keywords)
     for _ in range(backwards - 1):
         loss.backward(retain_graph=True)
         leaf.grad = None
     with torch.no_grad():
         changed.zero_()
-    if dtype == torch.float16 or backwards == 2:  # computed from the logits, which autograd knows to have changed
+    if dtype == torch.float16:  # computed from the logits, which autograd knows to have changed
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             loss.backward()
     else:
         loss.backward()
         torch.testing.assert_close(leaf.grad, expected, rtol=2**-7, atol=1e-6)
+
+
+@pytest.mark.parametrize("field", ["target", "weight", "soft values", "soft filled", "past values", "past_index"])
+def test_what_backward_reads_again_must_not_have_changed(field):
+    logits, target, keywords = Case(6, 131, torch.float16, "dense", "dense", weighted=True).arguments()
+    named = {"target": target, "weight": keywords["weight"], "past_index": keywords["past_index"]}
+    named |= {f"soft {name}": getattr(keywords["soft_targets"], name) for name in ("values", "filled")}
+    keywords["weight"] = keywords["weight"].float()
+    named["past values"] = keywords["past"].values
+    loss = functional.toast_loss(logits.requires_grad_(), target, **keywords)
+    loss.backward(retain_graph=True)
+    named[field].add_(0) if field != "soft filled" else named[field].logical_not_()
+    with pytest.raises(RuntimeError, match=f"{field} was modified by an inplace operation after toast_loss"):
+        loss.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=name)
+def test_saved_tensor_hooks_see_what_is_kept(kernel, dtype):
+    logits, target, keywords = SMALL[dtype].arguments()
+    expected = run(logits, target, torch.tensor(0.375), keywords, kernel)[1]
+    packed = []
+    leaf = logits.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda x: packed.append(x.shape) or x.clone(), lambda x: x):
+        loss = functional.toast_loss(leaf, target, backend=kernel, **keywords)
+    loss.backward(torch.tensor(0.375))
+    assert leaf.shape in packed
+    assert torch.equal(leaf.grad, expected)
 
 
 @pytest.mark.parametrize("upstream", [0.0, -1.0, 0.375, 1.0, 65536.0])

@@ -1,6 +1,7 @@
 """The loss and its gradient written out by hand, row by row, in NumPy; and gradcheck."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -51,7 +52,7 @@ def inputs(soft="dense", past="dense", t=3.0):
     filled = torch.tensor([True, False, True, True, False, True])
     s = table(soft, C, C, 1.0, 7, torch.float64, filled)
     q = table(past, M, C, t, 8, torch.float64)
-    q.entropy = torch.special.entr(q.dense().double()).sum(1)
+    q = replace(q, entropy=torch.special.entr(q.dense().double()).sum(1))
     index = torch.tensor([0, -1, 2, 2, 3, 2, -1, 4, 0, 1, -1, 2])
     return z, y, w, s, q, index
 
@@ -104,7 +105,7 @@ def test_no_row_has_a_past(backend, reduction):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_past_rows_that_are_not_filled_count_as_none(backend):
     z, y, _, _, q, index = inputs()
-    q.filled = torch.tensor([True, True, False, True, False])
+    q = replace(q, filled=torch.tensor([True, True, False, True, False]))
     hidden = torch.where(q.filled[index.clamp(min=0)], index, -1)
     loss = toast_loss(z, y, past=q, past_index=index, backend=backend)
     torch.testing.assert_close(loss, toast_loss(z, y, past=q, past_index=hidden, backend=backend))

@@ -42,9 +42,9 @@ def test_a_scalar_on_another_device_is_refused(name):
 
 
 def test_function_transforms_raise_and_do_not_drop_the_gradient():
-    with pytest.raises(RuntimeError, match="setup_context"):
+    with pytest.raises(RuntimeError, match=r"have no torch\.func transforms"):
         torch.vmap(toast_loss)(LOGITS[None], TARGET[None])
-    with pytest.raises(RuntimeError, match="setup_context"):
+    with pytest.raises(RuntimeError, match=r"have no torch\.func transforms"):
         torch.func.grad(lambda z: toast_loss(z, TARGET))(LOGITS)
     with forward_ad.dual_level(), pytest.raises(NotImplementedError):
         toast_loss(forward_ad.make_dual(LOGITS, torch.ones_like(LOGITS)), TARGET)

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import torch
+import torch.nn.functional as F
 from blended_kl_cases import Case
 from torch.profiler import ProfilerActivity, profile
+from torch.utils.checkpoint import checkpoint
 
 from toast_kernels import toast_loss
 
@@ -70,6 +72,29 @@ def test_memory_is_freed_with_the_graph():
         del loss
 
     assert peak_bytes(hold_two) <= 2 * GRADIENT * logits.numel() * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=lambda d: str(d)[6:])
+def test_activation_checkpointing_holds_neither_logits_nor_gradient(dtype):
+    head = torch.nn.Linear(16, 4001, dtype=dtype)
+    chunks = torch.randn(8, 64, 16, generator=torch.Generator().manual_seed(0)).to(dtype)
+    target = torch.arange(64)
+
+    def held_and_gradient(loss):
+        def forward():
+            return sum(checkpoint(lambda x: loss(head(x), target), chunk, use_reentrant=False) for chunk in chunks)
+
+        torch.autograd.grad(forward(), head.weight)
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+            total = forward()
+        events = profiler.profiler.kineto_results.events()
+        held = sum(event.nbytes() for event in events if event.name() == "[memory]")
+        return held, torch.autograd.grad(total, head.weight)[0]
+
+    ours, gradient = held_and_gradient(toast_loss)
+    theirs, expected = held_and_gradient(lambda logits, target: F.cross_entropy(logits.float(), target))
+    assert ours <= theirs + 10_000 < 0.1 * 64 * 4001 * dtype.itemsize
+    torch.testing.assert_close(gradient, expected, rtol=1e-2 if dtype == torch.float16 else 1e-5, atol=1e-5)
 
 
 RESIDENT = """

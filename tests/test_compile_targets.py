@@ -1,15 +1,18 @@
 """Every kernel the library launches compiles for every GPU it is for, to what compile_cases.py promises."""
 
+import re
+
 import pytest
 
 pytest.importorskip("triton")
 
-from compile_cases import CASES, Loss, main, product_loops
+from compile_cases import CASES, Loss, Medoids, Statistics, main, product_loops
 from compile_only import CHIPS, EXP, GLOBAL_LOAD, compile_all, count, widths
 
 JOBS = [(chip, case) for case in CASES for chip in CHIPS]
 IDS = [f"{case.op}-{case.name}-{chip}".replace(" ", "-") for chip, case in JOBS]
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
+EXCHANGE = re.compile(r"SHFL|BAR|LDS|STS|ds_|s_barrier|v_\w+_dpp")
 FEW = 16  # loads of at most 8 bytes, or exponentials, of a thread for what belongs to the row: its label, its past, ...
 
 
@@ -27,7 +30,7 @@ def test_compiles_to_what_was_promised(compiled, chip, case):
     kernels = compiled[chip, case]
     assert not isinstance(kernels, str), kernels
     kernel = main(case, kernels)
-    of_the_op = broken_by_loss if isinstance(case, Loss) else broken_by_medoids
+    of_the_op = {Loss: broken_by_loss, Medoids: broken_by_medoids, Statistics: broken_by_statistics}[type(case)]
     broken = [*(line for any_kernel in kernels for line in broken_by_any(any_kernel)), *of_the_op(case, kernel)]
     if kernel.blocks * kernel.num_warps < case.warps:
         broken.append(f"{kernel.blocks} blocks of {kernel.num_warps} warps on a multiprocessor, not {case.warps} warps")
@@ -70,3 +73,14 @@ def broken_by_medoids(case, kernel):
         x = 2 * kernel.constants["TILE"] * kernel.constants["COLUMNS"] * case.dtype.itemsize
         if case.wide and wide < x:
             yield f"x is read in narrow loads: {loads}"
+
+
+def broken_by_statistics(case, kernel):
+    (turn,) = kernel.loops
+    logits = case.logits(kernel)
+    if widths(turn, GLOBAL_LOAD) != {16: logits * case.dtype.itemsize // 16}:
+        yield f"not every logit is read in 128 bits, once: {widths(turn, GLOBAL_LOAD)}"
+    if count(turn, EXP) != logits + 1:
+        yield f"{count(turn, EXP)} exponentials for {logits} logits and the new maximum"
+    if waits := [opcode for opcode in turn if EXCHANGE.match(opcode)]:
+        yield f"lanes meet in the loop: {waits}"

@@ -6,7 +6,7 @@ import torch
 from cuda_kernels import REGISTERS, THREADS
 
 from toast_kernels import backends
-from toast_kernels.blended_kl.native import DTYPE
+from toast_kernels.native import DTYPE
 
 # That find registers on a multiprocessor.
 BLOCKS = dict(zip(cuda_kernels.TARGETS.values(), (3, 2, 2), strict=True))

@@ -51,9 +51,9 @@ def test_versions_and_choices(report_here):
     assert platform.python_version() in installed["Python"]
     assert installed["threads"].split()[0] == str(torch.get_num_threads())
     assert ("no device" in installed["CUDA"]) == (not torch.cuda.is_available())
-    assert set(choices) == {(op, device) for op in ("blended_kl", "class_medoids") for device in ("cpu", "cuda")}
-    for (_, device), (backend, why) in choices.items():
-        assert backend == backends.choose("auto", torch.device(device))
+    assert set(choices) == {(op, device) for op in backends.KERNELS for device in ("cpu", "cuda")}
+    for (op, device), (backend, why) in choices.items():
+        assert backend == backends.choose(op, "auto", torch.device(device), torch.float32)
         assert why
 
 
@@ -61,7 +61,8 @@ def test_versions_and_choices(report_here):
 def test_instruction_set():
     installed, choices = report("-m", "toast_kernels", TOAST_CPU_ISA="generic")
     assert "built, instruction set generic" in installed["C++ kernels"]
-    assert choices["blended_kl", "cpu"] == choices["class_medoids", "cpu"] == ("cpu", "C++ kernels")
+    assert choices["class_medoids", "cpu"] == choices["softmax_statistics", "cpu"] == ("cpu", "C++ kernels")
+    assert choices["blended_kl", "cpu"] == ("cpu", "C++ kernels; the reference for a target that requires grad")
 
 
 def test_an_instruction_set_that_is_not_there(monkeypatch, report_here):
@@ -78,7 +79,7 @@ def test_missing_kernels_are_reported_with_the_reason():
     assert "not built" in installed["C++ kernels"]
     assert "toast_kernels._C halted" in installed["C++ kernels"]  # the import error itself
     assert "install a C++ compiler" in installed["C++ kernels"]
-    for op in ("blended_kl", "class_medoids"):
+    for op in backends.KERNELS:
         backend, why = choices[op, "cpu"]
         assert backend == "reference"
         assert "the C++ kernels cannot be used" in why
@@ -88,8 +89,10 @@ def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     monkeypatch.setattr(backends, "_why_no_gpu", lambda device: None)
     installed, choices = report_here()
     assert "usable, Triton 3" in installed["Triton kernels"]
-    assert choices["blended_kl", "cuda"][0] == choices["class_medoids", "cuda"][0] == "triton"
-    assert "float64 logits" in choices["blended_kl", "cuda"][1]
+    assert choices["class_medoids", "cuda"] == ("triton", "Triton kernels")
+    assert choices["softmax_statistics", "cuda"] == ("triton", "Triton kernels; the reference for float64")
+    why = "Triton kernels; the reference for float64 and a target that requires grad"
+    assert choices["blended_kl", "cuda"] == ("triton", why)
 
 
 def test_why_triton_is_not_used(monkeypatch):
@@ -115,11 +118,15 @@ def test_a_gpu_or_triton_that_is_too_old(monkeypatch):
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Tesla T4")
-    assert backends.choose("auto", device) == "reference"
+
+    def choose(requested):
+        return backends.choose("blended_kl", requested, device, torch.float32)
+
+    assert choose("auto") == "reference"
     with pytest.raises(RuntimeError, match=r"Tesla T4 has compute capability 7\.5, and the kernels need 8\.0"):
-        backends.choose("triton", device)
+        choose("triton")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
-    assert backends.choose("auto", device) == backends.choose("triton", device) == "triton"
+    assert choose("auto") == choose("triton") == "triton"
     monkeypatch.setattr(triton, "__version__", "3.1.0")
     with pytest.raises(RuntimeError, match=r"Triton is 3\.1\.0, and the kernels need 3\.6"):
-        backends.choose("triton", device)
+        choose("triton")

@@ -227,7 +227,7 @@ def test_small_and_empty_inputs(metric, backend):
 
 @every_backend
 def test_a_zero_row_is_at_cosine_distance_1_from_every_other(backend):
-    x = logits(40, 6) + 4  # a narrow cone, so that the zero rows are far away
+    x = logits(40, 6) + 4  # all in one direction, so that the zero rows are far away
     x[::10] = 0
     rows = (x / x.norm(dim=1, keepdim=True)).nan_to_num().double()
     cost = (1 - rows @ rows.t()).fill_diagonal_(0).sum(dim=1)

@@ -12,6 +12,7 @@ from scipy.spatial.distance import cdist
 from toast_kernels import backends
 from toast_kernels.functional import class_medoids
 from toast_kernels.medoids import cpu
+from toast_kernels.native import DTYPE
 
 pytestmark = pytest.mark.skipif(backends._C is None, reason="the C++ kernels are not built")
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -36,7 +37,7 @@ def run_python(code, **environment):
 
 def class_of(x):
     """x as one class."""
-    matrix = (cpu.DTYPES[x.dtype], x.data_ptr(), *x.shape, *x.stride())
+    matrix = (DTYPE[x.dtype], x.data_ptr(), *x.shape, *x.stride())
     return cpu._EuclideanClass(matrix, torch.arange(len(x)), torch.get_num_threads())
 
 

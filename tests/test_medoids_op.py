@@ -1,5 +1,8 @@
 """class_medoids as an op and as a public function: opcheck, compile, no gradient, clear errors."""
 
+import re
+from pathlib import Path
+
 import pytest
 import torch
 from medoid_cases import BACKENDS, METRICS, logits, random_labels
@@ -16,6 +19,12 @@ def test_opcheck(metric, backend):
     op = torch.ops.toast_kernels.class_medoids.default
     torch.library.opcheck(op, (x, labels, None, 3, metric, -100, backend))
     torch.library.opcheck(op, (x[:, ::2], labels.int(), labels > 0, 3, metric, 1, backend))
+
+
+def test_metrics_have_the_numbers_of_the_kernels():
+    header = (Path(__file__).parent.parent / "csrc" / "medoids.h").read_text()
+    (named,) = re.findall(r"enum class Metric : int \{ (.*) \};", header)
+    assert tuple(named.split(", ")) == METRICS
 
 
 @every_backend
@@ -80,7 +89,7 @@ BAD = {
     "no class": ((X, Y, 0), {}, ValueError, r"num_classes must be at least 1, got 0"),
     "classes not an int": ((X, Y, 2.0), {}, TypeError, r"num_classes must be an int, got 2.0"),
     "ignore_index None": ((X, Y, 2), {"ignore_index": None}, TypeError, r"ignore_index must be an int, got None"),
-    "unknown metric": ((X, Y, 2), {"metric": "l2"}, ValueError, r"metric must be .*'jeffreys', got 'l2'"),
+    "unknown metric": ((X, Y, 2), {"metric": "l2"}, ValueError, r"metric must be one of 'euclidean', .*, got 'l2'"),
     "unknown backend": ((X, Y, 2), {"backend": "gpu"}, ValueError, r"backend must be one of .*, got 'gpu'"),
 }  # fmt: skip
 

@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 
 from toast_kernels import backends
 from toast_kernels.functional import class_medoids
+from toast_kernels.medoids import op, reference
 from toast_kernels.medoids import triton as backend
 
 GPU = torch.cuda.is_available()
@@ -224,7 +225,7 @@ def test_label_out_of_range_names_the_row_and_the_value():
 
 
 def test_a_zero_row_is_at_cosine_distance_1_from_every_other():
-    x = logits(40, 6) + 4  # a narrow cone, so that the zero rows are far away
+    x = logits(40, 6) + 4  # all in one direction, so that the zero rows are far away
     x[::10] = 0
     rows = (x / x.norm(dim=1, keepdim=True)).nan_to_num().double()
     cost = (1 - rows @ rows.t()).fill_diagonal_(0).sum(dim=1)
@@ -263,7 +264,7 @@ def test_extreme_magnitudes(metric, exponent):
 def nominated(x, metric):
     """(costs, bounds) of x as one class, by row."""
     one = backend._Classes(x.to(DEVICE), torch.zeros(len(x), dtype=torch.int64, device=DEVICE), None, 1, metric, -100)
-    cost, bound = one.costs_from_pairs() if metric in backend.PAIR_TILES else one.costs_from_means()
+    cost, bound = one.fast_costs()
     back = one.order.argsort()
     return cost[back].cpu(), bound[back].cpu()
 
@@ -318,6 +319,23 @@ def test_bounds_of_costs_from_means_hold(name, metric):
     assert (np.abs(cost.numpy() - exact) <= bound.numpy()).all()
     if name == "gaussian":
         assert (bound < 1e-12 * cost).all()
+
+
+@every_metric
+def test_a_metric_without_a_fast_formula_gets_exact_costs(metric, monkeypatch):
+    monkeypatch.setattr(backend, "PAIR_TILES", {})
+    monkeypatch.setattr(backend, "FROM_MEANS", ())
+    x, labels = (2 * logits(60, 7)).round(), random_labels(60, 3)
+    assert nominated(x, metric)[1].isinf().all()
+    assert medoids(x, labels, 4, metric).equal(scipy_medoids(x, labels, 4, metric))
+
+
+@pytest.mark.skipif(GPU, reason="there it is a CompilationError")
+def test_a_metric_without_a_distance_is_refused(monkeypatch):
+    monkeypatch.setattr(reference, "METRICS", (*reference.METRICS, "unheard of"))
+    monkeypatch.setattr(op, "METRICS", reference.METRICS)
+    with pytest.raises(Exception, match="exact_costs lacks this metric"):
+        one_class(logits(5, 3), "unheard of")
 
 
 def test_without_bounds_exact_costs_alone_decide(monkeypatch):

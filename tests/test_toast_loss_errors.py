@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from toast_kernels import SoftTargets, backends, toast_loss
+from toast_kernels.blended_kl import plan
 
 N, C = 4, 5
 LOGITS = torch.zeros(N, C)
@@ -164,11 +165,15 @@ WRONG = {
     ),
     "alpha without soft_targets": ({"alpha": 0.5}, ValueError, r"alpha = 0.5 needs soft_targets, got None"),
     "past_weight negative": (
-        {"past_weight": -1.0, "past": PAST},
+        {"past_weight": -1.0, "past": PAST, "past_index": INDEX},
         ValueError,
         r"past_weight must be at least 0, got -1.0",
     ),
-    "past_weight NaN": ({"past_weight": NAN, "past": PAST}, ValueError, r"past_weight must be at least 0, got nan"),
+    "past_weight NaN": (
+        {"past_weight": NAN, "past": PAST, "past_index": INDEX},
+        ValueError,
+        r"past_weight must be at least 0, got nan",
+    ),
     "past_weight 1-d": (
         {"past_weight": torch.ones(2)},
         ValueError,
@@ -292,11 +297,13 @@ def test_the_arguments_that_the_wrong_ones_differ_from_are_right():
 
 def test_a_missing_backend_is_asked_for_by_name_or_replaced(monkeypatch):
     """backend="cpu" says why it is not there and what mends it; "auto" takes the next one."""
+    plan._plans.clear()  # those of the kernels that are there
     monkeypatch.setattr(backends, "_C", None)
     monkeypatch.setattr(backends, "_WHY_NO_CPU_KERNELS", "no compiler was found", raising=False)
     with pytest.raises(RuntimeError, match=r'backend "cpu" is not available: .*no compiler was found.*reinstall'):
         toast_loss(LOGITS, TARGET, backend="cpu")
     torch.testing.assert_close(toast_loss(LOGITS, TARGET), torch.tensor(math.log(C)))
+    plan._plans.clear()
 
 
 def test_the_reference_needs_no_kernel_and_takes_other_devices():

@@ -9,9 +9,8 @@ import torch
 
 from . import __version__, backends
 
-OPS = ("blended_kl", "class_medoids")
 DEVICES = ("cpu", "cuda")
-FLOAT64 = {"blended_kl": "; float64 logits and learned probability targets go to the reference"}
+KINDS = {"cpu": "C++", "triton": "Triton", "cuda": "CUDA"}
 
 
 def environment() -> list[tuple[str, str]]:
@@ -31,20 +30,19 @@ def environment() -> list[tuple[str, str]]:
 def choices() -> list[tuple[str, str, str, str]]:
     """(op, device, the backend of "auto", why) for every op and device."""
     rows = []
-    for op in OPS:
-        for device in DEVICES:
-            backend = backends.choose("auto", torch.device(device))
+    for op, kernels in backends.KERNELS.items():
+        for device in map(torch.device, DEVICES):
+            auto = {dtype: backends.choose(op, "auto", device, dtype) for dtype in backends.FLOATS}
+            backend = auto[torch.float32]
             if backend == "reference":
-                kind = "C++" if device == "cpu" else "Triton"
+                kind = next(KINDS[name] for name, these in kernels.items() if these.device == device.type)
                 why = f"plain PyTorch: the {kind} kernels cannot be used, see above"
-            elif backend == "cpu":
-                why = "C++ kernels"
             else:
-                why = "Triton kernels" + FLOAT64.get(op, "")
-            if op == "blended_kl":
-                long = backends.choose("auto", torch.device(device), backends.LONG_ROW)
-                why += f"; rows of {backends.LONG_ROW} classes or more: {long}" if long != backend else ""
-            rows.append((op, device, backend, why))
+                exceptions = [str(dtype).removeprefix("torch.") for dtype in auto if auto[dtype] == "reference"]
+                exceptions += ["a target that requires grad"] if op == "blended_kl" else []
+                why = f"{KINDS[backend]} kernels"
+                why += f"; the reference for {' and '.join(exceptions)}" if exceptions else ""
+            rows.append((op, device.type, backend, why))
     return rows
 
 

@@ -1,35 +1,167 @@
-"""Checks of toast_loss's arguments: each error names the argument, what was expected and what came."""
+"""toast_loss's arguments: checked, each error naming the argument, what was expected and what came; then a Problem."""
+
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
+from .blended_kl.problem import Problem, Table, loss_dtype
+from .native import rows_of
 from .soft_targets import SoftTargets
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
-def as_rows(x, class_dim):
+class Arguments(NamedTuple):
+    """As the caller gave them."""
+
+    logits: Any
+    target: Any
+    weight: Any
+    soft_targets: Any
+    alpha: Any
+    past: Any
+    past_index: Any
+    past_weight: Any
+    temperature: Any
+    ignore_index: Any
+    label_smoothing: Any
+    reduction: Any
+    return_stats: Any
+    backend: Any
+
+
+def check(given: Arguments) -> None:
+    """Raises for everything that shapes, dtypes, devices and settings tell."""
+    logits, ignore_index = given.logits, given.ignore_index
+    if not isinstance(logits, Tensor) or logits.dtype not in FLOATS:
+        raise TypeError(f"logits must be a float64, float32, bfloat16 or float16 tensor, got {kind_of(logits)}")
+    if logits.dim() == 0 or logits.shape[class_dim(logits)] == 0:
+        raise ValueError(f"logits must have shape [C], [N, C] or [N, C, d1, ...] with C >= 1, got {list(logits.shape)}")
+    num_classes = logits.shape[class_dim(logits)]
+    if not isinstance(ignore_index, int):
+        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    _check_target(given.target, logits, ignore_index)
+    _check_weight(given.weight, logits, num_classes)
+    if not 0 <= given.label_smoothing <= 1:
+        raise ValueError(f"label_smoothing must be in [0, 1], got {given.label_smoothing}")
+    if given.reduction not in ("none", "mean", "sum"):
+        raise ValueError(f'reduction must be "none", "mean" or "sum", got {given.reduction!r}')
+    if not 0 < given.temperature < float("inf"):
+        raise ValueError(f"temperature must be positive and finite, got {given.temperature}")
+    _check_scalar("alpha", given.alpha, logits)
+    _check_scalar("past_weight", given.past_weight, logits)
+    _check_soft_targets(given.soft_targets, given.target, logits, num_classes)
+    _check_past(given.past, given.past_index, logits, given.temperature)
+
+
+def check_values(given: Arguments, alpha, past_weight) -> None:
+    """Raises for what values tell. Those on a GPU are not read: that would wait for it.
+
+    alpha, past_weight: as `number` gives them.
+    """
+    if not isinstance(alpha, Tensor):
+        if not 0 <= alpha <= 1:
+            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        if alpha > 0 and given.soft_targets is None and not isinstance(given.alpha, Tensor):
+            raise ValueError(f"alpha = {alpha} needs soft_targets, got None")
+    if not isinstance(past_weight, Tensor) and not past_weight >= 0:
+        raise ValueError(f"past_weight must be at least 0, got {past_weight}")
+    if isinstance(given.target, (tuple, list)):
+        _check_lam(given.target[2])
+
+
+def class_dim(logits: Tensor) -> int:
+    return min(1, logits.dim() - 1)
+
+
+def label_shape(logits: Tensor) -> torch.Size:
+    """The shape of logits without its classes."""
+    if logits.dim() == 2:
+        return logits.shape[:1]
+    at = class_dim(logits)
+    return logits.shape[:at] + logits.shape[at + 1 :]
+
+
+def to_problem(given: Arguments, alpha, past_weight, need_gradient: bool) -> Problem:
+    """Of checked arguments: rows of classes, int64 labels, operands in the loss's dtype; copied only if need be."""
+    logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
+    dtype, rows = loss_dtype(logits.dtype), rows_of(_as_rows(logits))
+    y_b = lam = past_index = None
+    if isinstance(target, Tensor):
+        target = _labels(target) if not target.is_floating_point() else rows_of(_as_rows(target))
+    else:
+        y_a, y_b, lam = target
+        target, y_b = _labels(y_a), _labels(y_b)
+        if isinstance(lam, Tensor):
+            lam = lam.detach().to(logits.device).expand(label_shape(logits)).reshape(-1)
+            lam = _operand(lam, dtype)
+        else:
+            lam = rows.new_full(target.shape, lam, dtype=dtype)
+    temperature = float(given.temperature)
+    if past is not None:
+        if isinstance(past, Tensor):
+            past = SoftTargets.view_logits(_as_rows(past.detach()), temperature)
+        past_index = given.past_index
+        past_index = torch.arange(len(rows), device=rows.device) if past_index is None else _labels(past_index)
+    return Problem(
+        rows, target, y_b, lam,
+        None if given.weight is None else _operand(given.weight.detach(), dtype),
+        None if soft is None else _table(soft.table, soft.table.temperature, dtype), None if soft is None else alpha,
+        None if past is None else _table(past.table, temperature, dtype), past_index,
+        None if past is None else past_weight,
+        None, temperature, given.ignore_index, float(given.label_smoothing), given.reduction,
+        need_gradient, bool(given.return_stats),
+    )  # fmt: skip
+
+
+def _as_rows(x: Tensor) -> Tensor:
     """[C] -> [1, C]; [N, C, d1, ...] -> [N * d1 * ..., C], a copy unless the classes lie together."""
     if x.dim() == 2:
         return x
-    return x.unsqueeze(0) if x.dim() == 1 else x.movedim(class_dim, -1).flatten(0, -2)
+    return x.unsqueeze(0) if x.dim() == 1 else x.movedim(1, -1).flatten(0, -2)
 
 
-def flatten_target(target, class_dim):
-    if isinstance(target, tuple):
-        return tuple(x.reshape(-1) for x in target)
-    return as_rows(target, class_dim) if target.is_floating_point() else target.reshape(-1)
+def _labels(labels: Tensor) -> Tensor:
+    """[N] int64, contiguous."""
+    if labels.dim() != 1:
+        labels = labels.reshape(-1)
+    return _operand(labels, torch.int64)
 
 
-def check_target(target, logits, label_shape, ignore_index):
+def _operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if tensor.dtype != dtype:
+        tensor = tensor.to(dtype)
+    return tensor if tensor.is_contiguous() else tensor.contiguous()
+
+
+def _table(table: Table, temperature: float, dtype: torch.dtype) -> Table:
+    values, indices, logsumexp, entropy, filled, _ = table
+    return Table(
+        rows_of(values),
+        None if indices is None else _operand(indices, torch.int32),
+        None if logsumexp is None else _operand(logsumexp, torch.float64),
+        _operand(entropy, dtype),
+        _operand(filled, torch.bool),
+        temperature,
+    )
+
+
+def _check_target(target, logits, ignore_index):
     if isinstance(target, (tuple, list)):
         if len(target) != 3:
             raise ValueError(f"target as a tuple must be (y_a, y_b, lam), got {len(target)} items")
-        y_a, y_b = (_check_labels(f"target[{i}]", y, logits, label_shape) for i, y in enumerate(target[:2]))
-        return y_a, y_b, _check_lam(target[2], logits, label_shape)
-    if not isinstance(target, torch.Tensor):
-        raise TypeError(f"target must be a tensor or a triple (y_a, y_b, lam), got {describe(target)}")
+        for i, y in enumerate(target[:2]):
+            _check_labels(f"target[{i}]", y, logits)
+        lam = target[2]
+        if isinstance(lam, Tensor) and lam.dim() and lam.shape != label_shape(logits):
+            expected = f"a number or have shape {list(label_shape(logits))}"
+            raise ValueError(f"target[2] (lam) must be {expected}, got {list(lam.shape)}")
+        return
+    if not isinstance(target, Tensor):
+        raise TypeError(f"target must be a tensor or a triple (y_a, y_b, lam), got {kind_of(target)}")
     if not target.is_floating_point():
-        return _check_labels("target", target, logits, label_shape)
+        return _check_labels("target", target, logits)
     _check_device("target", target, logits)
     if target.shape != logits.shape:
         raise ValueError(
@@ -37,109 +169,93 @@ def check_target(target, logits, label_shape, ignore_index):
         )
     if ignore_index >= 0:
         raise ValueError(f"ignore_index must be negative with class probabilities as target, got {ignore_index}")
-    return target
 
 
-def _check_labels(name, labels, logits, label_shape):
-    if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must hold int64 or int32 labels, got {describe(labels)}")
+def _check_labels(name, labels, logits):
+    if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"{name} must hold int64 or int32 labels, got {kind_of(labels)}")
     _check_device(name, labels, logits)
-    if labels.shape != label_shape:
+    if labels.shape != label_shape(logits):
         raise ValueError(
-            f"{name} must have shape {list(label_shape)} (logits {list(logits.shape)} without the class dimension), "
-            f"got {list(labels.shape)}"
+            f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the class "
+            f"dimension), got {list(labels.shape)}"
         )
-    return labels.long()
 
 
-def _check_lam(lam, logits, label_shape):
-    if isinstance(lam, torch.Tensor) and lam.dim() and lam.shape != label_shape:
-        raise ValueError(f"target[2] (lam) must be a number or have shape {list(label_shape)}, got {list(lam.shape)}")
-    if not isinstance(lam, torch.Tensor):
+def _check_lam(lam):
+    if not isinstance(lam, Tensor):
         if not 0 <= lam <= 1:
             raise ValueError(f"target[2] (lam) must be in [0, 1], got {lam}")
-        return logits.new_full(label_shape, lam, dtype=torch.promote_types(logits.dtype, torch.float32))
-    lam = lam.detach().to(logits.device).expand(label_shape)
-    if lam.device.type == "cpu" and not torch.compiler.is_compiling() and not ((lam >= 0) & (lam <= 1)).all():
+    elif lam.device.type == "cpu" and not torch.compiler.is_compiling() and not ((lam >= 0) & (lam <= 1)).all():
         raise ValueError(f"target[2] (lam) must be in [0, 1], got values from {lam.min()} to {lam.max()}")
-    return lam
 
 
-def check_weight(weight, logits, num_classes):
+def _check_weight(weight, logits, num_classes):
     if weight is None:
-        return None
-    if not isinstance(weight, torch.Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight must be a floating-point tensor, got {describe(weight)}")
+        return
+    if not isinstance(weight, Tensor) or not weight.is_floating_point():
+        raise TypeError(f"weight must be a floating-point tensor, got {kind_of(weight)}")
     _check_device("weight", weight, logits)
     if weight.shape != (num_classes,):
         raise ValueError(f"weight must have shape [C] with C = {num_classes} (from logits), got {list(weight.shape)}")
-    return weight.detach()
 
 
-def check_scalar(name, value, largest, logits):
-    if isinstance(value, torch.Tensor):
+def _check_scalar(name, value, logits):
+    if isinstance(value, Tensor):
         if value.dim():
             raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {list(value.shape)}")
         if value.device.type != "cpu":
             _check_device(name, value, logits)
-        if value.device.type != "cpu" or torch.compiler.is_compiling():
-            return  # its value is not read here: that would wait for the device
-        value = value.item()
-    if not 0 <= value <= largest:
-        allowed = f"in [0, {largest}]" if largest == 1 else "at least 0"
-        raise ValueError(f"{name} must be {allowed}, got {value}")
 
 
-def check_soft_targets(soft_targets, alpha, target, logits, num_classes):
+def _check_soft_targets(soft_targets, target, logits, num_classes):
     if soft_targets is None:
-        if not isinstance(alpha, torch.Tensor) and alpha > 0:
-            raise ValueError(f"alpha = {alpha} needs soft_targets, got None")
-        return None
+        return
     if not isinstance(soft_targets, SoftTargets):
-        raise TypeError(f"soft_targets must be SoftTargets, got {describe(soft_targets)}")
+        raise TypeError(f"soft_targets must be SoftTargets, got {kind_of(soft_targets)}")
     _check_device("soft_targets", soft_targets.values, logits)
     if len(soft_targets) != num_classes or soft_targets.num_classes != num_classes:
         raise ValueError(
             f"soft_targets must have one row of C probabilities per class with C = {num_classes} (from logits), "
             f"got {len(soft_targets)} rows of {soft_targets.num_classes}"
         )
-    if isinstance(target, torch.Tensor) and target.is_floating_point():
+    if isinstance(target, Tensor) and target.is_floating_point():
         raise ValueError(
             "soft_targets are looked up by label, but target holds class probabilities: pass labels, or the "
             "(y_a, y_b, lam) triple, which mixup_triple recovers from mixed one-hot targets"
         )
-    return soft_targets
 
 
-def check_past(past, past_index, logits, label_shape, class_dim, temperature):
+def _check_past(past, past_index, logits, temperature):
     if past is None:
         if past_index is not None:
             raise ValueError("past_index needs past, got None")
-        return None, None
-    if isinstance(past, torch.Tensor):
-        if not past.is_floating_point() or past.dim() == 0:
-            raise TypeError(f"past must be SoftTargets or a tensor of logits, got {describe(past)}")
-        past = SoftTargets.view_logits(as_rows(past.detach(), class_dim), temperature)
-    if not isinstance(past, SoftTargets):
-        raise TypeError(f"past must be SoftTargets or a tensor of logits, got {describe(past)}")
-    _check_device("past", past.values, logits)
-    num_classes = logits.shape[class_dim]
-    if past.num_classes != num_classes:
-        raise ValueError(f"past must have C = {num_classes} classes (from logits), got {past.num_classes}")
-    if past.temperature is not None and past.temperature != temperature:
-        raise ValueError(f"past was softened at temperature {past.temperature}, but temperature is {temperature}")
-    num_rows = label_shape.numel()
+        return
+    if isinstance(past, Tensor) and past.is_floating_point() and past.dim():
+        values, (num_past, past_classes), past_temperature = past, _as_rows(past).shape, temperature
+    elif isinstance(past, SoftTargets):
+        values, num_past, past_classes, past_temperature = past.values, len(past), past.num_classes, past.temperature
+    else:
+        raise TypeError(f"past must be SoftTargets or a tensor of logits, got {kind_of(past)}")
+    _check_device("past", values, logits)
+    num_classes = logits.shape[class_dim(logits)]
+    if past_classes != num_classes:
+        raise ValueError(f"past must have C = {num_classes} classes (from logits), got {past_classes}")
+    if past_temperature is not None and past_temperature != temperature:
+        raise ValueError(f"past was softened at temperature {past_temperature}, but temperature is {temperature}")
+    shape = label_shape(logits)
     if past_index is None:
-        if len(past) != num_rows:
-            raise ValueError(f"past_index may be left out only if past has a row for each of the {num_rows} rows of "
-                             f"logits, got {len(past)} rows")  # fmt: skip
-        return past, torch.arange(num_rows, device=logits.device)
-    if not isinstance(past_index, torch.Tensor) or past_index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"past_index must be an int64 tensor, got {describe(past_index)}")
+        if num_past != shape.numel():
+            raise ValueError(
+                f"past_index may be left out only if past has a row for each of the {shape.numel()} rows of logits, "
+                f"got {num_past} rows"
+            )
+        return
+    if not isinstance(past_index, Tensor) or past_index.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"past_index must be an int64 tensor, got {kind_of(past_index)}")
     _check_device("past_index", past_index, logits)
-    if past_index.shape != label_shape:
-        raise ValueError(f"past_index must have the labels' shape {list(label_shape)}, got {list(past_index.shape)}")
-    return past, past_index.reshape(-1).long()
+    if past_index.shape != shape:
+        raise ValueError(f"past_index must have the labels' shape {list(shape)}, got {list(past_index.shape)}")
 
 
 def _check_device(name, tensor, logits):
@@ -147,5 +263,5 @@ def _check_device(name, tensor, logits):
         raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {tensor.device}")
 
 
-def describe(value):
-    return f"a {value.dtype} tensor" if isinstance(value, torch.Tensor) else type(value).__name__
+def kind_of(value) -> str:
+    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

@@ -1,8 +1,9 @@
-"""Which backends this installation has, which one "auto" picks, and what to say when one is missing."""
+"""Which kernels each op has, which are installed here, which one "auto" picks, and what to say when one cannot."""
 
 import functools
 import importlib
 from pathlib import Path
+from typing import NamedTuple
 
 import torch  # before _C: torch loads its OpenMP runtime globally, and the kernels share its thread pool
 
@@ -17,14 +18,107 @@ except ImportError as error:
     _cuda = None
     _WHY_NO_CUDA_KERNELS = str(error)
 
+FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+
+class Kernels(NamedTuple):
+    """What a backend can do for an op."""
+
+    device: str | None  # type of the tensors' device ("cuda" is ROCm's too); None: any
+    dtypes: tuple[torch.dtype, ...] = FLOATS
+    widest: int | None = None  # row: classes, or columns of class_medoids' x; None: any
+    auto: bool = True  # whether "auto" takes it where it can run
+    learns_target: bool = False  # whether a target that requires grad gets a gradient
+
+
+REFERENCE = Kernels(None, learns_target=True)
+
+# op -> backend -> its kernels, in the order in which "auto" tries them. README.md has this as a table.
+# Measured on a CPU: "cpu" against the reference and torch's own, in README.md and bench/README.md.
+# Measured on one H200 (torch 2.11, Triton 3.6, caches flushed, forward + backward, bfloat16): us of "triton" and "cuda"
+#   plain 4096 x 16384     97-103, 122      plain 2048 x 128256   447-454, 457      top-k 8192 x 4096     118-122, 250
+#   plain 4096 x 32768    228-234, 229      plain 1024 x 262144       475, 501      top-k 1024 x 128256   359-371, 660
+#   dense 4096 x 16384    253-261, 403      dense 2048 x 32768    388-405, 428
+# so that "cuda" runs by name only. There class_medoids on "triton" took 35.7 ms for 1.3M x 1000, a torch.cdist loop
+# 257 to 352. Not measured: kept_rows and softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
+KERNELS = {
+    "blended_kl": {
+        "cpu": Kernels("cpu"),
+        "triton": Kernels("cuda", FLOATS[1:], widest=2**31 - 2**16),  # argmax counts in int32, a block beyond the end
+        "cuda": Kernels("cuda", FLOATS[1:], auto=False),
+        "reference": REFERENCE,
+    },
+    "class_medoids": {
+        "cpu": Kernels("cpu"),
+        "triton": Kernels("cuda"),
+        "reference": REFERENCE,
+    },
+    "kept_rows": {
+        "cpu": Kernels("cpu"),
+        "triton": Kernels("cuda", FLOATS[1:]),
+        "reference": REFERENCE,
+    },
+    "softmax_statistics": {
+        "cpu": Kernels("cpu"),
+        "triton": Kernels("cuda", FLOATS[1:]),
+        "reference": REFERENCE,
+    },
+}
+
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
-# What "auto" tries in this order, by device; ROCm's devices are called cuda too.
-FASTEST = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
-# Where "cuda" is predicted to be faster than Triton: for rows that Triton reads twice, on GPUs with block clusters.
-LONG_ROW = 16385
-CLUSTERS_FROM = (9, 0)
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)  # what the kernels are compiled for and checked in the tests
+
+
+def choose(
+    op: str,
+    requested: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    width: int | None = None,
+    *,
+    learns_target: bool = False,
+) -> str:
+    """The backend that runs `op` on tensors of this device and dtype, whose rows hold `width` numbers (None: few).
+
+    "auto" takes the first of KERNELS[op] that can, and at last the reference; a name is taken at its word.
+    learns_target: the target requires grad.
+
+    Raises ValueError for an unknown name or one that cannot take these tensors, RuntimeError for one that is not
+    installed; both say what would do.
+    """
+    if requested not in BACKENDS:
+        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {requested!r}")
+    if requested == "auto":
+        for name, kernels in KERNELS[op].items():
+            here = kernels.auto and kernels.device in (None, device.type) and not missing(name, device)
+            if here and not _refusal(kernels, dtype, width, learns_target):
+                return name
+    if requested not in KERNELS[op]:
+        others = " or ".join(f'"{name}"' for name in ("auto", *KERNELS[op]))
+        raise ValueError(f'backend "{requested}" has no kernel for {op}; use {others}')
+    if why := missing(requested, device):
+        raise RuntimeError(f'backend "{requested}" is not available: {why}')
+    kernels = KERNELS[op][requested]
+    if kernels.device not in (None, device.type) and not (device.type == "cpu" and on_cpu(requested)):
+        where = "the CPU" if kernels.device == "cpu" else "a GPU"
+        hint = " (TRITON_INTERPRET=1, set before Python starts, runs it on the CPU, very slowly)"
+        hint = hint if requested == "triton" and device.type == "cpu" else ""
+        raise ValueError(f'backend "{requested}" needs tensors on {where}, got tensors on {device}{hint}')
+    if why := _refusal(kernels, dtype, width, learns_target):
+        raise ValueError(f'backend "{requested}" {why}; use "auto" or "reference"')
+    return requested
+
+
+def _refusal(kernels: Kernels, dtype: torch.dtype, width: int | None, learns_target: bool) -> str | None:
+    """Why these kernels cannot take such tensors, wherever they are; None if they can."""
+    if dtype not in kernels.dtypes:
+        return f"computes in float32, and the logits are {str(dtype).removeprefix('torch.')}"
+    if width is not None and kernels.widest is not None and width > kernels.widest:
+        return f"takes rows of at most {kernels.widest} numbers, and these have {width}"
+    if learns_target and not kernels.learns_target:
+        return "gives no gradient to the target, and this one requires grad"
+    return None
 
 
 def missing(backend: str, device: torch.device) -> str | None:
@@ -47,42 +141,9 @@ def missing(backend: str, device: torch.device) -> str | None:
     return None
 
 
-def choose(requested: str, device: torch.device, row: int | None = None) -> str:
-    """The backend that runs on tensors of `device`: "auto" takes the fastest there is, a name is taken at its word.
-
-    row: the number of classes in a row, or None for an op that has no CUDA kernel.
-
-    Raises ValueError for an unknown name or one that cannot take tensors of this device, RuntimeError for one
-    that is not installed.
-    """
-    if requested not in BACKENDS:
-        raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {requested!r}")
-    if requested == "auto":
-        for name in FASTEST.get(device.type, ()):
-            pays = name != "cuda" or (row is not None and row >= LONG_ROW and has_clusters(device))
-            if pays and not missing(name, device):
-                return name
-        return "reference"
-    if requested == "cuda" and row is None:
-        raise ValueError('backend "cuda" has no kernel for this op; use "auto" or "triton"')
-    if requested == "cpu" and device.type != "cpu":
-        raise ValueError(f'backend "cpu" needs tensors on the CPU, got tensors on {device}')
-    if why := missing(requested, device):
-        raise RuntimeError(f'backend "{requested}" is not available: {why}')
-    if requested in ("triton", "cuda") and device.type != "cuda" and not (device.type == "cpu" and on_cpu(requested)):
-        hint = " (TRITON_INTERPRET=1, set before Python starts, runs it on the CPU, very slowly)"
-        hint = hint if requested == "triton" and device.type == "cpu" else ""
-        raise ValueError(f'backend "{requested}" needs tensors on a GPU, got tensors on {device}{hint}')
-    return requested
-
-
 def on_cpu(backend: str) -> bool:
     """Whether a GPU's kernels run on tensors on the CPU here, as in tests."""
     return interpreted() if backend == "triton" else _cuda is not None and _cuda.on_cpu
-
-
-def has_clusters(device: torch.device) -> bool:
-    return torch.cuda.is_available() and torch.cuda.get_device_capability(device) >= CLUSTERS_FROM
 
 
 def interpreted() -> bool:
@@ -92,7 +153,7 @@ def interpreted() -> bool:
 
 # torch.compile is to take the answers and not to look at how they are found. What torch.compiler.assume_constant_result
 # sets, which would import all of torch._dynamo to do so.
-for answer in (missing, has_clusters, interpreted, on_cpu):
+for answer in (missing, interpreted, on_cpu):
     answer._dynamo_marked_constant = True
 
 
@@ -105,7 +166,7 @@ def _in_sources() -> str:
 def _why_no_triton() -> str | None:
     try:
         triton = importlib.import_module("triton")
-        version = tuple(int(part) for part in triton.__version__.split(".")[:2])
+        version = tuple(int(number) for number in triton.__version__.split(".")[:2])
     except Exception as error:  # whatever a broken installation raises
         return f"Triton cannot be imported ({error}); pip install {getattr(error, 'name', None) or 'triton'}"
     if version < OLDEST_TRITON:

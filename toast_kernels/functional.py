@@ -4,19 +4,10 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import (
-    FLOATS,
-    as_rows,
-    check_past,
-    check_scalar,
-    check_soft_targets,
-    check_target,
-    check_weight,
-    describe,
-    flatten_target,
-)
-from .blended_kl.op import blended_kl
+from .arguments import FLOATS, Arguments, kind_of, label_shape
+from .blended_kl.plan import blended_kl
 from .medoids import op as medoids
+from .medoids.reference import METRICS
 from .soft_targets import SoftTargets
 
 
@@ -95,40 +86,18 @@ def toast_loss(
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The
     convex blend is PS-KD's (ICCV 2021), T^2 KL with T = 3 and lambda = 1 is DLB's (CVPR 2022).
     """
-    if not isinstance(logits, torch.Tensor) or logits.dtype not in FLOATS:
-        raise TypeError(f"logits must be a float64, float32, bfloat16 or float16 tensor, got {describe(logits)}")
-    if logits.dim() == 0 or logits.shape[min(1, logits.dim() - 1)] == 0:
-        raise ValueError(f"logits must have shape [C], [N, C] or [N, C, d1, ...] with C >= 1, got {list(logits.shape)}")
-    class_dim = min(1, logits.dim() - 1)
-    num_classes = logits.shape[class_dim]
-    label_shape = logits.shape[:class_dim] + logits.shape[class_dim + 1 :]
-
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
-    target = check_target(target, logits, label_shape, ignore_index)
-    weight = check_weight(weight, logits, num_classes)
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {label_smoothing}")
-    if reduction not in ("none", "mean", "sum"):
-        raise ValueError(f'reduction must be "none", "mean" or "sum", got {reduction!r}')
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, got {temperature}")
-    check_scalar("alpha", alpha, 1, logits)
-    check_scalar("past_weight", past_weight, float("inf"), logits)
-    soft_targets = check_soft_targets(soft_targets, alpha, target, logits, num_classes)
-    past, past_index = check_past(past, past_index, logits, label_shape, class_dim, temperature)
-
-    loss, stats, argmax = blended_kl(
-        as_rows(logits, class_dim), flatten_target(target, class_dim), weight,
-        soft_targets=soft_targets, alpha=alpha, past=past, past_index=past_index, past_weight=past_weight,
-        temperature=float(temperature), ignore_index=ignore_index, label_smoothing=float(label_smoothing),
-        reduction=reduction, need_stats=return_stats, backend=backend,
+    outputs = blended_kl(
+        Arguments(
+            logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
+            label_smoothing, reduction, return_stats, backend,
+        )
     )  # fmt: skip
-    if reduction == "none" and logits.dim() != 2:
-        loss = loss.reshape(label_shape)
-    if not return_stats:
+    loss, _, stats, argmax = outputs
+    if not return_stats and (reduction != "none" or logits.dim() == 2):
         return loss
-    return loss, ToastStats(*(x.reshape(label_shape) for x in (stats[0], stats[1], argmax)))
+    shape = label_shape(logits)
+    loss = loss.reshape(shape) if reduction == "none" else loss
+    return (loss, ToastStats(*(x.reshape(shape) for x in (stats[0], stats[1], argmax)))) if return_stats else loss
 
 
 def class_medoids(
@@ -171,13 +140,13 @@ def class_medoids(
     no metric: the default and the others are this library's choice.
     """
     if not isinstance(x, torch.Tensor) or x.dtype not in FLOATS:
-        raise TypeError(f"x must be a float64, float32, bfloat16 or float16 tensor, got {describe(x)}")
+        raise TypeError(f"x must be a float64, float32, bfloat16 or float16 tensor, got {kind_of(x)}")
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
     if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be an int64 or int32 tensor, got {describe(labels)}")
+        raise TypeError(f"labels must be an int64 or int32 tensor, got {kind_of(labels)}")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool):
-        raise TypeError(f"mask must be a bool tensor or None, got {describe(mask)}")
+        raise TypeError(f"mask must be a bool tensor or None, got {kind_of(mask)}")
     for name, rows in (("labels", labels), ("mask", mask)):
         if rows is not None and rows.shape != x.shape[:1]:
             raise ValueError(f"{name} must have shape [N] with N = {x.shape[0]} (from x), got {list(rows.shape)}")
@@ -188,6 +157,6 @@ def class_medoids(
             raise TypeError(f"{name} must be an int, got {number!r}")
     if num_classes < 1:
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
-    if metric not in medoids.METRICS:
-        raise ValueError(f"metric must be one of {', '.join(map(repr, medoids.METRICS))}, got {metric!r}")
+    if metric not in METRICS:
+        raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     return medoids.class_medoids(x, labels, num_classes, metric, mask, ignore_index, backend)

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
+from .blended_kl.problem import Table, tail
 from .softmax_statistics.op import softmax_statistics
 
 _PROBABILITY_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
 _CHUNK = 1 << 22  # elements worked on at once: temporaries stay below about 100 MB whatever the size of the table
 
 
-@dataclass(eq=False)
+@dataclass(frozen=True, eq=False)
 class SoftTargets:
     """Rows s_1 ... s_R of probabilities over C classes, with each row's entropy kept beside it.
 
@@ -25,8 +26,8 @@ class SoftTargets:
     encoding  values                                row r stands for
     ========  ====================================  =================================================
     dense     [R, C] probabilities                  s_r = values[r]
-    top-k     [R, k] probabilities, indices [R, k]  values[r] at indices[r]; what is left of 1, spread
-                                                    evenly over the other C - k classes
+    top-k     [R, k] probabilities, indices [R, k]  values[r] at indices[r]; what is left of 1, the tail,
+                                                    spread uniformly over the other C - k classes
     logits    [R, C] logits                         s_r = softmax(values[r] / temperature)
     ========  ====================================  =================================================
 
@@ -41,7 +42,8 @@ class SoftTargets:
             of logits far from 0. Logits only.
         temperature: what the logits were divided by; None when unknown (from_probs).
 
-    Everything is detached: soft targets are constants of the loss. The format is a choice of this library, not the
+    Everything is detached: soft targets are constants of the loss. The tensors may be written in place; the fields are
+    not to be exchanged (dataclasses.replace makes another table). The format is a choice of this library, not the
     paper's. [choice]
     """
 
@@ -60,6 +62,15 @@ class SoftTargets:
             tensor = getattr(self, name)
             if tensor is not None and tensor.shape != shape:
                 raise ValueError(f"{name} must have shape {list(shape)} (from values), got {list(tensor.shape)}")
+
+    @property
+    def kind(self) -> tuple:
+        """What a kernel's launch depends on: all that writing in place does not change."""
+        kind = self.__dict__.get("_kind")
+        if kind is None:
+            tensors = tuple((x.shape, x.stride(), x.dtype, x.device) for _, x in self._tensors())
+            kind = self.__dict__["_kind"] = (self.encoding, self.num_classes, self.temperature, *tensors)
+        return kind
 
     @classmethod
     @torch.no_grad()
@@ -92,9 +103,7 @@ class SoftTargets:
             return torch.softmax(_at_least_float32(rows) / temperature, dim=1)
 
         expected = "logits must have no NaN, no +inf, and no row of -inf only"
-        table = cls._encode(logits, soften, expected, top_k, dtype, filled)
-        table.temperature = temperature
-        return table
+        return replace(cls._encode(logits, soften, expected, top_k, dtype, filled), temperature=temperature)
 
     @classmethod
     @torch.no_grad()
@@ -173,15 +182,13 @@ class SoftTargets:
 
     def dense(self) -> Tensor:
         """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled."""
-        values = _at_least_float32(self.values)
-        if self.encoding == "logits":
-            probs = torch.softmax(values / self.temperature, dim=1)
-        elif self.encoding == "top-k":
-            probs = _rest(values, self.num_classes)[:, None].repeat(1, self.num_classes)
-            probs.scatter_(1, self.indices.long(), values)
-        else:
-            probs = values
-        return torch.where(self.filled[:, None], probs, 0)
+        return self.table.dense(self.num_classes)
+
+    @property
+    def table(self) -> Table:
+        """As kernels take it."""
+        temperature = 1.0 if self.temperature is None else self.temperature
+        return Table(self.values, self.indices, self.logsumexp, self.entropy, self.filled, temperature)
 
     def to(self, device: torch.device | str) -> SoftTargets:
         """The same rows on another device; self when they are there already."""
@@ -258,8 +265,8 @@ class SoftTargets:
         top_k = self.values.shape[1]
         chosen = _largest(probs, top_k)
         stored = _at_least_float32(probs.gather(1, chosen).to(self.values.dtype))
-        rest = _rest(stored, self.num_classes)
-        entropy = _entropy(stored) + (self.num_classes - top_k) * torch.special.entr(rest)
+        uniform = tail(stored, self.num_classes)
+        entropy = _entropy(stored) + (self.num_classes - top_k) * torch.special.entr(uniform)
         self.indices[rows] = chosen.int()
         self.values[rows] = stored
         self.entropy[rows] = torch.where(self.filled[rows], entropy, 0)
@@ -298,11 +305,6 @@ def _chunks(num_rows: int, num_classes: int) -> Iterator[slice]:
 
 def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(dim=1)
-
-
-def _rest(values: Tensor, num_classes: int) -> Tensor:
-    """[R] probability of each class that top-k rows do not list; 0 where rounding leaves a sum above 1."""
-    return (1 - values.sum(dim=1)).clamp(min=0) / max(num_classes - values.shape[1], 1)
 
 
 def _largest(probs: Tensor, k: int) -> Tensor:

@@ -7,7 +7,7 @@
 namespace toast {
 namespace TOAST_ISA {
 
-// A thread's scratch, and what it found: shares are added to every row's cost; `bound` is common to all rows and holds
+// A thread's scratch, and what it found: a column is added to every row's cost; `bound` is common to all rows and holds
 // what buckets leave open; `spread` is the sum of distances from the columns' middles, which rounding errors are
 // relative to.
 class Columns {
@@ -80,7 +80,8 @@ class Columns {
       total += sums.offset;
       fullest = std::max(fullest, sums.slope);
     }
-    // A row's share is a line in its value: slope = count below - count above, offset = sum above - sum below.
+    // What a column adds to a row's cost is a line in its value: slope = count below - count above, offset = sum above
+    // - sum below.
     Line before{};
     for (Line& line : lines_) {
       const Line here = line;

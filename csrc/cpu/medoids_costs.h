@@ -11,6 +11,8 @@ namespace TOAST_ISA {
 // Relative rounding error of adding up n distances over width columns, generously.
 inline double rounding(int64_t n, int64_t width) { return 2.0 * (n + width + 32) * DBL_EPSILON; }
 
+#pragma GCC diagnostic error "-Wswitch"  // a metric without its case would have no costs
+
 // Calls f with a std::integral_constant of the metric, so that the inner loops are compiled for one each.
 template <class F>
 void with_metric(Metric metric, F&& f) {
@@ -28,12 +30,18 @@ void with_metric(Metric metric, F&& f) {
   }
 }
 
+// Adds the terms of the distance at features k to k + 7. Beyond the width both rows hold zeros.
 template <Metric metric>
-[[gnu::always_inline]] inline Lanes term(const double* a, const double* b, int64_t k, int64_t w) {
+[[gnu::always_inline]] inline void add_terms(Lanes& sum, const double* a, const double* b, int64_t k, int64_t w) {
   const Lanes difference = load(a + k) - load(b + k);
-  if constexpr (metric == Metric::cityblock) return absolute(difference);
-  if constexpr (metric == Metric::jeffreys) return difference * (load(a + w + k) - load(b + w + k));
-  return difference * difference;
+  if constexpr (metric == Metric::cityblock) {
+    sum += absolute(difference);
+  } else if constexpr (metric == Metric::jeffreys) {
+    sum += difference * (load(a + w + k) - load(b + w + k));
+  } else {
+    static_assert(metric == Metric::euclidean || metric == Metric::sqeuclidean || metric == Metric::cosine);
+    sum += difference * difference;
+  }
 }
 
 template <Metric metric>
@@ -52,10 +60,10 @@ void distances(const double* a, const double* b, int64_t stride, int64_t count, 
     const double *b0 = b + i * stride, *b1 = b0 + stride, *b2 = b1 + stride, *b3 = b2 + stride;
     Lanes s0{}, s1{}, s2{}, s3{};
     for (int64_t k = 0; k < w; k += 8) {
-      s0 += term<metric>(a, b0, k, w);
-      s1 += term<metric>(a, b1, k, w);
-      s2 += term<metric>(a, b2, k, w);
-      s3 += term<metric>(a, b3, k, w);
+      add_terms<metric>(s0, a, b0, k, w);
+      add_terms<metric>(s1, a, b1, k, w);
+      add_terms<metric>(s2, a, b2, k, w);
+      add_terms<metric>(s3, a, b3, k, w);
     }
     out[i] = finish<metric>(s0, a, b0, w);
     out[i + 1] = finish<metric>(s1, a, b1, w);
@@ -64,7 +72,7 @@ void distances(const double* a, const double* b, int64_t stride, int64_t count, 
   }
   for (; i < count; ++i) {
     Lanes sum{};
-    for (int64_t k = 0; k < w; k += 8) sum += term<metric>(a, b + i * stride, k, w);
+    for (int64_t k = 0; k < w; k += 8) add_terms<metric>(sum, a, b + i * stride, k, w);
     out[i] = finish<metric>(sum, a, b + i * stride, w);
   }
 }
@@ -85,10 +93,10 @@ inline int64_t first_at_most(const double* cost, int64_t n, double limit) {
 inline void exact_costs(const ClassRows& c, Metric metric, const int64_t* positions, int64_t count, double* cost,
                         int threads) {
   const int64_t w = padded(c.x.width), stride = feature_width(metric, c.x.width);
-  const int64_t parts = std::min<int64_t>(threads, count);
-#pragma omp parallel for num_threads(parts) schedule(static) if (parts > 1)
-  for (int64_t part = 0; part < parts; ++part) {
-    const int64_t begin = count * part / parts, m = count * (part + 1) / parts - begin;
+  const int64_t groups = std::min<int64_t>(threads, count);
+#pragma omp parallel for num_threads(groups) schedule(static) if (groups > 1)
+  for (int64_t group = 0; group < groups; ++group) {
+    const int64_t begin = count * group / groups, m = count * (group + 1) / groups - begin;
     std::vector<double> mine(m * stride), row(stride), d(m);
     for (int64_t i = 0; i < m; ++i) load_features(c.x, metric, c.rows[positions[begin + i]], mine.data() + i * stride);
     std::fill(cost + begin, cost + begin + m, 0.0);

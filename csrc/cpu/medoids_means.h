@@ -12,7 +12,7 @@ namespace TOAST_ISA {
 // number of threads.
 inline int64_t run_count(int64_t n) { return std::max<int64_t>(1, std::min<int64_t>(16, n / 64)); }
 
-// mean [feature_width] of the features; a zero row (cosine) takes no part. Returns how many rows do.
+// mean [feature_width] of the features; a zero row (cosine) does not count. Returns how many rows do.
 inline int64_t mean_features(const ClassRows& c, Metric metric, double* mean, int threads) {
   const int64_t stride = feature_width(metric, c.x.width), runs = run_count(c.n);
   std::vector<double> sums(runs * stride);

@@ -44,11 +44,11 @@ void load_elements(const T* in, int64_t stride, int64_t n, double* out) {
   if (stride != 1) {
     for (int64_t k = 0; k < n; ++k) out[k] = widen(in[k * stride]);
   } else if constexpr (sizeof(T) == 2) {
-    float part[256];
+    float chunk[256];
     for (int64_t k = 0; k < n; k += 256) {
       const int64_t count = std::min<int64_t>(256, n - k);
-      widen(in + k, count, part);
-      for (int64_t i = 0; i < count; ++i) out[k + i] = part[i];
+      widen(in + k, count, chunk);
+      for (int64_t i = 0; i < count; ++i) out[k + i] = chunk[i];
     }
   } else {
     widen(in, n, out);

@@ -10,8 +10,9 @@ namespace {
 
 cudaStream_t stream_at(std::uintptr_t stream) { return toast::pointer<CUstream_st>(stream); }
 
-void blended_kl(const py::tuple& described, std::uintptr_t workspace, std::uintptr_t stream) {
-  const toast::BlendedKL p = toast::blended_kl_problem(described);
+void blended_kl(const toast::BlendedKL& layout, const py::tuple& addresses, std::uintptr_t workspace,
+                std::uintptr_t stream) {
+  const toast::BlendedKL p = toast::blended_kl_problem(layout, addresses);
   py::gil_scoped_release release;
   toast::blended_kl_cuda(p, toast::pointer<double>(workspace), stream_at(stream));
 }
@@ -52,6 +53,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of toast_kernels";
   m.def("workspace_size", &toast::workspace_size);
   m.def("plan", &plan);
+  toast::define_blended_kl_layout(m);
   m.def("blended_kl", &blended_kl);
   m.def("scale", &scale);
 }

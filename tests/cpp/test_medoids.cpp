@@ -11,7 +11,7 @@ constexpr Metric kMetrics[] = {Metric::euclidean, Metric::sqeuclidean, Metric::c
 toast::MedoidKernels kernels;
 unsigned problems = 0;
 
-std::string describe(DType dtype, Metric metric, int64_t rows, int64_t width) {
+std::string case_name(DType dtype, Metric metric, int64_t rows, int64_t width) {
   return "problem " + std::to_string(problems) + ": dtype " + std::to_string(int(dtype)) + ", metric " +
          std::to_string(int(metric)) + ", " + std::to_string(rows) + " x " + std::to_string(width);
 }
@@ -19,8 +19,8 @@ std::string describe(DType dtype, Metric metric, int64_t rows, int64_t width) {
 // Labels as the kernels take them, and the rows of each class.
 struct Pool {
   toast::Labels labels;
-  Guarded<int64_t> wide;
-  Guarded<std::int32_t> narrow;
+  Guarded<int64_t> int64s;
+  Guarded<std::int32_t> int32s;
   Guarded<bool> mask;
   std::vector<std::vector<int64_t>> classes;
 };
@@ -33,21 +33,21 @@ Pool make_pool(Random& random, const Data& data, int64_t classes) {
   pool.classes.resize(classes);
   // The last element of a strided tensor is the last that there is.
   const int64_t size = rows == 0 ? 0 : (rows - 1) * stride + 1;
-  pool.wide = Guarded<int64_t>(wide ? size : 0);
-  pool.narrow = Guarded<std::int32_t>(wide ? 0 : size);
+  pool.int64s = Guarded<int64_t>(wide ? size : 0);
+  pool.int32s = Guarded<std::int32_t>(wide ? 0 : size);
   pool.mask = Guarded<bool>(masks && rows > 0 ? (rows - 1) * mask_stride + 1 : 0);
   for (int64_t i = 0; masks && i < rows; ++i) pool.mask[i * mask_stride] = mask_stride == 0 || !random.once_in(5);
   for (int64_t i = 0; i < rows; ++i) {
     const int64_t y = random.once_in(10) ? ignore_index : random.below(classes);
     if (wide)
-      pool.wide[i * stride] = y;
+      pool.int64s[i * stride] = y;
     else
-      pool.narrow[i * stride] = std::int32_t(y);
+      pool.int32s[i * stride] = std::int32_t(y);
     bool used = y != ignore_index && (!masks || pool.mask[i * mask_stride]);
     for (Number v : data.x[i]) used = used && std::isfinite(double(v));
     if (used) pool.classes[y].push_back(i);
   }
-  pool.labels = {wide ? static_cast<void*>(pool.wide.data()) : pool.narrow.data(),
+  pool.labels = {wide ? static_cast<void*>(pool.int64s.data()) : pool.int32s.data(),
                  wide,
                  stride,
                  masks ? pool.mask.data() : nullptr,
@@ -85,7 +85,7 @@ int64_t by_exact_costs(const Data& data, const std::vector<int64_t>& rows, Metri
 
 void test(DType dtype, Metric metric, int64_t rows, int64_t width, int64_t classes, Cloud cloud) {
   Random random(problems++);
-  check::current_case = describe(dtype, metric, rows, width);
+  check::current_case = case_name(dtype, metric, rows, width);
   Data data = make_data(random, dtype, rows, width, cloud);
   if (random.once_in(2)) spoil(random, data);
   Pool pool = make_pool(random, data, classes);
@@ -112,7 +112,7 @@ void test_small_products(DType dtype, int64_t width, Cloud cloud) {
   Random random(problems++);
   int64_t rows = 1 + random.below(64);
   while (rows * rows * width <= int64_t(1) << 21) rows += 64;
-  check::current_case = describe(dtype, Metric::euclidean, rows, width);
+  check::current_case = case_name(dtype, Metric::euclidean, rows, width);
   Data data = make_data(random, dtype, rows, width, cloud);
   Guarded<int64_t> offsets(2), order(rows), medoids(1);
   std::vector<int64_t> everyone;
@@ -255,7 +255,7 @@ void check_bounds(const std::vector<int64_t>& positions, const Row& exact, Guard
 
 void test_products(DType dtype, int64_t rows, int64_t width, Cloud cloud) {
   Random random(problems++);
-  check::current_case = describe(dtype, Metric::euclidean, rows, width);
+  check::current_case = case_name(dtype, Metric::euclidean, rows, width);
   Data data = make_data(random, dtype, rows, width, cloud);
   std::vector<int64_t> class_rows, everyone, some;
   for (int64_t i = 0; i < rows; ++i)

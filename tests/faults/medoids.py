@@ -28,6 +28,12 @@ FAULTS = {
             "tests/test_medoids_op.py::test_label_out_of_range_names_the_row_and_the_value",
         ),
         ("large classes are left out", "if (large(k)) medoids", "if (false) medoids", CPP),
+        (
+            "a metric without a fast formula gets that of the means (C++)",
+            "return Formula::none;",
+            "return Formula::means;",
+            "tests/test_medoids_new_metric.py",
+        ),
     ],
     "csrc/cpu/medoids_costs.h": [
         (
@@ -43,11 +49,11 @@ FAULTS = {
             CPP,
         ),
         ("euclidean lacks its square root", "return std::sqrt(total);", "return total;", CPP),
-        ("cityblock lacks its absolute value", "return absolute(difference);", "return difference;", CPP),
+        ("cityblock lacks its absolute value", "sum += absolute(difference);", "sum += difference;", CPP),
         (
             "jeffreys is squared",
-            "return difference * (load(a + w + k) - load(b + w + k));",
-            "return difference * difference;",
+            "sum += difference * (load(a + w + k) - load(b + w + k));",
+            "sum += difference * difference;",
             CPP,
         ),
         (

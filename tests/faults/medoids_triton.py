@@ -42,6 +42,8 @@ FAULTS = {
          TESTS + "test_without_bounds_exact_costs_alone_decide"),
     ],
     "toast_kernels/medoids/triton.py": [
+        ("a metric without a fast formula gets that of the means", "if self.metric in FROM_MEANS:", "if True:",
+         TESTS + "test_a_metric_without_a_fast_formula_gets_exact_costs"),
         ("the mask is ignored", "used = used & mask", "pass", TESTS + "test_left_out_rows"),
         ("the last of equals wins", 'self.order.double().where(tied, math.inf), "min")',
          '(-self.order.double()).where(tied, math.inf), "min").neg()',

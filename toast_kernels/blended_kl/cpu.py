@@ -3,14 +3,20 @@
 import torch
 
 from ..backends import _C
-from .native import describe
+from .problem import Allocation, Outputs, Problem, addresses, layout
 
 
-def blended_kl(*arguments):
-    """Of the op's schema, see describe."""
-    description, _keep, outputs = describe(*arguments)
-    _C.blended_kl(description, torch.get_num_threads())
-    return outputs
+class Launch:
+    """Runs problems of one layout."""
+
+    def __init__(self, problem: Problem):
+        self.layout = _C.BlendedKL(*layout(problem))
+        self.allocate = Allocation(problem)
+
+    def __call__(self, problem: Problem) -> Outputs:
+        outputs = self.allocate(problem.logits)
+        _C.blended_kl(self.layout, addresses(problem, outputs), torch.get_num_threads())
+        return outputs
 
 
 def scale_(gradient, upstream):

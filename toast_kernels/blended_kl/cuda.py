@@ -3,22 +3,30 @@
 import torch
 
 from .. import backends
-from .native import describe, dtype_number
+from ..native import DTYPE
+from .problem import Allocation, Outputs, Problem, addresses, layout
 
 
-def blended_kl(*arguments):
-    """Of the op's schema, see describe."""
-    description, _keep, outputs = describe(*arguments)
-    logits = arguments[0]
-    workspace = logits.new_empty(backends._cuda.workspace_size(logits.shape[0]), dtype=torch.float64)
-    backends._cuda.blended_kl(description, workspace.data_ptr(), _stream(logits))
-    return outputs
+class Launch:
+    """Runs problems of one layout."""
+
+    def __init__(self, problem: Problem):
+        self.layout = backends._cuda.BlendedKL(*layout(problem))
+        self.allocate = Allocation(problem)
+        self.workspace_size = backends._cuda.workspace_size(problem.logits.shape[0])
+
+    def __call__(self, problem: Problem) -> Outputs:
+        outputs = self.allocate(problem.logits)
+        workspace = problem.logits.new_empty(self.workspace_size, dtype=torch.float64)
+        arguments = addresses(problem, outputs)
+        backends._cuda.blended_kl(self.layout, arguments, workspace.data_ptr(), _stream(problem.logits))
+        return outputs
 
 
 def scale_(gradient, upstream):
     """Multiplies the gradient in place by a number on the device; returns at once where that is 1."""
     factor = upstream.float()
-    number = dtype_number(gradient.dtype)
+    number = DTYPE[gradient.dtype]
     backends._cuda.scale(number, gradient.data_ptr(), gradient.numel(), factor.data_ptr(), _stream(gradient))
 
 

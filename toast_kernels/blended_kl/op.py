@@ -1,148 +1,145 @@
-"""The op toast_kernels::blended_kl and its autograd: loss and gradient are computed together, backward only scales."""
+"""blended_kl with its gradient: the op toast_kernels::blended_kl for compilers, an autograd.Function for eager calls.
+
+Loss and gradient are computed together, in the forward pass; the backward pass only scales.
+"""
 
 import functools
 import importlib
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
 
-from ..backends import choose
-from . import reference
+from .problem import Outputs, Problem, allocate, flatten, number, schema, unflatten
 
 torch.library.define(
     "toast_kernels::blended_kl",
-    "(Tensor logits, Tensor target, Tensor? target_b, Tensor? lam, Tensor? weight,"
-    " Tensor? soft_values, Tensor? soft_indices, Tensor? soft_logsumexp, Tensor? soft_filled, Tensor? alpha,"
-    " Tensor? past_values, Tensor? past_indices, Tensor? past_logsumexp, Tensor? past_entropy, Tensor? past_filled,"
-    " Tensor? past_index, Tensor? past_weight, Tensor? upstream,"
-    " float soft_temperature, float temperature, int ignore_index, float label_smoothing, str reduction,"
-    " bool need_gradient, bool need_stats, str backend)"
-    " -> (Tensor loss, Tensor gradient, Tensor stats, Tensor argmax)",
+    f"({schema()}, str backend) -> (Tensor loss, Tensor gradient, Tensor stats, Tensor argmax)",
 )
 _op = torch.ops.toast_kernels.blended_kl.default
 
 
 @functools.cache
-def _kernels(backend):
+def kernels(backend: str):
+    """The module of a backend: Launch and scale_."""
     return importlib.import_module(f".{backend}", __package__)
+
+
+def gradient_in_forward(logits: Tensor, reduction: str) -> bool:
+    """For reduction "none" and for float16 logits the backward pass computes it, with the upstream gradient folded in
+    before rounding: so a GradScaler's scale reaches float16 gradients before they underflow."""
+    return reduction != "none" and logits.dtype != torch.float16
+
+
+# The op. A Tensor is all that it can return: what there is none of is empty.
+
+
+def _tensors(outputs: Outputs, logits: Tensor) -> tuple:
+    return tuple(logits.new_empty(0) if x is None else x for x in outputs)
 
 
 @torch.library.impl("toast_kernels::blended_kl", "CompositeExplicitAutograd")
 def _(*arguments):
     *arguments, backend = arguments
-    with torch.cuda.device_of(arguments[0]):  # a kernel is launched on the current device
-        return _kernels(backend).blended_kl(*arguments)
+    problem = unflatten(arguments)
+    problem = problem._replace(alpha=number(problem.alpha), past_weight=number(problem.past_weight))
+    with torch.cuda.device_of(problem.logits):  # a kernel is launched on the current device
+        return _tensors(kernels(backend).Launch(problem)(problem), problem.logits)
 
 
 @torch.library.register_fake("toast_kernels::blended_kl")
-def _(logits, *rest):
-    reduction, need_gradient, need_stats, _ = rest[-4:]
-    num_rows, num_classes = logits.shape
-    real = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return (
-        logits.new_empty((num_rows,) if reduction == "none" else (), dtype=real),
-        logits.new_empty((num_rows, num_classes) if need_gradient else (0,)),
-        logits.new_empty((2, num_rows if need_stats else 0), dtype=real),
-        logits.new_empty((num_rows if need_stats else 0,), dtype=torch.int64),
-    )
+def _(*arguments):
+    problem = unflatten(arguments[:-1])
+    return _tensors(allocate(problem), problem.logits)
+
+
+def _save(ctx, inputs, output):
+    problem = unflatten(inputs[:-1])
+    ctx.set_materialize_grads(False)
+    ctx.in_forward = problem.need_gradient
+    if ctx.in_forward:
+        ctx.save_for_backward(output[1])
+        return
+    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
+    ctx.inputs = [None if isinstance(x, Tensor) else x for x in inputs]
+    ctx.tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+
+
+def _backward(ctx, upstream, *_):
+    nothing = (None,) * (len(ctx.needs_input_grad) - 1)
+    if upstream is None:
+        return None, *nothing
+    if ctx.in_forward:
+        (gradient,) = ctx.saved_tensors
+        return (gradient * upstream).to(gradient.dtype), *nothing
+    inputs = list(ctx.inputs)
+    for i, x in zip(ctx.tensors, ctx.saved_tensors, strict=True):
+        inputs[i] = x
+    problem = unflatten(inputs[:-1])._replace(upstream=upstream.contiguous(), need_gradient=True, need_stats=False)
+    return _op(*flatten(problem), inputs[-1])[1], *nothing
+
+
+torch.library.register_autograd("toast_kernels::blended_kl", _backward, setup_context=_save)
+
+
+def traced(problem: Problem, backend: str) -> Outputs:
+    """Through the op: what compilers, fake tensors and other dispatch modes see."""
+    if torch._C._are_functorch_transforms_active():
+        raise RuntimeError('toast_loss\'s kernels have no torch.func transforms; backend="reference" has')
+    if forward_ad._current_level >= 0 and forward_ad.unpack_dual(problem.logits).tangent is not None:
+        raise NotImplementedError('toast_loss\'s kernels have no forward-mode derivative; backend="reference" has')
+    loss, _, stats, argmax = _op(*flatten(problem), backend)
+    return Outputs(loss, None, stats.detach(), argmax)
 
 
 class BlendedKL(torch.autograd.Function):
-    """Forward keeps the gradient; the first backward scales it in place and hands it over.
+    """Gives the loss, which is computed already, its gradient.
 
-    For reduction "none" and for float16 logits, and in any further backward through the same graph, backward computes
-    the gradient anew with the upstream gradient folded in before rounding. So what was handed over is never written
-    to again, and a GradScaler's scale reaches float16 gradients before they underflow.
+    The gradient that came with it is scaled in place and handed over, unless the graph is kept to be run again: so one
+    gradient is all the memory that it takes, and nothing that was handed over is written to.
     """
 
     @staticmethod
-    def forward(ctx, settings, backend, differentiate, need_stats, *tensors):
-        now = differentiate and tensors[0].dtype != torch.float16 and settings[-1] != "none"
-        loss, gradient, stats, argmax = _op(*tensors, None, *settings, now, need_stats, backend)
-        ctx.mark_non_differentiable(stats, argmax)
-        if not differentiate:
-            return loss, stats, argmax
-        ctx.settings, ctx.backend = settings, backend
-        ctx.scale_only = now and torch.compiler.is_compiling()  # the compiler owns the memory: no hand-over
-        ctx.save_for_backward(*((gradient,) if ctx.scale_only else tensors))
-        ctx.gradient = gradient if now and not ctx.scale_only else None
-        return loss, stats, argmax
+    def forward(ctx, logits, outputs: Outputs, scale_, gradient_of):
+        """gradient_of(logits, upstream): where outputs have none."""
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits if outputs.gradient is None else outputs.gradient)
+        ctx.scale_, ctx.gradient_of = scale_, gradient_of
+        return outputs.loss
 
     @staticmethod
-    def backward(ctx, upstream, *_):
-        if ctx.scale_only:
-            (gradient,) = ctx.saved_tensors
-            gradient = (gradient * upstream).to(gradient.dtype)
-        elif ctx.gradient is None:
-            with torch.no_grad():
-                gradient = _op(*ctx.saved_tensors, upstream, *ctx.settings, True, False, ctx.backend)[1]
-        else:
-            gradient, ctx.gradient = ctx.gradient, None
-            with torch.no_grad(), torch.cuda.device_of(gradient):
-                _kernels(ctx.backend).scale_(gradient, upstream)
-        if torch.is_grad_enabled() and not ctx.scale_only:
-            gradient = NoSecondDerivative.apply(gradient, ctx.saved_tensors[0])
-        return None, None, None, None, gradient, *(None,) * (len(ctx.needs_input_grad) - 5)
+    def backward(ctx, upstream):
+        if upstream is None:
+            return None, None, None, None
+        if not torch.is_grad_enabled():
+            return BlendedKL.gradient(ctx, upstream), None, None, None
+        with torch.no_grad():
+            gradient = BlendedKL.gradient(ctx, upstream)
+        return NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_()), None, None, None
+
+    @staticmethod
+    def gradient(ctx, upstream):
+        (saved,) = ctx.saved_tensors
+        if ctx.gradient_of is not None:
+            return ctx.gradient_of(saved, upstream)
+        if _graph_is_kept():
+            return saved * upstream
+        gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
+        ctx.scale_(gradient.data, upstream)  # data: counts no version, so that hooks may look at what was saved
+        return gradient
+
+
+# Whether the backward pass that runs may be run again: retain_graph, create_graph.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 class NoSecondDerivative(torch.autograd.Function):
     """Under create_graph=True the gradient must not pass for a constant: differentiating it raises."""
 
     @staticmethod
-    def forward(ctx, gradient, logits):
+    def forward(ctx, gradient, differentiable):
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx, *_):
+    def backward(ctx, _):
         raise RuntimeError('toast_loss has no second derivative; backend="reference" has')
-
-
-def blended_kl(
-    logits,  # [N, C]
-    target,  # [N] int64 | [N, C] class probabilities | (y_a [N], y_b [N], lam [N])
-    weight=None,  # [C]
-    *,
-    soft_targets=None,
-    alpha=None,  # number or []
-    past=None,
-    past_index=None,  # [N]
-    past_weight=None,  # number or []
-    temperature,
-    ignore_index,
-    label_smoothing,
-    reduction,
-    need_stats,
-    backend,
-):
-    """Loss, stats [2, N] (cross_entropy, logsumexp) and argmax [N] of checked arguments; see functional.toast_loss."""
-    learned_target = isinstance(target, torch.Tensor) and target.requires_grad and torch.is_grad_enabled()
-    kernels = choose(backend, logits.device, logits.shape[1])
-    why_not = None
-    if kernels in ("triton", "cuda") and logits.dtype == torch.float64:
-        why_not = "computes in float32, and the logits are float64"
-    elif kernels != "reference" and learned_target:
-        why_not = "gives no gradient to the target, and this one requires grad"
-    if why_not and backend != "auto":
-        raise ValueError(f'backend "{kernels}" {why_not}; use "auto" or "reference"')
-    if kernels == "reference" or why_not:
-        loss, cross_entropy, logsumexp, argmax = reference.blended_kl(
-            logits, target, weight, soft_targets=soft_targets, alpha=alpha, past=past, past_index=past_index,
-            past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
-            label_smoothing=label_smoothing, reduction=reduction,
-        )  # fmt: skip
-        return loss, (cross_entropy, logsumexp), argmax
-
-    target, target_b, lam = target if isinstance(target, tuple) else (target, None, None)
-    soft, last = soft_targets, past
-    tensors = (
-        logits, target, target_b, lam, weight,
-        *((None,) * 4 if soft is None else (soft.values, soft.indices, soft.logsumexp, soft.filled)),
-        None if soft is None else torch.as_tensor(alpha, dtype=torch.float64),
-        *((None,) * 5 if last is None else (last.values, last.indices, last.logsumexp, last.entropy, last.filled)),
-        past_index,
-        None if last is None else torch.as_tensor(past_weight, dtype=torch.float64),
-    )  # fmt: skip
-    soft_temperature = 1.0 if soft is None or soft.temperature is None else soft.temperature
-    settings = (soft_temperature, temperature, ignore_index, label_smoothing, reduction)
-    # Through the Function in any case: under torch.func and forward-mode AD it raises, where the bare op would be
-    # taken for a constant.
-    return BlendedKL.apply(settings, kernels, logits.requires_grad and torch.is_grad_enabled(), need_stats, *tensors)

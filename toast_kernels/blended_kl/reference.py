@@ -12,39 +12,29 @@ with 0 log 0 = 0 and 0 * -inf = 0. Kernels are tested against this file.
 import torch
 import torch.nn.functional as F
 
-from ..soft_targets import SoftTargets
+from .problem import Outputs, Problem
 
 
-def blended_kl(
-    logits,  # [N, C]
-    target,  # [N] int64 | [N, C] class probabilities | (y_a [N], y_b [N], lam [N])
-    weight=None,  # [C]
-    *,
-    soft_targets: SoftTargets | None = None,  # C rows
-    alpha=0.0,
-    past: SoftTargets | None = None,  # M rows
-    past_index=None,  # [N] row of past, or -1
-    past_weight=1.0,
-    temperature=3.0,
-    ignore_index=-100,
-    label_smoothing=0.0,
-    reduction="mean",
-):
-    """Return the loss (a scalar, or [N] for reduction "none") and the per-row cross_entropy, logsumexp and argmax."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+def blended_kl(problem: Problem) -> Outputs:
+    """The gradient of the outputs is autograd's; alpha and past_weight may be tensors anywhere."""
+    logits, target, weight, ignore_index = problem.logits, problem.target, problem.weight, problem.ignore_index
+    soft, past, past_index = problem.soft, problem.past, problem.past_index
+    temperature, label_smoothing = problem.temperature, problem.label_smoothing
+    dtype = problem.dtype
     num_rows, num_classes = logits.shape
     z = logits.to(dtype)
     statistics_of = z.detach()
     w = None if weight is None else weight.to(dtype)
     if z.device.type == "cpu" and not torch.compiler.is_compiling():
-        _reject_out_of_range(target, num_classes, ignore_index, past_index, past)
+        _reject_out_of_range(problem)
 
-    if isinstance(target, tuple):
-        labels = [(target[0], target[2].to(dtype)), (target[1], 1 - target[2].to(dtype))]
-    elif target.is_floating_point():
+    if not problem.has_labels:
         labels = []
-    else:
+    elif problem.target_b is None:
         labels = [(target, z.new_ones(num_rows))]
+    else:
+        lam = problem.lam.to(dtype)
+        labels = [(target, lam), (problem.target_b, 1 - lam)]
     smooth = z.new_full((num_classes,), label_smoothing / num_classes)
     if w is not None and label_smoothing:
         smooth = smooth * w
@@ -64,11 +54,11 @@ def blended_kl(
             w_y = share if w is None else share * w[y]
             weighted = onehot if w is None else torch.where(onehot != 0, onehot * w, 0)  # no inf * 0 at other labels
             hard = (1 - label_smoothing) * weighted + smooth * share[:, None]
-            if soft_targets is None:
+            if soft is None:
                 mass = mass + hard
             else:
-                a = (alpha * soft_targets.filled[y].to(dtype))[:, None]
-                mass = mass + (1 - a) * hard + a * w_y[:, None] * soft_targets[y].dense().to(dtype)
+                a = (problem.alpha * soft.filled[y].to(dtype))[:, None]
+                mass = mass + (1 - a) * hard + a * w_y[:, None] * soft.rows(y).dense(num_classes).to(dtype)
             score = score + onehot
             row_weight = row_weight + w_y
             used |= kept
@@ -84,11 +74,13 @@ def blended_kl(
     past_rows = torch.zeros_like(row_loss)
     has_past = torch.zeros_like(used)
     if past is not None:
-        bad |= used & ((past_index < -1) | (past_index >= len(past)))
-        row = torch.where(bad, 0, past_index.clamp(min=0))
-        has_past = used & ~bad & (past_index >= 0) & past.filled[row] if len(past) else has_past
-        if len(past):
-            q = torch.where(has_past[:, None], past[row].dense().to(dtype), 0)
+        past_rows_given = len(past.values)
+        bad |= used & ((past_index < -1) | (past_index >= past_rows_given))
+        if past_rows_given:
+            row = torch.where(bad, 0, past_index.clamp(min=0))
+            has_past = used & ~bad & (past_index >= 0) & past.filled[row]
+            past_weight = problem.past_weight
+            q = torch.where(has_past[:, None], past.rows(row).dense(num_classes).to(dtype), 0)
             log_p = (z / temperature).log_softmax(1)
             past_rows = past_weight * torch.xlogy(q, q).sum(1) + _cross_entropy(past_weight * q, log_p)
             past_rows = temperature**2 * past_rows
@@ -96,9 +88,9 @@ def blended_kl(
     poison = torch.where(bad, torch.nan, 1)  # the gradient too
     row_loss = torch.where(z.isnan().any(1), torch.nan, row_loss * poison)
 
-    if reduction == "none":
+    if problem.reduction == "none":
         loss = row_loss + past_rows
-    elif reduction == "sum":
+    elif problem.reduction == "sum":
         loss = row_loss.sum() + past_rows.sum()
     else:
         divisor = torch.where(bad, 0, row_weight).sum()
@@ -107,8 +99,11 @@ def blended_kl(
         )  # smoothing gives mass where weights do not
         loss = mean + past_rows.sum() / has_past.sum().clamp(min=1)
 
-    cross_entropy = _cross_entropy(score, torch.where(used[:, None], statistics_of, 0).log_softmax(1))
-    return loss, cross_entropy * poison, statistics_of.logsumexp(1), statistics_of.argmax(1)
+    if not problem.need_stats:
+        return Outputs(loss, None, None, None)
+    cross_entropy = _cross_entropy(score, torch.where(used[:, None], statistics_of, 0).log_softmax(1)) * poison
+    stats = torch.stack([cross_entropy, statistics_of.logsumexp(1)])
+    return Outputs(loss, None, stats, statistics_of.argmax(1))
 
 
 def _cross_entropy(mass, log_probs):
@@ -116,19 +111,17 @@ def _cross_entropy(mass, log_probs):
     return -torch.where(mass != 0, mass * log_probs, 0).sum(1)
 
 
-def _reject_out_of_range(target, num_classes, ignore_index, past_index, past):
+def _reject_out_of_range(problem: Problem):
     """On a CPU an index out of range is an error; elsewhere it makes the row's loss NaN, with no host sync."""
-    if isinstance(target, tuple):
-        checks = [
-            ("target[0]", target[0], num_classes, ignore_index),
-            ("target[1]", target[1], num_classes, ignore_index),
-        ]
-    elif target.is_floating_point():
-        checks = []
-    else:
-        checks = [("target", target, num_classes, ignore_index)]
-    if past is not None:
-        checks.append(("past_index", past_index, len(past), -1))
+    num_classes, ignore_index = problem.logits.shape[1], problem.ignore_index
+    checks = []
+    if problem.has_labels:
+        name = "target" if problem.target_b is None else "target[0]"
+        checks.append((name, problem.target, num_classes, ignore_index))
+    if problem.target_b is not None:
+        checks.append(("target[1]", problem.target_b, num_classes, ignore_index))
+    if problem.past is not None:
+        checks.append(("past_index", problem.past_index, len(problem.past.values), -1))
     for name, index, bound, unused in checks:
         bad = ((index < 0) | (index >= bound)) & (index != unused)
         if bad.any():

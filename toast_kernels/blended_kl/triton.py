@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 import triton
 
-from .native import rows_of
+from ..native import rows_of
+from .problem import Outputs, Problem
 from .triton_kernels import blended_kl_kernel, normalisers_kernel, scale_kernel
 
 
@@ -47,33 +48,27 @@ def configuration(num_classes: int, dtype: torch.dtype, heavy: bool) -> Config:
     return config._replace(maxnreg=None) if heavy or dtype == torch.float32 or torch.version.hip else config
 
 
-def blended_kl(
-    logits,  # [N, C]
-    target,  # [N] int64 | [N, C] class probabilities
-    target_b,  # [N] int64
-    lam,  # [N]
-    weight,  # [C]
-    soft_values,  # [R, C] | [R, k]
-    soft_indices,  # [R, k] int32
-    soft_logsumexp,  # [R]
-    soft_filled,  # [R] bool
-    alpha,  # []
-    past_values,  # [M, C] | [M, k]
-    past_indices,  # [M, k] int32
-    past_logsumexp,  # [M]
-    past_entropy,  # [M]
-    past_filled,  # [M] bool
-    past_index,  # [N] int64
-    past_weight,  # []
-    upstream,  # [] | [N]
-    soft_temperature,
-    temperature,
-    ignore_index,
-    label_smoothing,
-    reduction,
-    need_gradient,
-    need_stats,
-):
+class Launch:
+    """Runs problems of one layout."""
+
+    def __init__(self, problem: Problem):
+        pass
+
+    def __call__(self, problem: Problem) -> Outputs:
+        return _run(
+            problem, *_NONE if problem.soft is None else problem.soft, *_NONE if problem.past is None else problem.past
+        )
+
+
+_NONE = (None, None, None, None, None, 1.0)
+
+
+def _run(
+    problem, soft_values, soft_indices, soft_logsumexp, _, soft_filled, soft_temperature,
+    past_values, past_indices, past_logsumexp, past_entropy, past_filled, temperature,
+):  # fmt: skip
+    logits, target, target_b, lam, weight, _, alpha, _, past_index, past_weight, upstream, *settings = problem
+    temperature, ignore_index, label_smoothing, reduction, need_gradient, need_stats = settings
     """With an upstream gradient the loss is multiplied by it too."""
     num_rows, num_classes = logits.shape
     logits = rows_of(logits)
@@ -82,7 +77,7 @@ def blended_kl(
     stats = logits.new_empty((2, num_rows if need_stats else 0), dtype=torch.float32)
     argmax = logits.new_empty(num_rows if need_stats else 0, dtype=torch.int64)
     if num_rows == 0:
-        return loss.fill_(math.nan if reduction == "mean" else 0), gradient, stats, argmax
+        return Outputs(loss.fill_(math.nan if reduction == "mean" else 0), gradient, stats, argmax)
 
     probabilities = target.is_floating_point()
     if probabilities:
@@ -139,7 +134,7 @@ def blended_kl(
         enable_fp_fusion=True,
         **{key: value for key, value in config._asdict().items() if value is not None},
     )  # fmt: skip
-    return loss, gradient, stats, argmax
+    return Outputs(loss, gradient if need_gradient else None, stats if need_stats else None, argmax)
 
 
 def contiguous(tensor):
@@ -156,6 +151,4 @@ def scale_(gradient, upstream):
 
 def number(setting):
     """(its value, None), or (0, itself) where it is a tensor on the GPU, which is read there."""
-    if setting is None or setting.device.type == "cpu":
-        return 0.0 if setting is None else setting.item(), None
-    return 0.0, setting
+    return (0.0, setting) if isinstance(setting, torch.Tensor) else (setting or 0.0, None)

@@ -3,7 +3,7 @@
 import torch
 
 from ..backends import _C
-from ..blended_kl.native import DTYPE, rows_of
+from ..native import DTYPE, address, rows_of
 from .op import raise_label
 
 
@@ -50,7 +50,3 @@ def carry_rows(
         (slots.filled.shape[0], *map(address, slots)),
         torch.get_num_threads(),
     )
-
-
-def address(tensor):
-    return 0 if tensor is None else tensor.data_ptr()

@@ -8,7 +8,6 @@ import functools
 import importlib
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..backends import choose
@@ -87,8 +86,7 @@ def raise_label(label, num_classes, ignore_index):
 
 
 def _backend(backend: str, logits: Tensor) -> str:
-    backend = choose(backend, logits.device)
-    return "reference" if backend == "triton" and logits.dtype == torch.float64 else backend
+    return choose("kept_rows", backend, logits.device, logits.dtype, logits.shape[1])
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import torch
 import triton
 
-from ..blended_kl.native import rows_of
+from ..native import rows_of
 from .triton_kernels import carry_rows_kernel, pool_rows_kernel
 
 MOST_CLASSES = 4096  # of a tile

@@ -7,11 +7,10 @@ from typing import NamedTuple
 import torch
 
 from ..backends import _C
-from .reference import raise_label
+from ..native import DTYPE, address
+from .reference import METRICS, raise_label
 
-METRICS = {"euclidean": 0, "sqeuclidean": 1, "cosine": 2, "cityblock": 3, "jeffreys": 4}
-DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
-EUCLIDEAN = METRICS["euclidean"]
+EUCLIDEAN = METRICS.index("euclidean")
 NEEDS_PRODUCTS = -2
 PANEL = 1 << 22  # elements of a panel of rows, at most
 STRIP = 128  # rows of a tile of products; on the diagonal half a strip is computed for nothing
@@ -27,19 +26,19 @@ def class_medoids(
     ignore_index,
 ):  # -> [K] int64
     threads = torch.get_num_threads()
-    matrix = (DTYPES[x.dtype], x.data_ptr(), *x.shape, *x.stride())
+    matrix = (DTYPE[x.dtype], x.data_ptr(), *x.shape, *x.stride())
     offsets = torch.empty(num_classes + 1, dtype=torch.int64, device="cpu")
     order = torch.empty(x.shape[0], dtype=torch.int64, device="cpu")
     medoids = torch.empty(num_classes, dtype=torch.int64, device="cpu")
     wrong = _C.medoids_group(
         matrix, labels.data_ptr(), labels.dtype == torch.int64, labels.stride(0),
-        0 if mask is None else mask.data_ptr(), 0 if mask is None else mask.stride(0),
+        address(mask), 0 if mask is None else mask.stride(0),
         ignore_index, num_classes, offsets.data_ptr(), order.data_ptr(), threads,
     )  # fmt: skip
     if wrong >= 0:
         raise_label(wrong, int(labels[wrong]), num_classes, ignore_index)
     _C.medoids_all(
-        matrix, METRICS[metric], offsets.data_ptr(), order.data_ptr(), num_classes, medoids.data_ptr(), threads
+        matrix, METRICS.index(metric), offsets.data_ptr(), order.data_ptr(), num_classes, medoids.data_ptr(), threads
     )
     if metric == "euclidean":
         with torch.autocast("cpu", enabled=False):
@@ -92,7 +91,7 @@ class _EuclideanClass:
         squares, lengths = torch.empty(2, count, dtype=dtype, device="cpu")
         errors = torch.empty(count, dtype=torch.float64, device="cpu")
         _C.medoids_panel(
-            self.fields, positions.data_ptr(), self.mean.data_ptr(), scale, DTYPES[dtype],
+            self.fields, positions.data_ptr(), self.mean.data_ptr(), scale, DTYPE[dtype],
             rows.data_ptr(), squares.data_ptr(), lengths.data_ptr(), errors.data_ptr(), count, self.threads,
         )  # fmt: skip
         return _Panel(positions, rows, squares, lengths, errors)
@@ -123,7 +122,7 @@ class _EuclideanClass:
         products = rows.rows[r : r + STRIP] @ columns.rows[c:].t()
         size, costs, bounds = products.element_size(), cost.data_ptr(), bound.data_ptr()
         _C.medoids_tile(
-            DTYPES[products.dtype], products.data_ptr(), *products.shape, self.width,
+            DTYPE[products.dtype], products.data_ptr(), *products.shape, self.width,
             rows.positions.data_ptr() + 8 * r, j + c,
             rows.squares.data_ptr() + size * r, rows.lengths.data_ptr() + size * r,
             columns.squares.data_ptr() + size * c, columns.lengths.data_ptr() + size * c,

@@ -6,8 +6,6 @@ import torch
 
 from ..backends import choose
 
-METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")
-
 torch.library.define(
     "toast_kernels::class_medoids",
     "(Tensor x, Tensor labels, Tensor? mask, int num_classes, str metric, int ignore_index, str backend) -> Tensor",
@@ -35,6 +33,7 @@ def class_medoids(
     backend,
 ):
     """The op on checked arguments; see functional.class_medoids. It has no gradient, so x goes in detached."""
+    kernels = choose("class_medoids", backend, x.device, x.dtype, x.shape[1])
     return torch.ops.toast_kernels.class_medoids.default(
-        x.detach(), labels, mask, num_classes, metric, ignore_index, choose(backend, x.device)
+        x.detach(), labels, mask, num_classes, metric, ignore_index, kernels
     )

@@ -5,6 +5,7 @@ E(i) = sum over j with label_j = label_i of d(x_i, x_j)          medoid of c = a
 
 import torch
 
+METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")  # in the order of csrc/medoids.h
 TIE = 1e-12  # costs this close, relatively, are a tie: the lowest index wins
 COSINE_FLOOR = 1e-28  # and for cosine so are mean distances below it: angles under float64's resolution
 TILE = 1 << 22  # elements of the largest temporary
@@ -45,7 +46,7 @@ def raise_label(position, label, num_classes, ignore_index):
 def finite_rows(x):
     """[N] bool: rows without NaN or infinity."""
     step = max(1, TILE // max(1, x.shape[1]))
-    return torch.cat([part.isfinite().all(dim=1) for part in x.split(step)])
+    return torch.cat([rows.isfinite().all(dim=1) for rows in x.split(step)])
 
 
 def first_minimum(cost, metric):

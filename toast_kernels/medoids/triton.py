@@ -20,7 +20,7 @@ SMALLEST = 2.0**-1022
 RADIUS = {torch.float64: 2.0**400}  # classes with a larger one, or one smaller than its inverse, get exact costs only
 MAX_WIDTH = 1 << 20  # beyond that float32 sums bound nothing
 PIECE = 512  # rows added up by one program
-RUNS = 16  # parts of a class that are added up side by side for an exact cost,
+RUNS = 16  # runs of rows of a class that are added up side by side for an exact cost,
 SLOTS = 1 << 21  # fewer where there would be more partial costs than this
 
 
@@ -34,6 +34,10 @@ class Config(NamedTuple):
     programs: int = 1  # a multiprocessor, for kernels whose programs loop over tiles or candidates
     fused: bool = False  # multiply-add; without it a row's features are the same numbers in every kernel
 
+
+# The fast formulas that nominate: from pairs of rows, with their tiles, or from means. A metric in neither has none:
+# exact costs alone decide.
+FROM_MEANS = ("sqeuclidean", "cosine", "jeffreys")
 
 # Chosen without a GPU, by what the compilers make of them (tests/compile_only.py).
 ROW_TILE = Config(16, 32, 8, 1, programs=4)
@@ -57,11 +61,7 @@ def class_medoids(
         return torch.full((num_classes,), -1, dtype=torch.int64, device=x.device)
     with torch.cuda.device_of(x):
         classes = _Classes(x, labels, mask, num_classes, metric, ignore_index)
-        if metric in PAIR_TILES:
-            cost, bound = classes.costs_from_pairs()
-        else:
-            cost, bound = classes.costs_from_means()
-        return classes.decide(classes.candidates(cost, bound))
+        return classes.decide(classes.candidates(*classes.fast_costs()))
 
 
 class _Classes:
@@ -108,6 +108,15 @@ class _Classes:
                 ~wrong.any(),
                 f"labels must be in [0, {self.num_classes}) (num_classes) or ignore_index = {ignore_index}",
             )
+
+    def fast_costs(self):
+        """Of each row a cost [N] and a bound [N] on its error, float64; an infinite bound says nothing."""
+        if self.metric in PAIR_TILES:
+            return self.costs_from_pairs()
+        if self.metric in FROM_MEANS:
+            return self.costs_from_means()
+        nothing = torch.zeros(self.rows, dtype=torch.float64, device=self.device)
+        return nothing, nothing + math.inf
 
     def costs_from_pairs(self):
         """euclidean, cityblock: sums over all pairs of a class, in multiples of a power of two of the class's own."""
@@ -231,7 +240,7 @@ class _Classes:
         return out
 
     def _over_pieces(self, kernel, config, piece, *arguments, columns=None, **constants):
-        """A program for each piece of so many rows (and each part of the columns); returns the pieces' offsets."""
+        """A program for each piece of so many rows (and each block of columns); returns the pieces' offsets."""
         offsets = _offsets(_ceil(self.sizes, piece))
         grid = (self._max_pieces(piece), *([] if columns is None else [_ceil(columns, config.columns)]))
         self._launch(
@@ -275,5 +284,5 @@ def _ceil(number, divisor):
 
 
 def _offsets(counts):
-    """[K + 1] int64: where each part begins, and the total."""
+    """[K + 1] int64: the sum of the counts before each, and the total."""
     return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

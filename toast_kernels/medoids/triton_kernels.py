@@ -243,8 +243,8 @@ def deviations(
             dot = ff
             gg = ff
         if METRIC == "cosine":
-            part = (tl.sum(second, 1) > 0).to(tl.float64)  # zero rows take no part
-            dot, ff, gg = dot * part, ff * part, gg * part
+            counts = (tl.sum(second, 1) > 0).to(tl.float64)  # zero rows do not
+            dot, ff, gg = dot * counts, ff * counts, gg * counts
         tl.store(out + 3 * position, dot, position < end)
         tl.store(out + 3 * position + 1, ff, position < end)
         tl.store(out + 3 * position + 2, gg, position < end)

@@ -219,11 +219,11 @@ def exact_costs(
     offsets,  # [K + 1]
     classes,  # [N] of the positions
     norms,  # [N, 2]
-    candidates,  # [N] positions, of which `count` are meant
+    candidates,  # [N] positions, of which the first `count` are used
     count,  # []
     left,  # [K] float64: how many candidates a class has
     costs,  # [N, runs] out: float64, of a candidate to the rows of one run; defined for candidates only
-    runs,  # parts of a class, which are worked on side by side
+    runs,  # runs of rows that a class is cut into, which are worked on side by side
     METRIC: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
@@ -257,6 +257,10 @@ def exact_costs(
                 if METRIC == "cityblock":
                     term = tl.abs(f - own_f)
                 else:
+                    tl.static_assert(
+                        METRIC == "euclidean" or METRIC == "sqeuclidean" or METRIC == "cosine" or METRIC == "jeffreys",
+                        "exact_costs lacks this metric",
+                    )
                     term = (f - own_f) * (g - own_g)
                 distance += tl.sum(tl.where(inside, term, 0.0), 1)
             if METRIC == "euclidean":

@@ -3,7 +3,7 @@
 import torch
 
 from ..backends import _C
-from ..blended_kl.native import DTYPE, rows_of
+from ..native import DTYPE, rows_of
 
 
 def softmax_statistics(

@@ -1,9 +1,10 @@
 """The op toast_kernels::softmax_statistics: row by row logsumexp(z / T) and the entropy of softmax(z / T)."""
 
+import importlib
+
 import torch
 
 from ..backends import choose
-from . import cpu, reference
 
 torch.library.define(
     "toast_kernels::softmax_statistics", "(Tensor logits, float temperature, str backend) -> (Tensor, Tensor)"
@@ -12,7 +13,8 @@ torch.library.define(
 
 @torch.library.impl("toast_kernels::softmax_statistics", "CompositeExplicitAutograd")
 def _(logits, temperature, backend):
-    return (cpu if backend == "cpu" else reference).softmax_statistics(logits, temperature)
+    implementation = importlib.import_module(f".{backend}", __package__)
+    return implementation.softmax_statistics(logits, temperature)
 
 
 @torch.library.register_fake("toast_kernels::softmax_statistics")
@@ -29,6 +31,5 @@ def softmax_statistics(
 
     A NaN or +inf in a row, or nothing but -inf, makes its entropy NaN. The logits go in detached.
     """
-    return torch.ops.toast_kernels.softmax_statistics.default(
-        logits.detach(), temperature, choose("auto", logits.device)
-    )
+    backend = choose("softmax_statistics", "auto", logits.device, logits.dtype, logits.shape[1])
+    return torch.ops.toast_kernels.softmax_statistics.default(logits.detach(), temperature, backend)

@@ -1,0 +1,32 @@
+"""Faults of the choice of a backend."""
+
+TESTS = "tests/test_backends.py::"
+
+FAULTS = {
+    "toast_kernels/backends.py": [
+        (
+            "auto takes what runs by name only",
+            "here = kernels.auto and kernels.device",
+            "here = kernels.device",
+            TESTS + "test_auto_does_without_what_is_not_installed",
+        ),
+        (
+            "auto hands float64 to kernels without it",
+            "if dtype not in kernels.dtypes:",
+            "if False:",
+            TESTS + "test_auto_takes_kernels_that_can",
+        ),
+        (
+            "a target that requires grad gets none in silence",
+            "if learns_target and not kernels.learns_target:",
+            "if False:",
+            TESTS + "test_the_loss_asks_with_its_dtype_and_its_target",
+        ),
+        (
+            "rows of any width go to Triton",
+            "kernels.widest is not None and width > kernels.widest",
+            "False",
+            TESTS + "test_auto_leaves_to_the_reference_what_no_kernel_can",
+        ),
+    ],
+}

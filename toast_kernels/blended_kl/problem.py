@@ -1,0 +1,198 @@
+"""What blended_kl is asked and what it answers, declared once: every backend takes a Problem and returns Outputs."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..native import DTYPE, address
+
+REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # as Reduction in csrc/blended_kl.h
+
+
+class Table(NamedTuple):
+    """R rows of probabilities over C classes; toast_kernels.SoftTargets has the three encodings."""
+
+    values: Tensor  # [R, C] probabilities | [R, k] of them | [R, C] logits; each row contiguous
+    indices: Tensor | None  # [R, k] int32, ascending: a top-k row
+    logsumexp: Tensor | None  # [R] float64 of values / temperature: values are logits
+    entropy: Tensor  # [R]
+    filled: Tensor  # [R] bool
+    temperature: float
+
+    def rows(self, index) -> "Table":
+        return Table(*(x[index] if isinstance(x, Tensor) else x for x in self))
+
+    def dense(self, num_classes: int) -> Tensor:
+        """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled."""
+        values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
+        if self.logsumexp is not None:
+            probs = torch.softmax(values / self.temperature, dim=1)
+        elif self.indices is not None:
+            probs = tail(values, num_classes)[:, None].repeat(1, num_classes)
+            probs.scatter_(1, self.indices.long(), values)
+        else:
+            probs = values
+        return torch.where(self.filled[:, None], probs, 0)
+
+
+def tail(values: Tensor, num_classes: int) -> Tensor:
+    """[R] probability of each class that top-k rows do not list; 0 where rounding leaves a sum above 1."""
+    return (1 - values.sum(dim=1)).clamp(min=0) / max(num_classes - values.shape[1], 1)
+
+
+class Problem(NamedTuple):
+    """Labels are int64; lam, weight, upstream and entropies have the dtype of the loss. All but rows of classes is
+    contiguous."""
+
+    logits: Tensor  # [N, C], each row contiguous
+    target: Tensor  # [N] labels | [N, C] class probabilities
+    target_b: Tensor | None  # [N]: the second label of a Mixup pair, with
+    lam: Tensor | None  # [N]: the share of the first
+    weight: Tensor | None  # [C]
+    soft: Table | None  # C rows
+    alpha: float | Tensor | None  # a number, or [] on the GPU of the logits
+    past: Table | None  # M rows
+    past_index: Tensor | None  # [N]
+    past_weight: float | Tensor | None  # as alpha
+    upstream: Tensor | None  # [] | [N]: what the gradient is multiplied by before it is rounded
+    temperature: float
+    ignore_index: int
+    label_smoothing: float
+    reduction: str
+    need_gradient: bool
+    need_stats: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the loss: what is computed in."""
+        return loss_dtype(self.logits.dtype)
+
+    @property
+    def has_labels(self) -> bool:
+        return not self.target.is_floating_point()
+
+
+class Outputs(NamedTuple):
+    loss: Tensor  # [], or [N] for reduction "none"
+    gradient: Tensor | None  # [N, C], contiguous
+    stats: Tensor | None  # [2, N]: cross-entropy against the labels alone, logsumexp
+    argmax: Tensor | None  # [N] int64
+
+
+def loss_dtype(logits: torch.dtype) -> torch.dtype:
+    return torch.float64 if logits == torch.float64 else torch.float32
+
+
+def number(value):
+    """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown while a compiler traces, stays a tensor."""
+    if not isinstance(value, Tensor) or value.device.type != "cpu" or torch.compiler.is_compiling():
+        return value
+    return value.item()
+
+
+def allocate(problem: Problem) -> Outputs:
+    """Outputs that are not written yet."""
+    logits, dtype = problem.logits, problem.dtype
+    num_rows = logits.shape[0]
+    loss = logits.new_empty((num_rows,) if problem.reduction == "none" else (), dtype=dtype)
+    gradient = logits.new_empty(logits.shape) if problem.need_gradient else None
+    if not problem.need_stats:
+        return Outputs(loss, gradient, None, None)
+    stats, argmax = logits.new_empty((2, num_rows), dtype=dtype), logits.new_empty(num_rows, dtype=torch.int64)
+    return Outputs(loss, gradient, stats, argmax)
+
+
+class Allocation:
+    """Outputs for problems of one layout, made in less time than `allocate` takes."""
+
+    def __init__(self, problem: Problem):
+        self.loss, _, self.stats, self.argmax = allocate(problem._replace(need_gradient=False))
+        self.need_gradient = problem.need_gradient
+
+    def __call__(self, logits: Tensor) -> Outputs:
+        gradient = None
+        if self.need_gradient:
+            gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
+        if self.stats is None:
+            return Outputs(torch.empty_like(self.loss), gradient, None, None)
+        like = torch.empty_like
+        return Outputs(like(self.loss), gradient, like(self.stats), like(self.argmax))
+
+
+# The schema of the op: the fields of Problem, those of a Table with its name before them.
+_TYPES = {Tensor: "Tensor", float: "float", int: "int", str: "str", bool: "bool"}
+
+
+def schema() -> str:
+    """The arguments of the op that takes what `flatten` gives."""
+    arguments = []
+    for name, kind in Problem.__annotations__.items():
+        if kind == Table | None:
+            arguments += [f"Tensor? {name}_{field}" for field in Table._fields[:-1]] + [f"float {name}_temperature"]
+        else:
+            arguments.append(f"{_TYPES.get(kind, 'Tensor?')} {name}")
+    return ", ".join(arguments)
+
+
+def flatten(problem: Problem) -> list:
+    """The arguments of the op; numbers that may be tensors as float64 tensors."""
+    arguments = []
+    for name, value in zip(Problem._fields, problem, strict=True):
+        if name in ("soft", "past"):
+            arguments += (None,) * 5 + (1.0,) if value is None else value
+        elif name in ("alpha", "past_weight") and value is not None:
+            arguments.append(torch.as_tensor(value, dtype=torch.float64))
+        else:
+            arguments.append(value)
+    return arguments
+
+
+def unflatten(arguments) -> Problem:
+    """The inverse of `flatten`."""
+    rest = list(arguments)
+    fields = []
+    for name in Problem._fields:
+        if name in ("soft", "past"):
+            table, rest = rest[: len(Table._fields)], rest[len(Table._fields) :]
+            fields.append(None if table[0] is None else Table(*table))
+        else:
+            fields.append(rest.pop(0))
+    return Problem(*fields)
+
+
+def layout(problem: Problem) -> tuple:
+    """What the kernels in C++ and CUDA can be told once of problems of one kind, in the order of csrc/bindings.h."""
+    logits, upstream = problem.logits, problem.upstream
+    return (
+        DTYPE[logits.dtype], *logits.shape, logits.stride(0),
+        None if problem.has_labels else _rows(problem.target, 1.0),
+        None if problem.soft is None else _rows(problem.soft.values, problem.soft.temperature),
+        None if problem.past is None else _rows(problem.past.values, problem.past.temperature),
+        problem.temperature, problem.ignore_index, problem.label_smoothing, REDUCTION[problem.reduction],
+        0 if upstream is None else upstream.dim(),
+    )  # fmt: skip
+
+
+def _rows(values: Tensor, temperature: float) -> tuple:
+    return (DTYPE[values.dtype], *values.shape, values.stride(0), temperature)
+
+
+def addresses(problem: Problem, outputs: Outputs) -> tuple:
+    """And what they are told at each call, in the order of csrc/bindings.h: where everything lies, and two numbers."""
+    target, soft, past = problem.target.data_ptr(), problem.soft, problem.past
+    return (
+        problem.logits.data_ptr(), *((target, 0) if problem.has_labels else (0, target)),
+        address(problem.target_b), address(problem.lam), address(problem.weight),
+        *(_NO_TABLE if soft is None else map(address, soft[:5])), *_number(problem.alpha),
+        *(_NO_TABLE if past is None else map(address, past[:5])), address(problem.past_index),
+        *_number(problem.past_weight), address(problem.upstream), *map(address, outputs),
+    )  # fmt: skip
+
+
+_NO_TABLE = (0,) * 5
+
+
+def _number(value) -> tuple:
+    """Its value and no address, or the address where it is read on the GPU."""
+    return (0.0, value.data_ptr()) if isinstance(value, Tensor) else (value or 0.0, 0)
