@@ -394,6 +394,19 @@ def test_state_survives_a_file_and_goes_on_to_the_bit(top_k, steps):
     assert replay.extend(*make_batch(0))[2].targets is None
 
 
+def test_the_state_says_how_often_a_row_was_carried():
+    replay, resumed = HardReplay(0.5, 2), HardReplay(0.5, 2)
+    for number in range(2):
+        x, y, _ = replay.extend(*make_batch(number))
+        replay.keep(x, y, make_logits(12, number), -x[:, 0])  # the older a row, the harder
+    resumed.load_state_dict(replay.state_dict())
+    x, y, past = resumed.extend(*make_batch(2))
+    assert {step for step, _ in carried_rows(x, past)} == {0}
+    resumed.keep(x, y, make_logits(12, 2), -x[:, 0])
+    x, _, past = resumed.extend(*make_batch(3))
+    assert {step for step, _ in carried_rows(x, past)} == {2}
+
+
 def test_a_loaded_state_shares_nothing_with_where_it_came_from():
     replay, resumed = HardReplay(0.5), HardReplay(0.5)
     step(replay, 0)

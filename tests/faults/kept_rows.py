@@ -175,7 +175,7 @@ FAULTS = {
             "the ages are not saved",
             '"age": c.slots.age}',
             '"age": c.slots.age * 0 + 1}',
-            REPLAY + "test_state_survives_a_file_and_goes_on_to_the_bit",
+            REPLAY + "test_the_state_says_how_often_a_row_was_carried",
         ),
     ],
     "toast_kernels/carried_rows.py": [
