@@ -1,4 +1,9 @@
-"""A small run of every GPU kernel, for compute-sanitizer, under which a large one would take hours."""
+"""A small run of every GPU kernel, for compute-sanitizer, under which a large one would take hours.
+
+python bench/small_run.py [triton] [cuda] [medoids]         (all three where none is named)
+"""
+
+import sys
 
 import torch
 
@@ -48,10 +53,13 @@ def medoids():
 
 
 if __name__ == "__main__":
+    wanted = sys.argv[1:] or ("triton", "cuda", "medoids")
     for backend in ("triton", "cuda"):
-        why_not = backends.missing(backend, CUDA)
-        print(f"the kernels of {backend}: {why_not or 'run'}")
-        if not why_not:
-            losses(backend)
-    medoids()
+        if backend in wanted:
+            why_not = backends.missing(backend, CUDA)
+            print(f"the kernels of {backend}: {why_not or 'run'}")
+            if not why_not:
+                losses(backend)
+    if "medoids" in wanted:
+        medoids()
     torch.cuda.synchronize()

@@ -30,7 +30,7 @@ struct SoftRows {
   std::int64_t stride = 0;       // elements from one row of values to the next
   std::int64_t rows = 0;
   std::int64_t width = 0;                 // C | k | C
-  const std::int32_t* indices = nullptr;  // [rows, k] ascending; the mass they leave is spread over the other classes
+  const std::int32_t* indices = nullptr;  // [rows, k] ascending; what they leave of 1 is spread over the others
   const double* logsumexp = nullptr;      // [rows]: values are logits, row = softmax(values / temperature)
   const void* entropy = nullptr;          // [rows] - sum q log q; read for past rows only
   const bool* filled = nullptr;           // [rows]; null: all are
@@ -73,8 +73,9 @@ struct BlendedKL {
   std::int64_t* argmax;  // [N], or null with stats
 
   int threads = 1;
-  // On a CPU: bytes from which on a gradient is stored past the caches; negative: half of the last-level cache.
-  std::int64_t stream_from = -1;
+  // On a CPU: a gradient of so many bytes or more is written with non-temporal stores; negative: half of the last-level
+  // cache.
+  std::int64_t non_temporal_from = -1;
 };
 
 // Throws std::out_of_range, before anything is written, for a target or past_index that is out of range. The

@@ -30,6 +30,7 @@ PLAIN_WIDTH = 140  # of the tables where stdout is no terminal
 
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in background jobs
     console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
     try:
         device = choose_device(options.device)

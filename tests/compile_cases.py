@@ -93,14 +93,14 @@ class Loss:
     def passes(self, kernel):
         """[(opcodes, logits of a thread they are for)] of each reading of the row: straight code, or two loops."""
         logits = self.logits(kernel)
-        if kernel.constants["HELD"]:
+        if kernel.constants["SINGLE_PASS"]:
             return [(kernel.opcodes - sum(kernel.loops, Counter()), logits)]
         turns = [(body, count(body, EXP) // (self.exps * logits) * logits) for body in kernel.loops]
         return [(body, unrolled) for body, unrolled in turns if unrolled]
 
     def instructions(self, kernel):
         """Of a thread, for each of its logits, and each turn of a loop over lists counted once."""
-        if kernel.constants["HELD"]:
+        if kernel.constants["SINGLE_PASS"]:
             # The last loop adds the rows' losses up, in one program.
             adding_up = 0 if self.reduction == "none" else kernel.loops[-1].total()
             return (kernel.instructions - adding_up) / self.logits(kernel)
@@ -109,7 +109,7 @@ class Loss:
     def bounds(self, kernels):
         """{what: seconds} that an H200 needs at least for the main kernel."""
         kernel = main(self, kernels)
-        passes = 1 if kernel.constants["HELD"] else 2
+        passes = 1 if kernel.constants["SINGLE_PASS"] else 2
         block = kernel.constants["BLOCK"]
         padded = kernel.programs * kernel.constants["ROWS"] * -(-self.classes // block) * block
         return {

@@ -10,6 +10,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import interpreter
+import optional
 import pytest
 import torch
 from filelock import FileLock  # torch brings it along
@@ -37,6 +38,15 @@ def bench(monkeypatch, tmp_path):
     for path in folder.glob("[!c]*.py"):  # all but conftest.py
         monkeypatch.delitem(sys.modules, path.stem, raising=False)
     return importlib.import_module
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call():
+    try:
+        return (yield)
+    except ModuleNotFoundError as error:
+        optional.skip_if_missing(error)
+        raise
 
 
 def pytest_collection_modifyitems(config, items):

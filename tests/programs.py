@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import optional
+
 PYTHON = Path(__file__).resolve().parents[1] / "python"
 TRAIN = PYTHON / "train.py"
 sys.path.insert(0, str(PYTHON))
+optional.skip_without("matplotlib", "PIL", "fontTools", "rich")
 
 import augment  # noqa: E402, F401
 import backbones  # noqa: E402, F401

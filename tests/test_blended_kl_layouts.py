@@ -6,8 +6,8 @@ import blended_kl_cases
 import pytest
 import torch
 from blended_kl_cases import DTYPES, Case, name, normal, run, toast_loss
-from hypothesis import HealthCheck, assume, given, settings
-from hypothesis import strategies as st
+from optional import HealthCheck, assume, given, settings
+from optional import strategies as st
 
 from toast_kernels import SoftTargets
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 from blended_kl_cases import DTYPES, ENCODINGS, Case, check, name, run
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from optional import given, settings
+from optional import strategies as st
 
 # The kernel works through a row in chunks of 2048 classes, a chunk in vectors of 16 (8 in float64). Of a row of up to
 # 32,768 classes it keeps the exponentials, of a longer one it works them out twice.

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from blended_kl_cases import device_of, moved, normal, table
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from optional import HealthCheck, given, settings
+from optional import strategies as st
 
 from toast_kernels import SoftTargets, functional
 from toast_kernels.blended_kl import plan as plans

@@ -47,7 +47,7 @@ def broken_by_any(kernel):
 
 def broken_by_loss(case, kernel):
     passes = case.passes(kernel)
-    if len(passes) != (1 if kernel.constants["HELD"] else 2):
+    if len(passes) != (1 if kernel.constants["SINGLE_PASS"] else 2):
         yield f"{len(passes)} passes over the row"
     few = FEW * (1 if kernel.constants["ROWS"] == 1 else 2)  # a thread has logits of several rows then
     for opcodes, logits in passes:

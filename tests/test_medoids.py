@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from medoid_cases import BACKENDS, DTYPES, METRICS, distances, logits, one_class, random_labels, scipy_medoids
+from optional import given, settings
+from optional import strategies as st
 
 from toast_kernels.functional import class_medoids
 

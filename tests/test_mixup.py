@@ -3,8 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from optional import given, settings
+from optional import strategies as st
 
 from toast_kernels.functional import toast_loss
 from toast_kernels.mixup import mixup_triple

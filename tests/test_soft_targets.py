@@ -5,8 +5,8 @@ import io
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from optional import given, settings
+from optional import strategies as st
 from scipy.special import entr, logsumexp, softmax
 from torch.utils._python_dispatch import TorchDispatchMode
 

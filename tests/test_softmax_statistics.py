@@ -205,15 +205,6 @@ def logsumexp_of(z):
     return torch.from_numpy(logsumexp(z.numpy(), axis=1))
 
 
-def test_float64_logits_go_to_the_reference_where_triton_is_chosen(monkeypatch):
-    module = importlib.import_module("toast_kernels.softmax_statistics.op")
-    monkeypatch.setattr(module, "choose", lambda *_: "triton")
-    logits = normal(3, 50, dtype=torch.float64)
-    found = module.softmax_statistics(logits, 2.0)
-    assert found[1].dtype == torch.float64
-    torch.testing.assert_close(found[0], logsumexp_of(logits / 2.0), rtol=1e-14, atol=0)
-
-
 @every_backend
 def test_no_rows(backend):
     for found in statistics(torch.empty(0, 6), 2.0, backend):

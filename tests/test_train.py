@@ -87,6 +87,17 @@ def test_a_killed_run_resumes_to_the_same_bits(uninterrupted, tmp_path, end):
     assert_same(finished, whole)
 
 
+def test_ctrl_c_stops_it_where_a_shell_has_it_ignored(tmp_path, monkeypatch, capsys):
+    """As in a background job; here while the data are loaded, before any epoch."""
+    monkeypatch.setattr(train, "load", lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        assert train.main(["--out", str(tmp_path / "run")]) == 130
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert "interrupted" in capsys.readouterr().err
+
+
 def test_resuming_a_finished_run_only_reports(short, capsys):
     out, _ = short
     before = (out / "ce-seed0" / "checkpoint.pt").read_bytes()

@@ -226,7 +226,8 @@ class SoftTargets:
         return ((name, value) for name, value in self.state_dict().items() if isinstance(value, Tensor))
 
     def _map(self, function) -> SoftTargets:
-        return type(self)(**(self.state_dict() | {name: function(tensor) for name, tensor in self._tensors()}))
+        changed = {name: function(tensor) for name, tensor in self._tensors()}
+        return type(self)(**{**self.state_dict(), **changed})  # Dynamo of torch 2.6 knows no | of these
 
     @classmethod
     def _encode(cls, source: Tensor, to_probs: Callable, expected: str, top_k, dtype, filled) -> SoftTargets:

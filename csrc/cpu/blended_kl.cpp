@@ -54,7 +54,8 @@ class Kernel {
         chunks_((p_.classes + kChunk - 1) / kChunk),
         inverse_t_(Real(1 / p_.temperature)),
         power_(p_.temperature <= 4 && p_.temperature == std::floor(p_.temperature) ? int(p_.temperature) : 0),
-        stream_(p_.rows * p_.classes * size_of(p_.dtype) >= (p_.stream_from < 0 ? half_of_cache() : p_.stream_from)) {}
+        non_temporal_(p_.rows * p_.classes * size_of(p_.dtype) >=
+                      (p_.non_temporal_from < 0 ? half_of_cache() : p_.non_temporal_from)) {}
 
   void run() {
     std::vector<double> losses(p_.rows);
@@ -64,9 +65,9 @@ class Kernel {
     for (int i = 0; i < threads; ++i)
       scratch.emplace_back(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);
     if (p_.rows >= 4 * threads || chunks_ == 1)
-      share_rows(scratch, losses.data());
+      rows_to_threads(scratch, losses.data());
     else
-      share_chunks(scratch, losses.data());
+      chunks_to_threads(scratch, losses.data());
 
     auto* loss = static_cast<Real*>(p_.loss);
     if (p_.reduction == Reduction::none) {
@@ -80,7 +81,7 @@ class Kernel {
   }
 
  private:
-  // Calls f with the template arguments that fit a row: <has_soft, has_past, power>.
+  // Calls f(has_soft, has_past, power) with the row's values as compile-time constants.
   template <class F>
   void with_shape(const Row<Real>& r, F&& f) const {
     auto with_power = [&](auto soft) {
@@ -104,8 +105,8 @@ class Kernel {
   // The first loop over one chunk of a row.
   Statistics statistics(const Row<Real>& r, std::int64_t begin, bool keep, Scratch<Real>& scratch) const {
     Chunk<Real> c = rows_.chunk(r, begin, scratch);
-    if (p_.gradient != nullptr && !stream_)
-      c.ahead.set(Ahead::kGradient, p_.gradient, r.index * p_.classes + begin, p_.dtype);
+    if (p_.gradient != nullptr && !non_temporal_)
+      c.prefetch.set(Prefetch::kGradient, p_.gradient, r.index * p_.classes + begin, p_.dtype);
     Statistics result;
     with_shape(r, [&](auto soft, auto past, auto power) {
       result = keep ? chunk_statistics<Real, soft, past, power, true>(c, inverse_t_, scratch.kept_at(begin))
@@ -131,13 +132,13 @@ class Kernel {
     return total;
   }
 
-  void write_stats(const Row<Real>& r, const Statistics* parts, const Statistics& s) const {
+  void write_stats(const Row<Real>& r, const Statistics* by_chunk, const Statistics& s) const {
     const std::int64_t i = r.index;
     double cross_entropy = 0;
     for (int which = 0; r.used && which < 2 && rows_.labels(which) != nullptr; ++which) {
       const std::int64_t y = rows_.labels(which)[i];
-      if (y != p_.ignore_index && rows_.share(i, which) != 0)
-        cross_entropy -= rows_.share(i, which) * log_probability(i, y, s);
+      if (y != p_.ignore_index && rows_.share_of(i, which) != 0)
+        cross_entropy -= rows_.share_of(i, which) * log_probability(i, y, s);
     }
     if (p_.target == nullptr) {
       Real buffer[1];
@@ -147,15 +148,15 @@ class Kernel {
     }
     stats_[i] = Real(cross_entropy);
     stats_[p_.rows + i] = Real(s.max + std::log(s.sum));
-    p_.argmax[i] = argmax(i, parts, s);
+    p_.argmax[i] = argmax(i, by_chunk, s);
   }
 
   // The first of the largest logits; a NaN counts as the largest, as in torch.argmax.
-  std::int64_t argmax(std::int64_t i, const Statistics* parts, const Statistics& total) const {
+  std::int64_t argmax(std::int64_t i, const Statistics* by_chunk, const Statistics& total) const {
     if (total.sum != total.sum)
       if (const std::int64_t nan = first(i, 0, [](Real z) { return z != z; }); nan >= 0) return nan;
     std::int64_t k = 0;
-    while (k + 1 < chunks_ && parts[k].max != total.max) ++k;
+    while (k + 1 < chunks_ && by_chunk[k].max != total.max) ++k;
     return std::max<std::int64_t>(0, first(i, k, [max = Real(total.max)](Real z) { return z == max; }));
   }
 
@@ -179,7 +180,7 @@ class Kernel {
   }
 
   // The second loop over one chunk of a row, from what the first kept of it.
-  void gradient(const Row<Real>& r, std::int64_t begin, const Statistics& part, const Statistics& total,
+  void gradient(const Row<Real>& r, std::int64_t begin, const Statistics& chunk, const Statistics& total,
                 Scratch<Real>& scratch) const {
     const std::int64_t n = std::min(kChunk, p_.classes - begin);
     with_dtype(p_.dtype, [&](auto zero) {
@@ -188,27 +189,28 @@ class Kernel {
       if (!r.used) {
         std::fill(out, out + n, T{});
       } else if constexpr (std::is_same_v<T, Real>) {
-        compute_gradient(r, begin, n, part, total, scratch.kept_at(begin), stream_ ? scratch.gradient : out);
-        if (stream_) stream_bytes(scratch.gradient, n * sizeof(T), out);
+        compute_gradient(r, begin, n, chunk, total, scratch.kept_at(begin), non_temporal_ ? scratch.gradient : out);
+        if (non_temporal_) copy_non_temporal(scratch.gradient, n * sizeof(T), out);
       } else {
-        compute_gradient(r, begin, n, part, total, scratch.kept_at(begin), scratch.gradient);
-        T* rounded = stream_ ? reinterpret_cast<T*>(scratch.part) : out;
-        narrow(scratch.gradient, n, rounded);
-        if (stream_) stream_bytes(rounded, n * sizeof(T), out);
+        compute_gradient(r, begin, n, chunk, total, scratch.kept_at(begin), scratch.gradient);
+        T* rounded = non_temporal_ ? reinterpret_cast<T*>(scratch.spare) : out;
+        round_to(scratch.gradient, n, rounded);
+        if (non_temporal_) copy_non_temporal(rounded, n * sizeof(T), out);
       }
     });
   }
 
-  void compute_gradient(const Row<Real>& r, std::int64_t begin, std::int64_t n, const Statistics& part,
+  void compute_gradient(const Row<Real>& r, std::int64_t begin, std::int64_t n, const Statistics& chunk,
                         const Statistics& total, const Kept<Real>& kept, Real* out) const {
     const double upstream = upstream_ == nullptr ? 1 : double(upstream_[r.index * p_.upstream_stride]);
     double class_mass = total.class_mass;
     for (int k = 0; k < r.labels; ++k) class_mass += r.hard[k];
-    const Real of_p = Real(upstream * class_mass / total.sum * part.relative_to(total));
-    Real of_e = 0;
-    if (r.has_past) of_e = Real(upstream * total.past_mass / total.sum_at_t * part.relative_to(total, p_.temperature));
+    const Real coef_p = Real(upstream * class_mass / total.sum * chunk.relative_to(total));
+    Real coef_e = 0;
+    if (r.has_past)
+      coef_e = Real(upstream * total.past_mass / total.sum_at_t * chunk.relative_to(total, p_.temperature));
     with_shape(r, [&](auto soft, auto past, auto power) {
-      chunk_gradient<Real, soft, past, power>(kept, n, of_p, of_e, Real(upstream), out);
+      chunk_gradient<Real, soft, past, power>(kept, n, coef_p, coef_e, Real(upstream), out);
     });
     for (int k = 0; k < r.labels; ++k)
       if (r.label[k] >= begin && r.label[k] < begin + n) out[r.label[k] - begin] -= Real(upstream * r.hard[k]);
@@ -216,8 +218,8 @@ class Kernel {
 
   bool needs_statistics(const Row<Real>& r) const { return r.used || stats_ != nullptr; }
 
-  // A row to a thread.
-  void share_rows(std::vector<Scratch<Real>>& scratch, double* losses) const {
+  // Parallel over rows.
+  void rows_to_threads(std::vector<Scratch<Real>>& scratch, double* losses) const {
     const int threads = int(scratch.size());
     const std::int64_t grain = std::max<std::int64_t>(1, kGrain / p_.classes);
 #pragma omp parallel num_threads(threads) if (threads > 1)
@@ -229,25 +231,25 @@ class Kernel {
         const Row<Real> r = rows_.row(i);
         Statistics total;
         for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
-          own.parts[k] = statistics(r, k * kChunk, keep, own);
-          k == 0 ? void(total = own.parts[k]) : total.merge(own.parts[k], p_.temperature);
+          own.by_chunk[k] = statistics(r, k * kChunk, keep, own);
+          k == 0 ? void(total = own.by_chunk[k]) : total.merge(own.by_chunk[k], p_.temperature);
         }
         losses[i] = loss(r, total);
-        if (stats_ != nullptr) write_stats(r, own.parts.data(), total);
+        if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), total);
         for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
           if (!keep && r.used) statistics(r, k * kChunk, true, own);
-          gradient(r, k * kChunk, own.parts[k], total, own);
+          gradient(r, k * kChunk, own.by_chunk[k], total, own);
         }
       }
-      if (stream_) stream_fence();
+      if (non_temporal_) non_temporal_fence();
     }
   }
 
-  // A chunk to a thread: for rows fewer than would keep the threads busy.
-  void share_chunks(std::vector<Scratch<Real>>& scratch, double* losses) const {
+  // Parallel over chunks: for rows too few to keep the threads busy.
+  void chunks_to_threads(std::vector<Scratch<Real>>& scratch, double* losses) const {
     const int threads = int(scratch.size());
     std::vector<Row<Real>> rows(p_.rows);
-    std::vector<Statistics> parts(p_.rows * chunks_), totals(p_.rows);
+    std::vector<Statistics> by_chunk(p_.rows * chunks_), totals(p_.rows);
     for (std::int64_t i = 0; i < p_.rows; ++i) rows[i] = rows_.row(i);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
@@ -255,13 +257,13 @@ class Kernel {
 #pragma omp for schedule(static)
       for (std::int64_t k = 0; k < p_.rows * chunks_; ++k)
         if (const Row<Real>& r = rows[k / chunks_]; needs_statistics(r))
-          parts[k] = statistics(r, k % chunks_ * kChunk, false, own);
+          by_chunk[k] = statistics(r, k % chunks_ * kChunk, false, own);
 #pragma omp single
       for (std::int64_t i = 0; i < p_.rows; ++i) {
-        totals[i] = parts[i * chunks_];
-        for (std::int64_t k = 1; k < chunks_; ++k) totals[i].merge(parts[i * chunks_ + k], p_.temperature);
+        totals[i] = by_chunk[i * chunks_];
+        for (std::int64_t k = 1; k < chunks_; ++k) totals[i].merge(by_chunk[i * chunks_ + k], p_.temperature);
         losses[i] = loss(rows[i], totals[i]);
-        if (stats_ != nullptr) write_stats(rows[i], &parts[i * chunks_], totals[i]);
+        if (stats_ != nullptr) write_stats(rows[i], &by_chunk[i * chunks_], totals[i]);
       }
       if (p_.gradient != nullptr) {
 #pragma omp for schedule(static)
@@ -269,10 +271,10 @@ class Kernel {
           const Row<Real>& r = rows[k / chunks_];
           const std::int64_t begin = k % chunks_ * kChunk;
           if (r.used) statistics(r, begin, true, own);
-          gradient(r, begin, parts[k], totals[r.index], own);
+          gradient(r, begin, by_chunk[k], totals[r.index], own);
         }
       }
-      if (stream_) stream_fence();
+      if (non_temporal_) non_temporal_fence();
     }
   }
 
@@ -283,7 +285,7 @@ class Kernel {
   const std::int64_t chunks_;
   const Real inverse_t_;
   const int power_;
-  const bool stream_;
+  const bool non_temporal_;
 };
 
 }  // namespace

@@ -13,22 +13,22 @@ namespace TOAST_ISA {
 
 constexpr std::int64_t kChunk = 2048;  // classes; a fixed size, so that results do not depend on the threads
 
-// Memory to ask for while a chunk is worked on, since the processor itself does not look beyond a page: the next
-// chunk's logits, soft target and past, and this chunk's gradient, which stores would read first. Where there is none
-// of one, the logits stand once more: asking for all four without looking is quickest.
-class Ahead {
+// Software prefetch while a chunk is worked on, since the hardware's stops at the end of a page: of the next chunk's
+// logits, soft target and past, and of this chunk's gradient, whose lines a store reads first. An absent one repeats
+// the logits: four prefetches without a branch are the fastest.
+class Prefetch {
  public:
   enum Which { kLogits, kSoft, kPast, kGradient, kCount };
 
-  Ahead() = default;
-  Ahead(const void* logits, std::int64_t element, DType dtype) {
+  Prefetch() = default;
+  Prefetch(const void* logits, std::int64_t element, DType dtype) {
     for (int which = 0; which < kCount; ++which) set(Which(which), logits, element, dtype);
   }
   void set(Which which, const void* values, std::int64_t element, DType dtype) {
     bytes_[which] = size_of(dtype);
     from_[which] = static_cast<const char*>(values) + element * bytes_[which];
   }
-  void prefetch(std::int64_t element) const {
+  void issue(std::int64_t element) const {
 #if defined(__GNUC__)
     for (int which = 0; which < kCount; ++which) __builtin_prefetch(from_[which] + element * bytes_[which], 0, 2);
 #endif
@@ -47,7 +47,7 @@ struct Chunk {
   const Real* q = nullptr;
   Real a = 0, b = 0;
   std::int64_t n;
-  Ahead ahead;
+  Prefetch prefetch;
 };
 
 // What the first loop leaves for the second, each with room for n rounded up to a whole Vec.
@@ -58,7 +58,7 @@ struct Kept {
   Real* t = nullptr;  // a s + b q, where there is one
 };
 
-// What the first loop learns of a chunk, or of several. Exponentials are relative to max.
+// What the first loop finds for a chunk, or several. Exponentials are relative to max.
 struct Statistics {
   double max = -std::numeric_limits<double>::infinity();
   double sum = 0;         // of exp(z - max)
@@ -72,11 +72,11 @@ struct Statistics {
     return max == other.max && std::isfinite(max) ? 1 : std::exp((max - other.max) / temperature);
   }
 
-  // Takes in the next part of the row.
+  // Adds the statistics of the chunks that follow.
   void merge(const Statistics& next, double temperature) {
     Statistics low = *this, high = next;
     if (!(next.max > max)) std::swap(low, high);
-    // A part of -inf alone has sums of 0 (NaN if one is among them), and its dot, 0 or -inf, needs no shift.
+    // A chunk of -inf alone has sums of 0 (NaN if one is among them), and its dot, 0 or -inf, needs no shift.
     const bool empty = low.max == -std::numeric_limits<double>::infinity();
     max = high.max;
     sum = high.sum + (empty ? low.sum : low.sum * low.relative_to(high));
@@ -118,13 +118,13 @@ Statistics chunk_statistics(const Chunk<Real>& c, Real inverse_t, const Kept<Rea
   const V shift = V::broadcast(empty ? Real(0) : Real(result.max));
   const V inverse = V::broadcast(inverse_t), a = V::broadcast(c.a), b = V::broadcast(c.b);
   const V zero = V::broadcast(0);
-  const Ahead ahead = c.ahead;
+  const Prefetch prefetch = c.prefetch;
   // Added up in blocks: rounding grows with how many a lane adds up one after the other.
   struct Sums {
     V p = V::broadcast(0), e = p, dot = p, s = p, q = p;
   } total;
   auto step = [&](Sums& sum, V z, V s, V q, std::int64_t j) {
-    ahead.prefetch(j);
+    prefetch.issue(j);
     const V d = z - shift;
     V e = zero, p;
     if constexpr (Past) {
@@ -166,12 +166,12 @@ Statistics chunk_statistics(const Chunk<Real>& c, Real inverse_t, const Kept<Rea
   return result;
 }
 
-// The second loop: out = of_p p + of_e e - of_t t
+// The second loop: out[n] = coef_p p + coef_e e - coef_t t
 template <class Real, bool Soft, bool Past, int Power>
-void chunk_gradient(const Kept<Real>& kept, std::int64_t n, Real of_p, Real of_e, Real of_t, Real* out) {
+void chunk_gradient(const Kept<Real>& kept, std::int64_t n, Real coef_p, Real coef_e, Real coef_t, Real* out) {
   using V = Vec<Real>;
   constexpr int lanes = V::lanes;
-  const V by_p = V::broadcast(of_p), by_e = V::broadcast(of_e), by_t = V::broadcast(-of_t);
+  const V by_p = V::broadcast(coef_p), by_e = V::broadcast(coef_e), by_t = V::broadcast(-coef_t);
   auto step = [&](std::int64_t j) {
     V g;
     if constexpr (Past) {

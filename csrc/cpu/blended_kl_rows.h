@@ -27,7 +27,7 @@ constexpr std::int64_t kKeptRow = 32768;
 template <class Real>
 struct Scratch {
   Scratch(std::int64_t classes, std::int64_t chunks, bool keep, bool past)
-      : parts(chunks), whole_row(keep && classes <= kKeptRow) {
+      : by_chunk(chunks), whole_row(keep && classes <= kKeptRow) {
     constexpr std::int64_t lanes = Vec<Real>::lanes;
     const auto padded = [&](std::int64_t n) { return (n + lanes - 1) / lanes * lanes; };
     const std::int64_t chunk = padded(std::min(classes, kChunk)), row = whole_row ? padded(classes) : chunk;
@@ -35,7 +35,7 @@ struct Scratch {
     memory.reset(static_cast<Real*>(std::aligned_alloc(64, total * sizeof(Real))));
     if (memory == nullptr) throw std::bad_alloc();
     Real* next = memory.get();
-    for (Real** buffer : {&z, &s, &q, &part, &gradient}) *buffer = std::exchange(next, next + chunk);
+    for (Real** buffer : {&z, &s, &q, &spare, &gradient}) *buffer = std::exchange(next, next + chunk);
     if (!keep) return;
     kept.p = std::exchange(next, next + row);
     kept.t = std::exchange(next, next + row);
@@ -51,10 +51,10 @@ struct Scratch {
   struct Free {
     void operator()(Real* p) const { std::free(p); }
   };
-  std::vector<Statistics> parts;  // of each chunk of the row
-  const bool whole_row;           // kept holds all of a row, else only its last chunk
+  std::vector<Statistics> by_chunk;  // of the row
+  const bool whole_row;              // kept holds all of a row, else only its last chunk
   std::unique_ptr<Real, Free> memory;
-  Real *z, *s, *q, *part, *gradient;  // a chunk each
+  Real *z, *s, *q, *spare, *gradient;  // [chunk] each
   Kept<Real> kept;
 };
 
@@ -104,19 +104,19 @@ class Rows {
     for (int which = 0; which < 2 && labels(which) != nullptr; ++which) {
       const std::int64_t y = labels(which)[i];
       if (y == p_.ignore_index) continue;
-      const double portion = share(i, which);
+      const double share = share_of(i, which);
       const bool blended = p_.soft.values != nullptr && (p_.soft.filled == nullptr || p_.soft.filled[y]);
       const double alpha = blended ? p_.alpha : 0;
       const int k = r.labels++;
       r.label[k] = y;
-      r.hard[k] = class_scale_ * portion * (1 - alpha) * (1 - eps) * weight_of(y);
+      r.hard[k] = class_scale_ * share * (1 - alpha) * (1 - eps) * weight_of(y);
       r.soft[k] = 0;
       if (alpha != 0) {
-        r.soft[k] = Real(class_scale_ * portion * alpha * weight_of(y));
+        r.soft[k] = Real(class_scale_ * share * alpha * weight_of(y));
         r.target[k] = SoftRow<Real>(p_.soft, y, p_.classes);
         r.has_soft = true;
       }
-      smooth += portion * (1 - alpha) * eps;
+      smooth += share * (1 - alpha) * eps;
     }
     r.smooth = Real(class_scale_ * smooth / double(p_.classes));
     r.has_soft = r.has_soft || r.smooth != 0;
@@ -134,7 +134,7 @@ class Rows {
     Chunk<Real> c;
     c.n = std::min(kChunk, p_.classes - begin);
     const bool last = begin + c.n == p_.classes;
-    c.ahead = last ? ahead(std::min(r.index + 1, p_.rows - 1), 0) : ahead(r.index, begin + c.n);
+    c.prefetch = last ? prefetch(std::min(r.index + 1, p_.rows - 1), 0) : prefetch(r.index, begin + c.n);
     c.z = as_real(p_.dtype, p_.logits, r.index * p_.stride + begin, c.n, scratch.z);
     if (r.has_soft) class_target(r, begin, c, scratch);
     if (r.has_past) {
@@ -144,22 +144,23 @@ class Rows {
     return c;
   }
 
-  // What the chunk of row i that begins there is made of.
-  Ahead ahead(std::int64_t i, std::int64_t begin) const {
-    Ahead result(p_.logits, i * p_.stride + begin, p_.dtype);
-    const auto set = [&](Ahead::Which which, const SoftRows& table, std::int64_t row) {
+  // Of all that the chunk of row i beginning there is computed from.
+  Prefetch prefetch(std::int64_t i, std::int64_t begin) const {
+    Prefetch result(p_.logits, i * p_.stride + begin, p_.dtype);
+    const auto set = [&](Prefetch::Which which, const SoftRows& table, std::int64_t row) {
       if (table.values != nullptr && table.indices == nullptr)
         result.set(which, table.values, row * table.stride + begin, table.dtype);
     };
     if (p_.target == nullptr)
-      set(Ahead::kSoft, p_.probabilities, i);
+      set(Prefetch::kSoft, p_.probabilities, i);
     else if (p_.target[i] != p_.ignore_index)
-      set(Ahead::kSoft, p_.soft, p_.target[i]);
-    if (has_past(i)) set(Ahead::kPast, p_.past, p_.past_index[i]);
+      set(Prefetch::kSoft, p_.soft, p_.target[i]);
+    if (has_past(i)) set(Prefetch::kPast, p_.past, p_.past_index[i]);
     return result;
   }
 
-  double share(std::int64_t i, int which) const {
+  // The label's share of its row's class term.
+  double share_of(std::int64_t i, int which) const {
     return lam_ == nullptr ? 1 : which == 0 ? double(lam_[i]) : 1 - double(lam_[i]);
   }
   const std::int64_t* labels(int which) const { return which == 0 ? p_.target : p_.target_b; }
@@ -206,7 +207,7 @@ class Rows {
       if (p_.target == nullptr) class_rows_ += 1;
       for (int which = 0; which < 2 && labels(which) != nullptr; ++which)
         if (const std::int64_t y = labels(which)[i]; y != p_.ignore_index)
-          class_rows_ += share(i, which) * weight_of(y);
+          class_rows_ += share_of(i, which) * weight_of(y);
       past_rows += has_past(i);
     }
     if (p_.reduction != Reduction::mean) return;
@@ -214,8 +215,8 @@ class Rows {
     past_term_scale_ = past_rows == 0 ? 0 : 1 / past_rows;
   }
 
-  // The part of the class term's target mass that is not at the labels: a single soft row is used where it lies,
-  // anything else is added up.
+  // The class term's target mass besides the labels' hard mass: a single soft row is used in place, anything else is
+  // summed into scratch.
   void class_target(const Row<Real>& r, std::int64_t begin, Chunk<Real>& c, Scratch<Real>& scratch) const {
     if (p_.target != nullptr && r.labels == 1 && r.smooth == 0) {
       c.s = r.target[0].chunk(begin, c.n, scratch.s);
@@ -225,7 +226,7 @@ class Rows {
     Real* mass = scratch.s;
     for (std::int64_t j = 0; j < c.n; ++j) mass[j] = r.smooth;
     if (p_.target == nullptr) {
-      const Real* probabilities = r.target[0].chunk(begin, c.n, scratch.part);
+      const Real* probabilities = r.target[0].chunk(begin, c.n, scratch.spare);
       const Real scale = Real(class_scale_ * (1 - p_.label_smoothing));
       for (std::int64_t j = 0; j < c.n; ++j) mass[j] += scale * probabilities[j];
     }
@@ -233,7 +234,7 @@ class Rows {
       for (std::int64_t j = 0; j < c.n; ++j) mass[j] *= weight_[begin + j];
     for (int k = 0; k < r.labels; ++k) {
       if (r.soft[k] == 0) continue;
-      const Real* soft = r.target[k].chunk(begin, c.n, scratch.part);
+      const Real* soft = r.target[k].chunk(begin, c.n, scratch.spare);
       for (std::int64_t j = 0; j < c.n; ++j) mass[j] += r.soft[k] * soft[j];
     }
     c.s = mass;

@@ -35,14 +35,14 @@ inline float widen(float16 x) {
 }
 
 // Round to nearest, ties to even; NaN stays NaN.
-inline void narrow(double x, double& out) { out = x; }
-inline void narrow(float x, float& out) { out = x; }
-inline void narrow(float x, bfloat16& out) {
+inline void round_to(double x, double& out) { out = x; }
+inline void round_to(float x, float& out) { out = x; }
+inline void round_to(float x, bfloat16& out) {
   const std::uint32_t bits = float_to_bits(x);
   const std::uint32_t rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
   out.bits = std::uint16_t(x != x ? 0x7fc0 : rounded);
 }
-inline void narrow(float x, float16& out) {
+inline void round_to(float x, float16& out) {
   const std::uint32_t sign = float_to_bits(x) >> 16 & 0x8000;
   const float magnitude = std::fabs(x);
   std::uint32_t bits;
@@ -69,7 +69,7 @@ void widen(const T* in, std::int64_t n, Real* out) {
 }
 
 template <class Real, class T>
-void narrow(const Real* in, std::int64_t n, T* out) {
+void round_to(const Real* in, std::int64_t n, T* out) {
   std::int64_t i = 0;
 #if defined(__F16C__)
   if constexpr (std::is_same_v<T, float16> && std::is_same_v<Real, float>)
@@ -81,7 +81,7 @@ void narrow(const Real* in, std::int64_t n, T* out) {
     if constexpr (std::is_same_v<T, double>)
       out[i] = in[i];
     else
-      narrow(float(in[i]), out[i]);
+      round_to(float(in[i]), out[i]);
   }
 }
 
@@ -100,9 +100,9 @@ const Real* as_real(DType dtype, const void* base, std::int64_t begin, std::int6
   return result;
 }
 
-// Copies past the caches: the lines are not read first, which a plain store does. The ends that share a line with
-// their neighbours are stored plainly.
-inline void stream_bytes(const void* from, std::int64_t bytes, void* to) {
+// Copies with non-temporal stores: no read for ownership. The ends, in cache lines that hold other data too, are copied
+// with plain stores.
+inline void copy_non_temporal(const void* from, std::int64_t bytes, void* to) {
   const char* in = static_cast<const char*>(from);
   char* out = static_cast<char*>(to);
   const std::int64_t head = std::min<std::int64_t>(bytes, -reinterpret_cast<std::uintptr_t>(out) & 63);
@@ -111,12 +111,13 @@ inline void stream_bytes(const void* from, std::int64_t bytes, void* to) {
   for (; i + 64 <= bytes; i += 64) {
     float line[16];
     std::memcpy(line, in + i, 64);
-    Vec<float>::load(line).stream(reinterpret_cast<float*>(out + i));
+    Vec<float>::load(line).store_non_temporal(reinterpret_cast<float*>(out + i));
   }
   std::memcpy(out + i, in + i, bytes - i);
 }
 
-inline void stream_fence() {
+// Orders the non-temporal stores before it with the stores after it.
+inline void non_temporal_fence() {
 #if defined(__AVX2__)
   _mm_sfence();
 #endif

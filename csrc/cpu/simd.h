@@ -32,7 +32,7 @@ struct Vec {
     return v;
   }
   void store(T* p) const { std::memcpy(p, lane, sizeof lane); }
-  void stream(T* p) const { store(p); }  // p on a 64-byte boundary
+  void store_non_temporal(T* p) const { store(p); }  // p on a 64-byte boundary
 
   template <class F>
   static Vec map(F&& f) {
@@ -75,7 +75,7 @@ struct Vec<float> {
   static Vec broadcast(float x) { return {_mm512_set1_ps(x)}; }
   static Vec load(const float* p) { return {_mm512_loadu_ps(p)}; }
   void store(float* p) const { _mm512_storeu_ps(p, v); }
-  void stream(float* p) const { _mm512_stream_ps(p, v); }
+  void store_non_temporal(float* p) const { _mm512_stream_ps(p, v); }
 
   friend Vec operator+(Vec a, Vec b) { return {_mm512_add_ps(a.v, b.v)}; }
   friend Vec operator-(Vec a, Vec b) { return {_mm512_sub_ps(a.v, b.v)}; }
@@ -107,7 +107,7 @@ struct Vec<float> {
     _mm256_storeu_ps(p, lo);
     _mm256_storeu_ps(p + 8, hi);
   }
-  void stream(float* p) const {
+  void store_non_temporal(float* p) const {
     _mm256_stream_ps(p, lo);
     _mm256_stream_ps(p + 8, hi);
   }
@@ -210,9 +210,9 @@ struct WideSum<float> {
   __m256d quarter[4] = {_mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd(), _mm256_setzero_pd()};
 
   void add(Vec<float> v) {
-    const __m128 part[4] = {_mm256_castps256_ps128(v.lo), _mm256_extractf128_ps(v.lo, 1), _mm256_castps256_ps128(v.hi),
-                            _mm256_extractf128_ps(v.hi, 1)};
-    for (int i = 0; i < 4; ++i) quarter[i] = _mm256_add_pd(quarter[i], _mm256_cvtps_pd(part[i]));
+    const __m128 lanes[4] = {_mm256_castps256_ps128(v.lo), _mm256_extractf128_ps(v.lo, 1), _mm256_castps256_ps128(v.hi),
+                             _mm256_extractf128_ps(v.hi, 1)};
+    for (int i = 0; i < 4; ++i) quarter[i] = _mm256_add_pd(quarter[i], _mm256_cvtps_pd(lanes[i]));
   }
   double total() const {
     return sum_of_lanes(_mm256_add_pd(_mm256_add_pd(quarter[0], quarter[2]), _mm256_add_pd(quarter[1], quarter[3])));

@@ -24,7 +24,7 @@ class SoftRow {
         const Real* values = as_real(rows.dtype, rows.values, start_ + i, n, listed);
         for (std::int64_t j = 0; j < n; ++j) mass += values[j];
       }
-      rest_ = Real(std::max(0.0, 1 - mass) / double(std::max<std::int64_t>(classes - rows.width, 1)));
+      tail_ = Real(std::max(0.0, 1 - mass) / double(std::max<std::int64_t>(classes - rows.width, 1)));
     }
     if (rows.logsumexp != nullptr) {
       // exp(z / T - logsumexp) = exp((z - shift) / T - remainder): the rounding of logits far from 0 stays out of it.
@@ -45,7 +45,7 @@ class SoftRow {
   static constexpr std::int64_t kBatch = 64;
 
   const Real* top_k_chunk(std::int64_t begin, std::int64_t n, Real* buffer) const {
-    std::fill(buffer, buffer + n, rest_);
+    std::fill(buffer, buffer + n, tail_);
     const std::int32_t* end = indices_ + rows_->width;
     const std::int32_t* first = std::lower_bound(indices_, end, begin);
     const std::int32_t* last = std::lower_bound(first, end, begin + n);
@@ -72,8 +72,8 @@ class SoftRow {
   const SoftRows* rows_ = nullptr;
   std::int64_t start_ = 0;  // of the row in values
   const std::int32_t* indices_ = nullptr;
-  Real rest_ = 0;                   // probability of a class that a top-k row does not list
-  Real shift_ = 0, remainder_ = 0;  // of logits: logsumexp times the temperature, in two parts
+  Real tail_ = 0;                   // of a top-k row: probability of each class that it does not list
+  Real shift_ = 0, remainder_ = 0;  // of logits: logsumexp times the temperature, in two terms
 };
 
 }  // namespace TOAST_ISA

@@ -76,17 +76,18 @@ Fit fit(const BlendedKL& p) {
 void launch_all(const BlendedKL& p, const Plan& plan, int clusters, double* workspace, cudaStream_t stream) {
   const double t = p.temperature;
   const int power = t <= 4 && t == std::floor(t) ? int(t) : 0;
-  const int parts = int(std::min<std::int64_t>((p.rows + kSumThreads - 1) / kSumThreads, kMostSumBlocks));
+  const int normaliser_blocks = int(std::min<std::int64_t>((p.rows + kSumThreads - 1) / kSumThreads, kMostSumBlocks));
   double* normalisers = workspace;
   double* row_losses = workspace + 2 * kMostSumBlocks;
-  if (p.reduction == Reduction::mean && parts > 0)
-    launch(normalisers_kernel, parts, kSumThreads, stream, p, normalisers);
+  if (p.reduction == Reduction::mean && normaliser_blocks > 0)
+    launch(normalisers_kernel, normaliser_blocks, kSumThreads, stream, p, normalisers);
   if (p.rows > 0)
     Clusters(plan, clusters, stream)
-        .launch(kernel_for(p), {p, plan, clusters, normalisers, parts, row_losses, power, float(kLog2e / t)});
+        .launch(kernel_for(p),
+                {p, plan, clusters, normalisers, normaliser_blocks, row_losses, power, float(kLog2e / t)});
   if (p.reduction != Reduction::none)
-    launch(loss_kernel, 1, kSumThreads, stream, row_losses, p.rows, p.reduction == Reduction::mean, normalisers, parts,
-           static_cast<float*>(p.loss));
+    launch(loss_kernel, 1, kSumThreads, stream, row_losses, p.rows, p.reduction == Reduction::mean, normalisers,
+           normaliser_blocks, static_cast<float*>(p.loss));
 }
 
 }  // namespace

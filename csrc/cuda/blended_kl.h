@@ -26,7 +26,7 @@ struct Plan {
   int stages;   // 2: the next logits are on their way while these are worked on
   int pieces;   // 1: the cluster holds the whole row, which is read once; else all pieces but the last are read
                 // twice
-  int slice;    // classes of a block's share of a piece; a multiple of 16 bytes
+  int slice;    // classes of a piece that a block holds; a multiple of 16 bytes
   int shared;   // bytes of dynamic shared memory
 };
 constexpr int kMostThreads = 256;

@@ -106,7 +106,7 @@ class Block {
           if (slice.has(k))
             to[k] = from[k];
           else
-            narrow(-kInf, to[k]);
+            round_to(-kInf, to[k]);
       }
     }
   }
@@ -234,12 +234,12 @@ class Block {
     });
     if constexpr (TargetRow) {
       if (p_.target != nullptr) return;
-      for_each_share<1>(row.part[kSoftA], slice, [&](int place, auto& shares) {
+      for_each_probability<1>(row.scaled[kSoftA], slice, [&](int place, auto& probabilities) {
 #pragma unroll
-        for (const float& share : shares) {
-          const float d = widen(logits[place + (&share - shares)]) - shift;
-          s.score_mass += share;
-          s.score_dot += share == 0 ? 0 : share * d;
+        for (const float& probability : probabilities) {
+          const float d = widen(logits[place + (&probability - probabilities)]) - shift;
+          s.score_mass += probability;
+          s.score_dot += probability == 0 ? 0 : probability * d;
         }
       });
     }
@@ -266,8 +266,8 @@ class Block {
       total = merged(given, task_.plan.cluster, task_.log2e_by_t);
     }
     shift_ = total.max == -kInf ? 0 : total.max;
-    of_p_ = row.bad ? NAN : row.upstream * total.class_mass / total.sum;
-    of_e_ = row.upstream * total.past_mass / total.sum_at_t;
+    coef_p_ = row.bad ? NAN : row.upstream * total.class_mass / total.sum;
+    coef_e_ = row.upstream * total.past_mass / total.sum_at_t;
     if (rank_ == 0 && threadIdx.x == 0) write_loss(row, total);
   }
 
@@ -291,7 +291,7 @@ class Block {
     p_.argmax[row.index] = total.first & ~kNumber;
   }
 
-  // gradient = of_p p + of_e e - upstream mass, and at a label's class less upstream times what falls on the label
+  // gradient = coef_p p + coef_e e - upstream mass, and at a label's class less upstream times what falls on the label
   // alone.
   __device__ void write_gradient(const Row& row, const Slice& slice, const T* logits) const {
     T* to = static_cast<T*>(p_.gradient) + row.index * p_.classes + slice.begin - slice.lead;
@@ -306,8 +306,8 @@ class Block {
       exponentials(z, shift_, p, e);
 #pragma unroll
       for (int k = 0; k < kWidth<T>; ++k) {
-        g[k] = of_p_ * p[k];
-        if constexpr (PastTerm) g[k] += of_e_ * e[k];
+        g[k] = coef_p_ * p[k];
+        if constexpr (PastTerm) g[k] += coef_e_ * e[k];
         if constexpr (TargetRow) g[k] += of_mass * mass[k];
       }
 #pragma unroll
@@ -321,11 +321,11 @@ class Block {
       for (float& element : g)
         if (!used) element = 0;  // whatever the logits hold
       if (aligned && slice.has(place) && slice.has(place + kWidth<T> - 1)) {
-        store_global_16(to + place, narrow<T>(g));
+        store_global_16(to + place, round_to<T>(g));
       } else {
 #pragma unroll
         for (int k = 0; k < kWidth<T>; ++k)
-          if (slice.has(place + k)) narrow(g[k], to[place + k]);
+          if (slice.has(place + k)) round_to(g[k], to[place + k]);
       }
     });
   }
@@ -337,8 +337,8 @@ class Block {
   T* logits_;
   float* mass_;
   int exchange_ = 0;
-  Scales scales_;              // known to the warp that makes rows
-  float shift_, of_p_, of_e_;  // of the row's gradient
+  Scales scales_;                  // known to the warp that makes rows
+  float shift_, coef_p_, coef_e_;  // of the row's gradient
 };
 
 }  // namespace toast

@@ -20,10 +20,10 @@ __device__ inline float widen(float x) { return x; }
 __device__ inline float widen(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float widen(__half x) { return __half2float(x); }
 
-// Rounds to nearest even.
-__device__ inline void narrow(float x, float& out) { out = x; }
-__device__ inline void narrow(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
-__device__ inline void narrow(float x, __half& out) { out = __float2half_rn(x); }
+// Rounds to nearest, ties to even.
+__device__ inline void round_to(float x, float& out) { out = x; }
+__device__ inline void round_to(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
+__device__ inline void round_to(float x, __half& out) { out = __float2half_rn(x); }
 
 template <class T>
 __device__ void widen(const uint4& bytes, float (&x)[kWidth<T>]) {
@@ -34,10 +34,10 @@ __device__ void widen(const uint4& bytes, float (&x)[kWidth<T>]) {
 }
 
 template <class T>
-__device__ uint4 narrow(const float (&x)[kWidth<T>]) {
+__device__ uint4 round_to(const float (&x)[kWidth<T>]) {
   T elements[kWidth<T>];
 #pragma unroll
-  for (int k = 0; k < kWidth<T>; ++k) narrow(x[k], elements[k]);
+  for (int k = 0; k < kWidth<T>; ++k) round_to(x[k], elements[k]);
   uint4 bytes;
   std::memcpy(&bytes, elements, 16);
   return bytes;

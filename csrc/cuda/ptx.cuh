@@ -58,7 +58,7 @@ __device__ inline void store_global_16(void* global, const uint4& x) {
 #endif
 }
 
-// Starts to copy to shared memory, past the registers.
+// Starts an asynchronous copy to shared memory, which does not pass through registers.
 __device__ inline void copy_async_16(void* shared, const void* global) {
 #if defined(__CUDACC__)
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
@@ -97,7 +97,7 @@ __device__ T& in_block(T& shared, int) {
 }
 #else
 __device__ inline int cluster_rank() { return int(cooperative_groups::this_cluster().block_rank()); }
-// The cluster's barrier in two parts: a thread may work between its own arrival and that of all others.
+// The cluster's barrier, split: a thread may work between its own arrival and that of all others.
 __device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
 __device__ inline void cluster_wait() { cooperative_groups::this_cluster().barrier_wait(); }
 // The same variable in the shared memory of the cluster's block `rank`.

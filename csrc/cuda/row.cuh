@@ -1,5 +1,5 @@
-// A row's labels and past, and the mass that they give: to the labels' own classes, evenly to all classes, and by rows
-// of tables. What a warp works out for its block; also what "mean" divides by.
+// A row's labels and past, and the mass that they give: hard mass at the labels, uniform mass, scaled rows of tables.
+// Computed by one warp for its block; also what "mean" divides by.
 #pragma once
 
 #include "../blended_kl.h"
@@ -10,20 +10,20 @@ namespace toast {
 constexpr unsigned kAllLanes = 0xffffffff;
 constexpr float kLog2e = 1.4426950408889634f;
 
-// `scale` times a row of a table, as a part of the target mass; no part if scale is 0.
-struct Part {
+// `scale` times a row of a table, a term of the target mass; absent if scale is 0.
+struct ScaledRow {
   float scale;
   DType dtype;
   const void* values;
   const std::int32_t* indices;  // of a top-k row, else null
   int width;
-  float rest;           // of a top-k row: scale times the probability of a class that is not listed
+  float tail;           // of a top-k row: mass of each class that is not listed
   const float* weight;  // [C] class weights that multiply the row, or null
   bool logits;          // row = 2^((values - high - low) by)
   float high, low, by;
 };
 
-enum { kSoftA, kSoftB, kPast, kParts };
+enum { kSoftA, kSoftB, kPast, kScaledRows };
 
 // Everything that the block's threads need to know of a row. The masses are scaled by the reduction.
 struct Row {
@@ -31,9 +31,9 @@ struct Row {
   bool used, bad;  // bad: a label or past_index is out of range
   int label[2];    // -1: none
   float hard[2];   // mass of the label's own class
-  float share[2];  // of the cross-entropy against the labels alone
+  float share[2];  // the label's share of the row's class term
   float smooth;    // mass of every class, times its class weight
-  Part part[kParts];
+  ScaledRow scaled[kScaledRows];
   float past_entropy;  // of the past row, times its scale
   float upstream;      // what the gradient is multiplied by
 };
@@ -109,51 +109,51 @@ __device__ inline float element(DType dtype, const void* values, std::int64_t i)
   return x;
 }
 
-// By a whole warp, for the sum over a list; its first lane writes.
-__device__ inline void describe(const SoftRows& table, std::int64_t row, float scale, std::int64_t classes,
-                                Part& part) {
+// `scale` times the table's row, to `scaled`. Called by a whole warp, for the sum over a list; its first lane writes.
+__device__ inline void scale_row(const SoftRows& table, std::int64_t row, float scale, std::int64_t classes,
+                                 ScaledRow& scaled) {
   const void* values = static_cast<const char*>(table.values) + row * table.stride * size_of(table.dtype);
-  float rest = 0;
+  float tail = 0;
   if (table.indices != nullptr && scale != 0) {
     float listed = 0;
     for (int k = int(threadIdx.x) % 32; k < table.width; k += 32) listed += element(table.dtype, values, k);
-    rest = scale * (fmaxf(1 - warp_sum(listed), 0) / float(max(classes - table.width, std::int64_t(1))));
+    tail = scale * (fmaxf(1 - warp_sum(listed), 0) / float(max(classes - table.width, std::int64_t(1))));
   }
   if (threadIdx.x % 32 != 0) return;
-  part.scale = scale;
-  part.dtype = table.dtype;
-  part.values = values;
-  part.indices = table.indices == nullptr ? nullptr : table.indices + row * table.width;
-  part.width = int(table.width);
-  part.rest = rest;
-  part.weight = nullptr;
-  part.logits = table.logsumexp != nullptr;
-  if (part.logits) {
-    // In two parts: rounded to one float, the shift would show at logits far from 0.
+  scaled.scale = scale;
+  scaled.dtype = table.dtype;
+  scaled.values = values;
+  scaled.indices = table.indices == nullptr ? nullptr : table.indices + row * table.width;
+  scaled.width = int(table.width);
+  scaled.tail = tail;
+  scaled.weight = nullptr;
+  scaled.logits = table.logsumexp != nullptr;
+  if (scaled.logits) {
+    // In two terms: rounded to one float, the shift would show at logits far from 0.
     const double shift = table.logsumexp[row] * table.temperature;
-    part.high = float(shift);
-    part.low = float(shift - double(part.high));
-    part.by = float(kLog2e / table.temperature);
+    scaled.high = float(shift);
+    scaled.low = float(shift - double(scaled.high));
+    scaled.by = float(kLog2e / table.temperature);
   }
 }
 
 // Where a top-k row lists class j, or -1.
-__device__ inline int place_in(const Part& part, int j) {
-  int first = 0, last = part.width;
+__device__ inline int place_in(const ScaledRow& scaled, int j) {
+  int first = 0, last = scaled.width;
   while (first < last) {
     const int middle = (first + last) / 2;
-    if (part.indices[middle] < j)
+    if (scaled.indices[middle] < j)
       first = middle + 1;
     else
       last = middle;
   }
-  return first < part.width && part.indices[first] == j ? first : -1;
+  return first < scaled.width && scaled.indices[first] == j ? first : -1;
 }
 
-// The mass that a part gives to class j; of top-k rows.
-__device__ inline float listed_mass(const Part& part, int j) {
-  const int place = place_in(part, j);
-  return place < 0 ? part.rest : part.scale * element(part.dtype, part.values, place);
+// The mass that a scaled top-k row gives to class j.
+__device__ inline float listed_mass(const ScaledRow& scaled, int j) {
+  const int place = place_in(scaled, j);
+  return place < 0 ? scaled.tail : scaled.scale * element(scaled.dtype, scaled.values, place);
 }
 
 // --- The row. Worked out by a whole warp, for the sums over lists; its first lane writes it down.
@@ -163,18 +163,18 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
   // First what all else waits for.
   const Label labels[2] = {label_of(p, i, 0), label_of(p, i, 1)};
   const Past past = PastTerm ? past_of(p, i) : Past{-1, false, false};
-  const float eps = float(p.label_smoothing), even = float(p.label_smoothing / double(p.classes));
+  const float eps = float(p.label_smoothing), uniform = float(p.label_smoothing / double(p.classes));
   const float alpha = float(p.alpha_on_device == nullptr ? p.alpha : *p.alpha_on_device);
   const bool used = p.target == nullptr || labels[0].kept || labels[1].kept;
   const bool bad = labels[0].bad || labels[1].bad || (used && past.bad);
   float smooth = 0;
   if (writes)
-    for (Part& part : row.part) part.scale = 0;
+    for (ScaledRow& scaled : row.scaled) scaled.scale = 0;
   if (p.target == nullptr) {
-    Part& part = row.part[kSoftA];
-    describe(p.probabilities, i, class_scale * (1 - eps), p.classes, part);
-    if (writes) part.weight = static_cast<const float*>(p.weight);
-    smooth = class_scale * even;
+    ScaledRow& scaled = row.scaled[kSoftA];
+    scale_row(p.probabilities, i, class_scale * (1 - eps), p.classes, scaled);
+    if (writes) scaled.weight = static_cast<const float*>(p.weight);
+    smooth = class_scale * uniform;
   }
 #pragma unroll
   for (int which = 0; which < 2; ++which) {
@@ -185,8 +185,8 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
       const bool soft = p.soft.values != nullptr && (p.soft.filled == nullptr || p.soft.filled[y]);
       const float a = soft ? alpha : 0, mass = class_scale * weighted(p, share, y);
       hard = (1 - a) * (1 - eps) * mass;
-      smooth += class_scale * share * (1 - a) * even;
-      if (soft) describe(p.soft, y, a * mass, p.classes, row.part[which]);
+      smooth += class_scale * share * (1 - a) * uniform;
+      if (soft) scale_row(p.soft, y, a * mass, p.classes, row.scaled[which]);
     }
     if (writes) {
       row.label[which] = labels[which].kept ? int(y) : -1;
@@ -198,7 +198,7 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
   if (used && !bad && past.there) {
     const double weight = p.past_weight_on_device == nullptr ? p.past_weight : *p.past_weight_on_device;
     const float scale = past_term_scale * (float(weight) * float(p.temperature));
-    describe(p.past, past.row, scale, p.classes, row.part[kPast]);
+    scale_row(p.past, past.row, scale, p.classes, row.scaled[kPast]);
     if (scale != 0) past_entropy = scale * static_cast<const float*>(p.past.entropy)[past.row];
   }
   if (writes) {

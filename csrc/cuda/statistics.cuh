@@ -1,4 +1,4 @@
-// What a sweep over a row learns, in float: of a thread's part, a warp's, a block's, and of the whole row.
+// What a sweep over a row finds, in float: for the classes of a thread, a warp, a block, and for the whole row.
 #pragma once
 
 #include <cmath>
@@ -27,8 +27,8 @@ constexpr unsigned kNumber = 0x80000000u, kNowhere = 0xffffffffu;
 
 __device__ inline Statistics no_statistics() { return {-kInf, 0, 0, 0, 0, 0, 0, 0, kNowhere}; }
 
-// The same relative to a larger maximum. A part of -inf alone was relative to 0: its sums are 0, or NaN if one is
-// among them, and its dots 0 or -inf.
+// The same relative to a larger maximum. Statistics of -inf alone were relative to 0: their sums are 0, or NaN if one
+// is among them, and their dots 0 or -inf.
 __device__ inline Statistics relative_to(float max, Statistics s, float log2e_by_t) {
   if (s.max != max) {
     if (s.max != -kInf) {
@@ -44,7 +44,7 @@ __device__ inline Statistics relative_to(float max, Statistics s, float log2e_by
   return s;
 }
 
-// Of parts relative to the same maximum.
+// Of both, which are relative to the same maximum.
 __device__ inline Statistics operator+(Statistics a, const Statistics& b) {
   a.sum += b.sum;
   a.sum_at_t += b.sum_at_t;
@@ -63,7 +63,7 @@ __device__ inline float warp_max(float x) {
   return x;
 }
 
-// Of the lanes' parts, all relative to the same maximum; in the same order for every lane.
+// Of all lanes' statistics, which are relative to the same maximum; in the same order for every lane.
 __device__ inline Statistics warp_sum(Statistics s) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) {
@@ -81,10 +81,10 @@ __device__ inline Statistics warp_sum(Statistics s) {
   return s;
 }
 
-// Of parts that each have a maximum of their own, by a whole warp: lane k has part k, if there are so many.
-__device__ inline Statistics merged(const Statistics* parts, int count, float log2e_by_t) {
+// Of `count` <= 32 statistics with maxima of their own, by a whole warp: lane k takes partial[k].
+__device__ inline Statistics merged(const Statistics* partial, int count, float log2e_by_t) {
   const int lane = int(threadIdx.x) % 32;
-  const Statistics mine = lane < count ? parts[lane] : no_statistics();
+  const Statistics mine = lane < count ? partial[lane] : no_statistics();
   return warp_sum(relative_to(warp_max(mine.max), mine, log2e_by_t));
 }
 

@@ -30,7 +30,7 @@ __device__ inline double block_sum(double x, double (&warps)[kSumThreads / 32]) 
   return warp_sum(threadIdx.x < kSumThreads / 32 ? warps[threadIdx.x] : 0.0);
 }
 
-// sums[2 * block], sums[2 * block + 1]: the block's rows' part of the normalisers.
+// sums[2 * block], sums[2 * block + 1]: the normalisers of the block's rows.
 __global__ void __launch_bounds__(kSumThreads) normalisers_kernel(const __grid_constant__ BlendedKL p, double* sums) {
   SMEM_STATIC(double[kSumThreads / 32], warps);
   Normalisers mine{0, 0};
@@ -47,7 +47,7 @@ __global__ void __launch_bounds__(kSumThreads) normalisers_kernel(const __grid_c
   }
 }
 
-// The normalisers from the blocks' parts, by a whole warp.
+// The normalisers of all blocks' rows, by a whole warp.
 __device__ inline Normalisers total_of(const double* sums, int blocks) {
   const int lane = int(threadIdx.x) % 32;
   return {warp_sum(lane < blocks ? sums[2 * lane] : 0.0), warp_sum(lane < blocks ? sums[2 * lane + 1] : 0.0)};
@@ -55,7 +55,7 @@ __device__ inline Normalisers total_of(const double* sums, int blocks) {
 
 __device__ inline Scales scales_of(const Task& task) {
   if (task.problem.reduction != Reduction::mean) return {1, 1};
-  const Normalisers total = total_of(task.normalisers, task.parts);
+  const Normalisers total = total_of(task.normalisers, task.normaliser_blocks);
   const auto inverse = [](double x) { return x == 0 ? 0 : float(1 / x); };
   return {inverse(total.weight), inverse(total.past_rows)};
 }
@@ -83,10 +83,10 @@ __global__ void __launch_bounds__(kSumThreads) scale_kernel(T* gradient, std::in
     float x[kWidth<T>];
     widen<T>(__ldcg(vectors + i), x);
     for (float& element : x) element *= factor;
-    store_global_16(vectors + i, narrow<T>(x));
+    store_global_16(vectors + i, round_to<T>(x));
   }
   for (std::int64_t i = whole * kWidth<T> + thread; i < size; i += threads)
-    narrow(widen(gradient[i]) * factor, gradient[i]);
+    round_to(widen(gradient[i]) * factor, gradient[i]);
 }
 
 }  // namespace toast

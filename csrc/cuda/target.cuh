@@ -1,5 +1,5 @@
 // The target row: the mass of every class in a block's slice of a row but for what falls on labels alone, built in
-// shared memory from smoothing and parts of tables.
+// shared memory from smoothing and scaled rows of tables.
 #pragma once
 
 #include "cuda/convert.cuh"
@@ -8,7 +8,7 @@
 
 namespace toast {
 
-// A block's share of a piece of a row. Its classes lie in shared memory at the places [lead, lead + n) of arrays of
+// What a block holds of a piece of a row. Its classes lie in shared memory at the places [lead, lead + n) of arrays of
 // `places`, a multiple of 16 bytes: so a class has the same offset from a multiple of 16 bytes there as in the row of
 // logits.
 struct Slice {
@@ -20,18 +20,18 @@ struct Slice {
   __device__ int place_of(std::int64_t j) const { return int(j - begin) + lead; }
 };
 
-// Calls f(place, shares) for the slice's part of a dense row or of logits, 16 bytes at a time where they lie right for
-// that, else one by one: shares is a float[n], at n places from `place` on. A thread has several loads
-// under way, but of float64: it would take too many registers, as four would on sm_100.
+// Calls f(place, probabilities) for the slice of a dense row or a row of logits, not scaled: float[n], of the n places
+// from `place` on; 16 bytes of the table at a time where they are aligned, else one element. A thread has kLoads loads
+// in flight, of float64 one: more would take too many registers, as four of other types would on sm_100.
 template <int kLoads, class F>
-__device__ void for_each_share(const Part& part, const Slice& slice, F&& f) {
-  const bool logits = part.logits;
-  const float high = part.high, low = part.low, by = part.by;
-  const auto share_of = [&](float value) { return logits ? exp2_approx((value - high - low) * by) : value; };
-  with_element(part.dtype, [&](auto zero) {
+__device__ void for_each_probability(const ScaledRow& row, const Slice& slice, F&& f) {
+  const bool logits = row.logits;
+  const float high = row.high, low = row.low, by = row.by;
+  const auto probability_of = [&](float value) { return logits ? exp2_approx((value - high - low) * by) : value; };
+  with_element(row.dtype, [&](auto zero) {
     using T = decltype(zero);
     constexpr int width = kWidth<T>, kInFlight = width == 2 ? 1 : kLoads;
-    const T* values = static_cast<const T*>(part.values) + slice.begin;
+    const T* values = static_cast<const T*>(row.values) + slice.begin;
     const int threads = int(blockDim.x), end = slice.lead + slice.n;
     // Whole vectors: the places [first, last).
     int first = end, last = end;
@@ -50,11 +50,11 @@ __device__ void for_each_share(const Part& part, const Slice& slice, F&& f) {
       for (int i = 0; i < kInFlight; ++i) {
         const int at = place + i * threads * width;
         if (at >= last) break;
-        float shares[width];
-        widen<T>(bytes[i], shares);
+        float probabilities[width];
+        widen<T>(bytes[i], probabilities);
 #pragma unroll
-        for (float& share : shares) share = share_of(share);
-        f(at, shares);
+        for (float& probability : probabilities) probability = probability_of(probability);
+        f(at, probabilities);
       }
     }
     // What lies before and after them.
@@ -70,8 +70,8 @@ __device__ void for_each_share(const Part& part, const Slice& slice, F&& f) {
       for (int i = 0; i < kInFlight; ++i) {
         const int at = other + i * threads;
         if (at >= others) break;
-        const float shares[1] = {share_of(widen(elements[i]))};
-        f(slice.lead + (at < head ? at : last - first + at), shares);
+        const float probabilities[1] = {probability_of(widen(elements[i]))};
+        f(slice.lead + (at < head ? at : last - first + at), probabilities);
       }
     }
   });
@@ -85,40 +85,40 @@ struct Masses {
 // take part; a barrier must follow before it is read.
 template <bool PastTerm>
 __device__ Masses build_target(const BlendedKL& p, const Row& row, const Slice& slice, float* mass) {
-  constexpr int parts = PastTerm ? kParts : kPast;
+  constexpr int terms = PastTerm ? kScaledRows : kPast;
   const int threads = int(blockDim.x);
   const float smooth = row.smooth;
   const float* weight = smooth == 0 ? nullptr : static_cast<const float*>(p.weight);
   const auto smoothed = [&](std::int64_t j) { return weight == nullptr ? smooth : smooth * weight[j]; };
   Masses sums{0, 0};
 
-  // What every class has: smoothing, and the rest that top-k rows spread.
-  float even = 0, past_even = 0;
+  // Uniform mass: smoothing, and the tails of top-k rows.
+  float uniform = 0, past_uniform = 0;
   bool listed = false;
-  for (int k = 0; k < parts; ++k) {
-    const Part& part = row.part[k];
-    if (part.scale == 0 || part.indices == nullptr) continue;
+  for (int k = 0; k < terms; ++k) {
+    const ScaledRow& term = row.scaled[k];
+    if (term.scale == 0 || term.indices == nullptr) continue;
     listed = true;
-    (k == kPast ? past_even : even) += part.rest;
+    (k == kPast ? past_uniform : uniform) += term.tail;
   }
   if (weight == nullptr) {
-    const float all = smooth + even + past_even, vector[4] = {all, all, all, all};
+    const float all = smooth + uniform + past_uniform, vector[4] = {all, all, all, all};
     for (int place = 4 * int(threadIdx.x); place < slice.places; place += 4 * threads) {
       if (slice.has(place) && slice.has(place + 3))
         store(vector, mass + place);
       else
         for (int k = place; k < place + 4; ++k) mass[k] = slice.has(k) ? all : 0;
     }
-    if (threadIdx.x == 0) sums = {float(slice.n) * (smooth + even), float(slice.n) * past_even};
+    if (threadIdx.x == 0) sums = {float(slice.n) * (smooth + uniform), float(slice.n) * past_uniform};
   } else {
 #pragma unroll 4
     for (int place = int(threadIdx.x); place < slice.places; place += threads) {
       float all = 0;
       if (slice.has(place)) {
-        const float of_class = smoothed(slice.class_at(place)) + even;
+        const float of_class = smoothed(slice.class_at(place)) + uniform;
         sums.of_class += of_class;
-        sums.of_past += past_even;
-        all = of_class + past_even;
+        sums.of_past += past_uniform;
+        all = of_class + past_uniform;
       }
       mass[place] = all;
     }
@@ -127,43 +127,43 @@ __device__ Masses build_target(const BlendedKL& p, const Row& row, const Slice& 
   // A class that is listed gets all its mass anew, from the first list that has it.
   if (listed) {
     __syncthreads();
-    for (int k = 0; k < parts; ++k) {
-      const Part& part = row.part[k];
-      if (part.scale == 0 || part.indices == nullptr) continue;
-      for (int i = int(threadIdx.x); i < part.width; i += threads) {
-        const int j = part.indices[i];
+    for (int k = 0; k < terms; ++k) {
+      const ScaledRow& term = row.scaled[k];
+      if (term.scale == 0 || term.indices == nullptr) continue;
+      for (int i = int(threadIdx.x); i < term.width; i += threads) {
+        const int j = term.indices[i];
         if (j < slice.begin || j >= slice.begin + slice.n) continue;
         bool first = true;
         float of_class = smoothed(j), of_past = 0;
-        for (int other = 0; other < parts; ++other) {
-          const Part& list = row.part[other];
+        for (int other = 0; other < terms; ++other) {
+          const ScaledRow& list = row.scaled[other];
           if (list.scale == 0 || list.indices == nullptr) continue;
           if (other < k && place_in(list, j) >= 0) first = false;
           (other == kPast ? of_past : of_class) += listed_mass(list, j);
         }
         if (!first) continue;
         mass[slice.place_of(j)] = of_class + of_past;
-        sums.of_class += of_class - (smoothed(j) + even);
-        sums.of_past += of_past - past_even;
+        sums.of_class += of_class - (smoothed(j) + uniform);
+        sums.of_past += of_past - past_uniform;
       }
     }
   }
 
-  for (int k = 0; k < parts; ++k) {
-    const Part& part = row.part[k];
-    if (part.scale == 0 || part.indices != nullptr) continue;
+  for (int k = 0; k < terms; ++k) {
+    const ScaledRow& term = row.scaled[k];
+    if (term.scale == 0 || term.indices != nullptr) continue;
     __syncthreads();
-    const float scale = part.scale;
-    const float* by = part.weight;
+    const float scale = term.scale;
+    const float* by = term.weight;
     float sum = 0;
-    for_each_share<3>(part, slice, [&](int place, auto& shares) {
-      constexpr int n = sizeof(shares) / sizeof(float);
+    for_each_probability<3>(term, slice, [&](int place, auto& probabilities) {
+      constexpr int n = sizeof(probabilities) / sizeof(float);
       float all[n];
       load(mass + place, all);
 #pragma unroll
       for (int i = 0; i < n; ++i) {
-        const float share = scale * shares[i];
-        const float added = by == nullptr ? share : share * by[slice.class_at(place + i)];
+        const float scaled = scale * probabilities[i];
+        const float added = by == nullptr ? scaled : scaled * by[slice.class_at(place + i)];
         sum += added;
         all[i] += added;
       }

@@ -12,8 +12,8 @@ struct Task {
   BlendedKL problem;
   Plan plan;
   int clusters;               // of the grid: cluster k works on the rows k, k + clusters, ...
-  const double* normalisers;  // of each part, see normalisers_kernel
-  int parts;
+  const double* normalisers;  // [normaliser_blocks, 2] from normalisers_kernel
+  int normaliser_blocks;
   double* row_losses;  // [N], unless the reduction is "none"
   int power;           // T where it is a small integer, else 0
   float log2e_by_t;

@@ -63,7 +63,7 @@ void loss(const std::string& name, int64_t rows, int64_t classes) {
   problem.gradient = gradient.data();
   problem.stats = nullptr;
   problem.argmax = nullptr;
-  problem.stream_from = int64_t(1) << 40;  // the same path whatever cache there is
+  problem.non_temporal_from = int64_t(1) << 40;  // the same path whatever cache there is
   std::vector<std::uint16_t> half_logits(rows * classes), half_gradient(rows * classes);
   if (name == "blended-bfloat16") {  // the logits alone: what converting them costs
     for (int64_t i = 0; i < rows * classes; ++i)

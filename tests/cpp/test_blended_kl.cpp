@@ -18,7 +18,7 @@ void test(DType dtype, int64_t rows, int64_t classes) {
   for (int threads = 2; threads <= 3; ++threads) {
     problem.make_outputs();
     problem.p.threads = threads;
-    problem.p.stream_from = threads == 2 ? 0 : std::int64_t(1) << 40;
+    problem.p.non_temporal_from = threads == 2 ? 0 : std::int64_t(1) << 40;
     toast::blended_kl_cpu(problem.p);
     CHECK(problem.intact());
     CHECK(equal(problem.loss, loss) && equal(problem.gradient, gradient) && equal(problem.stats, stats));

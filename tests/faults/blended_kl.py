@@ -89,8 +89,8 @@ FAULTS = {
     "csrc/cpu/blended_kl.cpp": [
         (
             "the largest logit is looked for in a later chunk",
-            "parts[k].max != total.max) ++k;",
-            "parts[k].max == total.max) ++k;",
+            "by_chunk[k].max != total.max) ++k;",
+            "by_chunk[k].max == total.max) ++k;",
             CPP,
         ),
         (
@@ -126,8 +126,8 @@ FAULTS = {
         ),
         (
             "the upstream misses the soft targets",
-            "kept, n, of_p, of_e, Real(upstream), out",
-            "kept, n, of_p, of_e, Real(1), out",
+            "kept, n, coef_p, coef_e, Real(upstream), out",
+            "kept, n, coef_p, coef_e, Real(1), out",
             AUTOGRAD + "test_scalar_upstream",
         ),
         ("an ignored row's gradient is left unwritten", "std::fill(out, out + n, T{});", "", CPP),
@@ -145,12 +145,12 @@ FAULTS = {
         ),
         (
             "the gradient mixes the scales of chunk and row",
-            "upstream * class_mass / total.sum * part.relative_to(total)",
+            "upstream * class_mass / total.sum * chunk.relative_to(total)",
             "upstream * class_mass / total.sum",
             CPP,
         ),
         (
-            "the last chunk of a shared row is not merged",
+            "the last chunk of a row that threads share is not merged",
             "for (std::int64_t k = 1; k < chunks_; ++k) totals[i].merge",
             "for (std::int64_t k = 1; k < chunks_ - 1; ++k) totals[i].merge",
             CPP,
@@ -172,11 +172,11 @@ FAULTS = {
         ("the past's gradient lacks T", "p_.past_weight * p_.temperature)", "p_.past_weight)", BY_HAND),
         (
             "label smoothing has the wrong sign",
-            "smooth += portion * (1 - alpha) * eps;",
-            "smooth -= portion * (1 - alpha) * eps;",
+            "smooth += share * (1 - alpha) * eps;",
+            "smooth -= share * (1 - alpha) * eps;",
             CROSS_ENTROPY + "test_value_and_gradient",
         ),
-        ("label smoothing ignores alpha", "smooth += portion * (1 - alpha) * eps;", "smooth += portion * eps;", CPP),
+        ("label smoothing ignores alpha", "smooth += share * (1 - alpha) * eps;", "smooth += share * eps;", CPP),
         (
             "label smoothing ignores class weights",
             "mass[j] *= weight_[begin + j];",
@@ -185,8 +185,8 @@ FAULTS = {
         ),
         (
             "the mean divides by the rows, not by their weights",
-            "class_rows_ += share(i, which) * weight_of(y);",
-            "class_rows_ += share(i, which);",
+            "class_rows_ += share_of(i, which) * weight_of(y);",
+            "class_rows_ += share_of(i, which);",
             CROSS_ENTROPY + "test_value_and_gradient",
         ),
         (
@@ -222,8 +222,8 @@ FAULTS = {
         ("indices are not checked", "    check_indices();\n", "", CPP),
     ],
     "csrc/cpu/convert.h": [
-        ("streaming forgets the end", "std::memcpy(out + i, in + i, bytes - i);", "", CPP),
-        ("streaming misses 64-byte boundaries", "-reinterpret_cast<std::uintptr_t>(out) & 63", "0", AVX512),
+        ("non-temporal stores forget the end", "std::memcpy(out + i, in + i, bytes - i);", "", CPP),
+        ("non-temporal stores miss 64-byte boundaries", "-reinterpret_cast<std::uintptr_t>(out) & 63", "0", AVX512),
         ("bfloat16 is cut off, not rounded", "(bits + 0x7fff + (bits >> 16 & 1)) >> 16", "bits >> 16", CPP),
         ("float16 is cut off, not rounded", "(wide + 0xfff + (wide >> 13 & 1)) >> 13", "wide >> 13", CPP),
         (
@@ -236,12 +236,12 @@ FAULTS = {
     ],
     "csrc/cpu/soft_rows.h": [
         (
-            "a top-k row's rest is spread over all classes",
+            "a top-k row's tail is spread over all classes",
             "double(std::max<std::int64_t>(classes - rows.width, 1))",
             "double(classes)",
             BY_HAND,
         ),
-        ("a top-k row of more than 1 leaves a negative rest", "std::max(0.0, 1 - mass)", "(1 - mass)", CPP),
+        ("a top-k row of more than 1 leaves a negative tail", "std::max(0.0, 1 - mass)", "(1 - mass)", CPP),
         (
             "a top-k row's later chunks read its first probabilities",
             "start_ + (index - indices_), count",

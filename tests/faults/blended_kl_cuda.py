@@ -31,8 +31,8 @@ FAULTS = {
         ),
         (
             "the elements before and after whole vectors are forgotten",
-            "if (slice.has(place + k)) narrow(g[k], to[place + k]);",
-            "if (slice.has(place + k) && aligned) narrow(g[k], to[place + k]);",
+            "if (slice.has(place + k)) round_to(g[k], to[place + k]);",
+            "if (slice.has(place + k) && aligned) round_to(g[k], to[place + k]);",
             RUN,
         ),
         (
@@ -82,8 +82,8 @@ FAULTS = {
         ),
         (
             "what old logits are less than is rounded to one float",
-            "part.low = float(shift - double(part.high));",
-            "part.low = 0;",
+            "scaled.low = float(shift - double(scaled.high));",
+            "scaled.low = 0;",
             "tests/test_blended_kl_cuda.py -k far_from_0",
         ),
     ],
@@ -91,7 +91,7 @@ FAULTS = {
         ("a class that two lists have counts twice", "if (!first) continue;", "", RUN),
         (
             "a listed class keeps what the others get",
-            "sums.of_class += of_class - (smoothed(j) + even);",
+            "sums.of_class += of_class - (smoothed(j) + uniform);",
             "sums.of_class += of_class - smoothed(j);",
             RUN,
         ),

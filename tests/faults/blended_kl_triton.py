@@ -10,6 +10,7 @@ BLOCKS = TESTS + "test_every_pair_of_encodings[blocks-float32-soft-dense-past-de
 WIDTHS = TESTS + "test_widths_around_tiles"
 MASKED = TESTS + "test_top_k_mass_on_masked_classes"
 MANY = TESTS + "test_more_rows_than_one_program_or_group_adds_up[mean]"
+KEPT = TESTS + "test_a_launch_is_kept_for_problems_of_its_layout"
 OUT_OF_RANGE = ROWS + "test_on_a_gpu_an_index_out_of_range_is_nan_in_its_row_alone[triton-5]"
 
 FAULTS = {
@@ -37,20 +38,20 @@ FAULTS = {
         ),
         (
             "a listed class gets its share unscaled",
-            "tl.where(found, scale * value, rest)",
-            "tl.where(found, value, rest)",
+            "tl.where(found, scale * value, tail)",
+            "tl.where(found, value, tail)",
             TOP_K,
         ),
         (
-            "the rest is spread over all classes",
-            "tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - width, 1)",
+            "the tail is spread over all classes",
+            "tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - table.width, 1)",
             "tl.maximum(1.0 - listed, 0.0) / C",
             TOP_K,
         ),
         (
-            "rest on a masked class is not seen",
-            "(rest != 0) & (masked > listed_masked)",
-            "(rest != 0) & (rest < 0)",
+            "a tail on a masked class is not seen",
+            "(tail != 0) & (masked > listed_masked)",
+            "(tail != 0) & (tail < 0)",
             MASKED,
         ),
         (
@@ -67,8 +68,8 @@ FAULTS = {
         ),
         (
             "smoothing takes no class weights",
-            "class_mass = (class_mass + smooth) * w",
-            "class_mass = class_mass * w + smooth",
+            "class_mass = (class_mass + masses.smooth) * w",
+            "class_mass = class_mass * w + masses.smooth",
             WIDTHS + "[rows-float32-3]",
         ),
         (
@@ -92,21 +93,21 @@ FAULTS = {
             EXTREMES + "test_logits_far_from_0[triton-None-5000.0]",
         ),
         (
-            "the tail of a held row is not cut off",
+            "the padding of a row in one tile is not cut off",
             "at = tl.arange(0, BLOCK)[None, :]\n        mask = active if EXACT else active & (at < C)",
             "at = tl.arange(0, BLOCK)[None, :]\n        mask = active & (at < BLOCK)",
-            WIDTHS + "[held-float32-255]",
+            WIDTHS + "[row-float32-255]",
         ),
         (
-            "the tail of the last block is not cut off",
+            "the padding of the last block is not cut off",
             "            mask = active if EXACT else active & (at < C)\n            z =",
             "            mask = active & (at < C + BLOCK)\n            z =",
             WIDTHS + "[blocks-float32-63]",
         ),
         (
             "gradients go to the row before",
-            "gradient_row = gradient + row * C",
-            "gradient_row = gradient + tl.where(row > 0, row - 1, N - 1) * C",
+            "gradient_row = outputs.gradient + row * C",
+            "gradient_row = outputs.gradient + tl.where(row > 0, row - 1, N - 1) * C",
             DENSE,
         ),
         (
@@ -153,16 +154,16 @@ FAULTS = {
             "tests/test_blended_kl_autograd.py::test_scalar_upstream[triton-float32-0.375]",
         ),
         (
-            "single classes lack the label's mass",
-            "single_mass += tl.where(single == y_a, hard_a, 0.0)",
-            "single_mass += tl.where(single == y_b, hard_a, 0.0)",
+            "sparse classes lack the label's mass",
+            "sparse_mass += tl.where(sparse == y_a, hard_a, 0.0)",
+            "sparse_mass += tl.where(sparse == y_b, hard_a, 0.0)",
             DENSE,
         ),
     ],
     "toast_kernels/blended_kl/triton.py": [
         (
             "every row is taken for aligned",
-            "ALIGN=math.gcd(16, num_classes, *(stride(x) for x in tables if x is not None))",
+            "ALIGN=math.gcd(16, num_classes, *strides)",
             "ALIGN=16",
             WIDTHS + "[rows-float32-255]",
         ),
@@ -173,10 +174,16 @@ FAULTS = {
             TESTS + "test_temperatures[rows-dense-2.5]",
         ),
         (
-            "strided tables are taken for contiguous",
-            "return None if tensor is None else tensor.contiguous()",
-            "return tensor",
-            "tests/test_blended_kl_layouts.py::test_tables_with_gaps_and_odd_offsets[triton-40-bfloat16]",
+            "a kept launch has everything at the workspace's start",
+            "[start + offset for offset in self.offsets]",
+            "[start for offset in self.offsets]",
+            KEPT + "[dense-mean-False]",
+        ),
+        (
+            "a kept launch is given the past for the soft targets",
+            "*labels, *soft, *alpha, *past, problem.past_index",
+            "*labels, *past, *alpha, *soft, problem.past_index",
+            KEPT + "[dense-none-False]",
         ),
     ],
 }

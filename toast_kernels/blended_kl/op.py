@@ -125,10 +125,12 @@ class BlendedKL(torch.autograd.Function):
         if _graph_is_kept():
             return saved * upstream
         gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
-        ctx.scale_(gradient.data, upstream)  # data: counts no version, so that hooks may look at what was saved
+        ctx.scale_(gradient, upstream)
         return gradient
 
 
+# Function.apply less its look for torch.func transforms, under which no plan is found.
+with_gradient = super(torch.autograd.Function, BlendedKL).apply
 # Whether the backward pass that runs may be run again: retain_graph, create_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 

@@ -14,7 +14,7 @@ from ..arguments import Arguments, check, check_values, to_problem
 from ..backends import choose
 from ..soft_targets import SoftTargets
 from . import reference
-from .op import BlendedKL, gradient_in_forward, kernels, traced
+from .op import gradient_in_forward, kernels, traced, with_gradient
 from .problem import Outputs, Problem, Table, number
 
 MOST_PLANS = 1024
@@ -79,7 +79,7 @@ class Plan:
         if not self.differentiable:
             return outputs
         later = None if self.in_forward else _GradientLater(self, problem)
-        loss = BlendedKL.apply(logits, outputs, kernels(self.backend).scale_, later)
+        loss = with_gradient(logits, outputs, kernels(self.backend).scale_, later)
         return Outputs(loss, None, outputs.stats, outputs.argmax)
 
 

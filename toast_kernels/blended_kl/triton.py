@@ -1,26 +1,29 @@
-"""blended_kl on a GPU: hands tensors to the Triton kernels, in a configuration that depends on the row's size."""
+"""blended_kl on a GPU: launches the Triton kernels, in a configuration that depends on the row's size."""
 
 import math
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 import triton
 
-from ..native import rows_of
-from .problem import Outputs, Problem
+from ..triton_launch import Launch as KernelLaunch
+from . import problem as declared
+from .problem import Problem, allocate
 from .triton_kernels import blended_kl_kernel, normalisers_kernel, scale_kernel
+from .triton_parts import Labels, Table
 
 
 class Config(NamedTuple):
     ROWS: int  # rows of a program
     BLOCK: int  # classes of a tile
-    HELD: bool  # the tile is the whole row
+    SINGLE_PASS: bool  # the tile is the whole row
     num_warps: int
     maxnreg: int | None = None  # registers a thread; with more, fewer programs would share a multiprocessor
 
 
 # By the number of classes, up to.
-HELD = (
+SINGLE_PASS = (
     (128, Config(16, 128, True, 4)),
     (256, Config(8, 256, True, 4)),
     (512, Config(1, 512, True, 1)),
@@ -30,125 +33,173 @@ HELD = (
     (8192, Config(1, 8192, True, 8, 128)),
     (16384, Config(1, 16384, True, 16)),
 )
-IN_BLOCKS = Config(1, 2048, False, 8, None)
-SUMMED_ROWS = 1024  # rows of a program of normalisers_kernel, up to MOST_PARTS programs
-MOST_PARTS = 64
+TWO_PASSES = Config(1, 2048, False, 8)
+NORMALISER_ROWS = 1024  # rows of a program of normalisers_kernel, up to MOST_NORMALISER_BLOCKS programs
+MOST_NORMALISER_BLOCKS = 64
 GROUP = 256  # programs whose losses one of them adds up
-MOST_SINGLES = 128
+MOST_SPARSE_CLASSES = 128
+NO_TABLE = declared.Table(None, None, None, None, None, 1.0)
 
 
-def configuration(num_classes: int, dtype: torch.dtype, heavy: bool) -> Config:
-    """heavy: there is more to hold in registers than logits and two tables of probabilities."""
-    config = next((config for most, config in HELD if num_classes <= most), IN_BLOCKS)
-    if heavy and config.ROWS > 1:
+def configuration(num_classes: int, dtype: torch.dtype, many_registers: bool) -> Config:
+    """many_registers: there is more to hold than logits and two tables of probabilities."""
+    config = next((config for most, config in SINGLE_PASS if num_classes <= most), TWO_PASSES)
+    if many_registers and config.ROWS > 1:
         config = config._replace(ROWS=config.ROWS // 2)
-    if heavy and config.num_warps == 16:
-        config = IN_BLOCKS
+    if many_registers and config.num_warps == 16:
+        config = TWO_PASSES
     # AMD's compiler knows no such option.
-    return config._replace(maxnreg=None) if heavy or dtype == torch.float32 or torch.version.hip else config
+    limited = not (many_registers or dtype == torch.float32 or torch.version.hip)
+    return config if limited else config._replace(maxnreg=None)
 
 
 class Launch:
-    """Runs problems of one layout."""
+    """Launches the kernels for problems of one layout: that of the problem it is made from, whose values and addresses
+    it does not keep. float16, bfloat16 or float32 logits; alpha and past_weight as tensors have any float dtype.
+
+    The first call launches as Triton does. To keep what was compiled takes as long as ten calls: so does the second,
+    and the calls from then on hand over addresses and numbers alone.
+    """
 
     def __init__(self, problem: Problem):
-        pass
-
-    def __call__(self, problem: Problem) -> Outputs:
-        return _run(
-            problem, *_NONE if problem.soft is None else problem.soft, *_NONE if problem.past is None else problem.past
+        (num_rows, num_classes), temperature = problem.logits.shape, problem.temperature
+        self.has_labels = problem.has_labels
+        soft, past = self._tables(problem)
+        many_registers = (
+            problem.target_b is not None
+            or soft.logsumexp is not None
+            or past.logsumexp is not None
+            or problem.need_stats
         )
+        config = configuration(num_classes, problem.logits.dtype, many_registers)
+        programs = triton.cdiv(num_rows, config.ROWS)
+        blocks = min(triton.next_power_of_2(triton.cdiv(num_rows, NORMALISER_ROWS)), MOST_NORMALISER_BLOCKS)
+        groups = triton.cdiv(programs, GROUP)
+        self.grid, self.normaliser_grid = (programs,), (blocks,)
+        # sums, finished, partial, group_sums: pieces of one tensor, each at a multiple of 16 bytes
+        self.pieces = (
+            ((2, blocks), torch.float32),
+            ((1 + groups,), torch.int32),
+            ((programs,), torch.float32),
+            ((groups,), torch.float64),
+        )
+        sizes = [triton.cdiv(math.prod(shape) * dtype.itemsize, 16) * 16 for shape, dtype in self.pieces]
+        *self.offsets, self.workspace_size = accumulate(sizes, initial=0)
 
+        lists = [table.values.shape[1] for table in (soft, past) if table.indices is not None]
+        # What is loaded many elements at a time; lists are gathered.
+        dense = [table.values for table in (soft, past) if table.values is not None and table.indices is None]
+        strides = [values.stride(0) for values in (problem.logits, *dense)]
+        self.floats = float(problem.label_smoothing), temperature, 1 / temperature
+        self.constants = dict(
+            SMOOTHED=problem.label_smoothing != 0,
+            MEAN=problem.reduction == "mean",
+            NORMALISER_BLOCKS=blocks,
+            POWER=int(temperature) if temperature in (1, 2, 3, 4) else 0,
+            LIST_BITS=max(lists, default=0).bit_length(),
+            SPARSE_CLASSES=min(triton.next_power_of_2(2 + 2 * sum(lists)), MOST_SPARSE_CLASSES),
+            ALIGN=math.gcd(16, num_classes, *strides),
+            EXACT=num_classes % config.BLOCK == 0,
+            GROUP=GROUP,
+            enable_fp_fusion=True,
+            **{key: value for key, value in config._asdict().items() if value is not None},
+        )
+        self.memory = problem.logits.new_empty(0, dtype=torch.uint8)  # like it the workspace is allocated
+        self.launch = _once
+        self.kernel = self.normalisers = None  # kept launches
 
-_NONE = (None, None, None, None, None, 1.0)
+    def __call__(self, problem: Problem) -> declared.Outputs:
+        """With an upstream gradient the loss is multiplied by it too."""
+        outputs = allocate(problem)
+        if self.grid == (0,):
+            outputs.loss.fill_(math.nan if problem.reduction == "mean" else 0)
+            return outputs
+        labels = Labels(problem.target if self.has_labels else None, problem.target_b, problem.lam, problem.weight)
+        soft, past = self._tables(problem)
+        alpha, past_weight = number(problem.alpha), number(problem.past_weight)
+        workspace = None
+        if problem.reduction != "none":
+            workspace = self.memory.new_empty(self.workspace_size)
+        if self.kernel is None:
+            self._launch_whole(problem, labels, soft, alpha, past, past_weight, outputs, workspace)
+            self.launch = KernelLaunch
+            return outputs
 
+        # The tensors and floats of _launch_whole's arguments, in the same order.
+        pieces = []
+        if workspace is not None:
+            start = workspace.data_ptr()
+            pieces = [start + offset for offset in self.offsets]
+            self.normalisers(*_values(*labels, problem.past_index, past.filled), *pieces[:2])
+        given = _values(
+            problem.logits, *labels, *soft, *alpha, *past, problem.past_index, *past_weight, problem.upstream, *outputs
+        )
+        self.kernel(*given, *pieces, *self.floats)
+        return outputs
 
-def _run(
-    problem, soft_values, soft_indices, soft_logsumexp, _, soft_filled, soft_temperature,
-    past_values, past_indices, past_logsumexp, past_entropy, past_filled, temperature,
-):  # fmt: skip
-    logits, target, target_b, lam, weight, _, alpha, _, past_index, past_weight, upstream, *settings = problem
-    temperature, ignore_index, label_smoothing, reduction, need_gradient, need_stats = settings
-    """With an upstream gradient the loss is multiplied by it too."""
-    num_rows, num_classes = logits.shape
-    logits = rows_of(logits)
-    loss = logits.new_empty(num_rows if reduction == "none" else (), dtype=torch.float32)
-    gradient = logits.new_empty((num_rows, num_classes) if need_gradient else 0)
-    stats = logits.new_empty((2, num_rows if need_stats else 0), dtype=torch.float32)
-    argmax = logits.new_empty(num_rows if need_stats else 0, dtype=torch.int64)
-    if num_rows == 0:
-        return Outputs(loss.fill_(math.nan if reduction == "mean" else 0), gradient, stats, argmax)
-
-    probabilities = target.is_floating_point()
-    if probabilities:
-        soft_values, target = target, None
-    soft_values, past_values = (None if x is None else rows_of(x) for x in (soft_values, past_values))
-    labels = [contiguous(x) for x in (target, target_b, lam, weight)]
-    past_index, upstream = contiguous(past_index), contiguous(upstream)
-    soft = [contiguous(x) for x in (soft_indices, soft_logsumexp, soft_filled)]
-    past = [contiguous(x) for x in (past_indices, past_logsumexp, past_filled, past_entropy)]
-    past_rows = 0 if past_values is None else past_values.shape[0]
-
-    heavy = target_b is not None or soft_logsumexp is not None or past_logsumexp is not None or need_stats
-    config = configuration(num_classes, logits.dtype, heavy)
-    programs = triton.cdiv(num_rows, config.ROWS)
-    parts, sums, finished, partial, group_sums = 1, None, None, None, None
-    if reduction != "none":
-        parts = min(triton.next_power_of_2(triton.cdiv(num_rows, SUMMED_ROWS)), MOST_PARTS)
-        sums = logits.new_empty((2, parts), dtype=torch.float32)
-        partial = logits.new_empty(programs, dtype=torch.float32)
-        group_sums = logits.new_empty(triton.cdiv(programs, GROUP), dtype=torch.float64)
-        finished = logits.new_empty(1 + len(group_sums), dtype=torch.int32)
-        normalisers_kernel[(parts,)](
-            *labels, past_index, past_filled, past_rows, sums, finished, len(finished),
-            num_rows, num_classes, ignore_index, BLOCK=SUMMED_ROWS, num_warps=8,
+    def _launch_whole(self, problem, labels, soft, alpha, past, past_weight, outputs, workspace):
+        launch = self.launch
+        (num_rows, num_classes), upstream = problem.logits.shape, problem.upstream
+        past_rows = 0 if past.values is None else len(past.values)
+        pieces = [None] * 4
+        if workspace is not None:
+            pieces = [
+                workspace[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
+                for start, (shape, dtype) in zip(self.offsets, self.pieces, strict=True)
+            ]
+            sums, finished, _, _ = pieces
+            self.normalisers = launch(
+                normalisers_kernel, self.normaliser_grid,
+                labels, problem.past_index, past.filled, past_rows, sums, finished, len(finished),
+                num_rows, num_classes, problem.ignore_index, BLOCK=NORMALISER_ROWS, num_warps=8,
+            )  # fmt: skip
+        self.kernel = launch(
+            blended_kl_kernel, self.grid,
+            problem.logits, problem.logits.stride(0), labels, _with_layout(soft), *alpha,
+            _with_layout(past), past_rows, problem.past_index, *past_weight,
+            upstream, 0 if upstream is None else upstream.dim(), outputs, *pieces,
+            num_rows, num_classes, problem.ignore_index, *self.floats, **self.constants,
         )  # fmt: skip
 
-    def stride(values):
-        return 0 if values is None else values.stride(0)
-
-    def width(values):
-        return 0 if values is None else values.shape[1]
-
-    lists = [x.shape[1] for x in (soft_indices, past_indices) if x is not None]
-    # What is loaded many elements at a time; lists are gathered.
-    tables = [logits, soft_values if soft_indices is None else None, past_values if past_indices is None else None]
-    singles = 2 + 2 * sum(lists)
-    blended_kl_kernel[(programs,)](
-        logits, logits.stride(0), *labels,
-        soft_values, stride(soft_values), width(soft_values), *soft, soft_temperature, *number(alpha),
-        past_values, stride(past_values), width(past_values), *past, past_rows, past_index, *number(past_weight),
-        upstream, 0 if upstream is None or upstream.dim() == 0 else 1,
-        sums, finished, partial, group_sums,
-        loss, gradient if need_gradient else None, stats if need_stats else None, argmax,
-        num_rows, num_classes, ignore_index, label_smoothing, temperature, 1 / temperature,
-        SMOOTHED=label_smoothing != 0,
-        MEAN=reduction == "mean",
-        PARTS=parts,
-        POWER=int(temperature) if temperature in (1, 2, 3, 4) else 0,
-        LIST_BITS=max(lists, default=0).bit_length(),
-        SINGLES=min(triton.next_power_of_2(singles), MOST_SINGLES),
-        ALIGN=math.gcd(16, num_classes, *(stride(x) for x in tables if x is not None)),
-        EXACT=num_classes % config.BLOCK == 0,
-        GROUP=GROUP,
-        enable_fp_fusion=True,
-        **{key: value for key, value in config._asdict().items() if value is not None},
-    )  # fmt: skip
-    return Outputs(loss, gradient if need_gradient else None, stats if need_stats else None, argmax)
+    def _tables(self, problem):
+        """(soft, past). Class probabilities are soft targets whose row i is that of row i."""
+        soft = problem.soft if self.has_labels else NO_TABLE._replace(values=problem.target)
+        return soft or NO_TABLE, problem.past or NO_TABLE
 
 
-def contiguous(tensor):
-    return None if tensor is None else tensor.contiguous()
+def _once(kernel, grid, *arguments, **keywords):
+    kernel[grid](*arguments, **keywords)
+
+
+def _with_layout(table):
+    values = table.values
+    return Table(*((0, 0) if values is None else (values.stride(0), values.shape[1])), *table)
+
+
+def _values(*arguments):
+    """What a kept launch is called with: addresses of tensors, and floats."""
+    return [x if type(x) is float else x.data_ptr() for x in arguments if x is not None]
+
+
+def number(setting):
+    """(its value, None), or (0.0, itself) where it is a tensor on the GPU, which is read there."""
+    return (0.0, setting) if isinstance(setting, torch.Tensor) else (float(setting or 0), None)
+
+
+_scale_launches = {}
 
 
 def scale_(gradient, upstream):
     """Multiplies the gradient in place by a number on the device; returns at once where that is 1."""
-    block = 2048
-    programs = min(triton.cdiv(gradient.numel(), block), 1024)
-    if programs:
-        scale_kernel[(programs,)](gradient, upstream, gradient.numel(), BLOCK=block, num_warps=8)
-
-
-def number(setting):
-    """(its value, None), or (0, itself) where it is a tensor on the GPU, which is read there."""
-    return (0.0, setting) if isinstance(setting, torch.Tensor) else (setting or 0.0, None)
+    size, block = gradient.numel(), 2048
+    if not size:
+        return
+    kind = size, gradient.dtype, upstream.dtype, gradient.device
+    launch = _scale_launches.get(kind)
+    if launch is not None:
+        launch(gradient.data_ptr(), upstream.data_ptr())
+        return
+    if len(_scale_launches) == 1024:
+        _scale_launches.clear()
+    programs = min(triton.cdiv(size, block), 1024)
+    _scale_launches[kind] = KernelLaunch(scale_kernel, (programs,), gradient, upstream, size, BLOCK=block, num_warps=8)

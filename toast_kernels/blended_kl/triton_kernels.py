@@ -1,10 +1,9 @@
 """The blended KL loss and its gradient in one Triton kernel; README.md has the formulas and the passes.
 
-A program works on ROWS rows. A row that fits (HELD) is read once and stays in registers; a longer one is read in
-blocks, once for its statistics and once more for the gradient. Mass that is the same in every class ("even": uniform
-smoothing, what top-k rows do not list) and mass at single classes (labels, lists) never become tiles: the first enters
-through the sum of the logits, the second through gathers, and the gradient at these single classes is written a second
-time, complete.
+A program works on ROWS rows. A row that fits (SINGLE_PASS) is read once and stays in registers; a longer one is read in
+blocks, once for its statistics and once more for the gradient. Uniform mass (smoothing without class weights, the tails
+of top-k rows) and mass at sparse classes (labels, lists) never become tiles: the first enters through the sum of the
+logits, the second through gathers, and the gradient at the sparse classes is written a second time, complete.
 """
 
 import triton
@@ -12,32 +11,30 @@ import triton.language as tl
 
 from .triton_parts import (
     INF,
+    Masses,
     class_masses,
-    dense_share,
     exponentials,
-    first_of,
+    first_class,
     gradient_tile,
+    increment,
     label_of,
     list_statistics,
-    listed_share,
+    listed_mass,
     masses_at,
-    one_more,
     past_row_of,
+    probabilities_at,
     row_sum,
     share_of,
-    sum_of,
-    sum_of_masses,
+    sum_of_block,
     tile_sums,
+    total_mass,
     weighted,
 )
 
 
 @triton.jit(do_not_specialize=["past_rows", "counters", "N"])
 def normalisers_kernel(
-    target,  # [N], or None with probabilities
-    target_b,  # [N] or None
-    lam,  # [N] or None
-    weight,  # [C] or None
+    labels,  # Labels
     past_index,  # [N] or None
     past_filled,  # [M]
     past_rows,  # M
@@ -49,7 +46,7 @@ def normalisers_kernel(
     ignore_index,
     BLOCK: tl.constexpr,
 ):
-    """What "mean" divides the two terms by, in as many parts as there are programs."""
+    """What "mean" divides the two terms by: the sums of programs, which blended_kl_kernel adds up."""
     program = tl.program_id(0)
     for start in range(program * BLOCK, counters, tl.num_programs(0) * BLOCK):
         i = start + tl.arange(0, BLOCK)
@@ -60,12 +57,12 @@ def normalisers_kernel(
         row = start + tl.arange(0, BLOCK).to(tl.int64)
         used = row < N
         weights = tl.where(used, 1.0, 0.0)
-        if target is not None:
-            y, used, bad = label_of(target, row, row < N, C, ignore_index)
-            weights = weighted(share_of(lam, row, used, True), weight, y, used)
-            if target_b is not None:
-                y, kept, bad_b = label_of(target_b, row, row < N, C, ignore_index)
-                weights += weighted(share_of(lam, row, kept, False), weight, y, kept)
+        if labels.target is not None:
+            y, used, bad = label_of(labels.target, row, row < N, C, ignore_index)
+            weights = weighted(share_of(labels.lam, row, used, True), labels.weight, y, used)
+            if labels.target_b is not None:
+                y, kept, bad_b = label_of(labels.target_b, row, row < N, C, ignore_index)
+                weights += weighted(share_of(labels.lam, row, kept, False), labels.weight, y, kept)
                 used, bad = used | kept, bad | bad_b
             used = used & ~bad
         if past_index is not None:
@@ -81,40 +78,22 @@ def normalisers_kernel(
 def blended_kl_kernel(
     logits,  # [N, C]
     logits_stride,
-    target,  # [N], or None with probabilities
-    target_b,  # [N] or None
-    lam,  # [N] or None
-    weight,  # [C] or None
-    soft_values,  # [R, C] | [R, k] | None; with probabilities [N, C], row i the target of row i
-    soft_stride,
-    soft_width,  # C | k
-    soft_indices,  # [R, k] int32 or None
-    soft_logsumexp,  # [R] float64: values are logits; or None
-    soft_filled,  # [R]
-    soft_temperature,  # of the logits
+    labels,  # Labels
+    soft,  # Table
     alpha,  # number, unless it lies on the device:
     alpha_tensor,  # [] or None
-    past_values,  # [M, C] | [M, k] | None
-    past_stride,
-    past_width,
-    past_indices,
-    past_logsumexp,
-    past_filled,  # [M]
-    past_entropy,  # [M]
+    past,  # Table
     past_rows,  # M
-    past_index,  # [N]
+    past_index,  # [N] or None
     past_weight,  # number, unless it lies on the device:
     past_weight_tensor,  # [] or None
     upstream,  # [] or [N]: what the loss, and so the gradient, is multiplied by before it is rounded; or None
     upstream_stride,
-    sums,  # [2, PARTS] from normalisers_kernel; None for reduction "none"
+    outputs,  # Outputs
+    sums,  # [2, NORMALISER_BLOCKS] from normalisers_kernel; None for reduction "none"
     finished,  # [1 + groups], zeros: of the groups of programs, and of each group's programs, how many are done
     partial,  # [programs]: losses of each one's rows
     group_sums,  # [groups] float64
-    loss,  # [], or [N] for reduction "none"
-    gradient,  # [N, C] or None
-    stats,  # [2, N] cross-entropy, logsumexp; or None
-    argmax,  # [N]
     N,
     C,
     ignore_index,
@@ -123,46 +102,42 @@ def blended_kl_kernel(
     inverse_t,
     SMOOTHED: tl.constexpr,
     MEAN: tl.constexpr,
-    PARTS: tl.constexpr,
+    NORMALISER_BLOCKS: tl.constexpr,  # programs of normalisers_kernel
     POWER: tl.constexpr,  # T where it is a small integer, else 0
     LIST_BITS: tl.constexpr,  # 2^LIST_BITS > k - 1
-    SINGLES: tl.constexpr,  # single classes worked on at once
+    SPARSE_CLASSES: tl.constexpr,  # of a turn
     ALIGN: tl.constexpr,  # divides C and the strides of logits and dense tables
     ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
-    HELD: tl.constexpr,
+    SINGLE_PASS: tl.constexpr,
     EXACT: tl.constexpr,  # BLOCK divides C: no tile is cut off
     GROUP: tl.constexpr,  # programs of a group
 ):
-    PROBABILITIES: tl.constexpr = target is None
-    PAIRS: tl.constexpr = target_b is not None
-    PAST: tl.constexpr = past_values is not None
-    SOFT_LIST: tl.constexpr = soft_indices is not None
-    PAST_LIST: tl.constexpr = past_indices is not None
-    DENSE_SOFT: tl.constexpr = soft_values is not None and not SOFT_LIST
+    PROBABILITIES: tl.constexpr = labels.target is None
+    PAIRS: tl.constexpr = labels.target_b is not None
+    PAST: tl.constexpr = past.data is not None
+    SOFT_LIST: tl.constexpr = soft.indices is not None
+    PAST_LIST: tl.constexpr = past.indices is not None
+    DENSE_SOFT: tl.constexpr = soft.data is not None and not SOFT_LIST
     DENSE_PAST: tl.constexpr = PAST and not PAST_LIST
-    WEIGHTED: tl.constexpr = weight is not None and (PROBABILITIES or SMOOTHED)  # class by class
-    EVEN: tl.constexpr = SOFT_LIST or PAST_LIST or (SMOOTHED and not WEIGHTED)
+    WEIGHTED: tl.constexpr = labels.weight is not None and (PROBABILITIES or SMOOTHED)  # class by class
+    UNIFORM: tl.constexpr = SOFT_LIST or PAST_LIST or (SMOOTHED and not WEIGHTED)
     CLASS_TILE: tl.constexpr = DENSE_SOFT or WEIGHTED
-    STATS: tl.constexpr = stats is not None
+    STATS: tl.constexpr = outputs.stats is not None
 
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)[:, None]
     active = row < N
     C = C // ALIGN * ALIGN  # tells the compiler what may be loaded at once
     logits_row = logits + row * (logits_stride // ALIGN * ALIGN)
-    if DENSE_SOFT:
-        soft_stride = soft_stride // ALIGN * ALIGN
-    if DENSE_PAST:
-        past_stride = past_stride // ALIGN * ALIGN
 
     class_scale = tl.where(active, 1.0, 0.0)
     if upstream is not None:
         class_scale = tl.load(upstream + row * upstream_stride, mask=active, other=0.0).to(tl.float32)
     past_term_scale = class_scale
     if MEAN:
-        part = tl.arange(0, PARTS)
-        total_weight = tl.sum(tl.load(sums + part), 0)
-        past_count = tl.sum(tl.load(sums + PARTS + part), 0)
+        block = tl.arange(0, NORMALISER_BLOCKS)
+        total_weight = tl.sum(tl.load(sums + block), 0)
+        past_count = tl.sum(tl.load(sums + NORMALISER_BLOCKS + block), 0)
         class_scale *= tl.where(total_weight == 0, 0.0, tl.div_rn(1.0, total_weight))
         past_term_scale *= tl.where(past_count == 0, 0.0, tl.div_rn(1.0, past_count))
         class_scale = tl.where(active, class_scale, 0.0)  # 0 times a divisor that is NaN is not
@@ -176,35 +151,36 @@ def blended_kl_kernel(
         soft_a = class_scale * (1 - label_smoothing)
         smooth = class_scale * (label_smoothing / C)
     else:
-        y_a, kept_a, bad = label_of(target, row, active, C, ignore_index)
-        share_a = share_of(lam, row, kept_a, True)
+        y_a, kept_a, bad = label_of(labels.target, row, active, C, ignore_index)
+        share_a = share_of(labels.lam, row, kept_a, True)
         if alpha_tensor is not None:
             alpha = tl.load(alpha_tensor).to(tl.float32)
         hard_a, soft_a, smooth = class_masses(
-            y_a, kept_a, share_a, weight, soft_filled, alpha, label_smoothing, class_scale, C
+            y_a, kept_a, share_a, labels.weight, soft.filled, alpha, label_smoothing, class_scale, C
         )
         used = kept_a
         if PAIRS:
-            y_b, kept_b, bad_b = label_of(target_b, row, active, C, ignore_index)
-            share_b = share_of(lam, row, kept_b, False)
+            y_b, kept_b, bad_b = label_of(labels.target_b, row, active, C, ignore_index)
+            share_b = share_of(labels.lam, row, kept_b, False)
             hard_b, soft_b, smooth_b = class_masses(
-                y_b, kept_b, share_b, weight, soft_filled, alpha, label_smoothing, class_scale, C
+                y_b, kept_b, share_b, labels.weight, soft.filled, alpha, label_smoothing, class_scale, C
             )
             smooth += smooth_b
             used = used | kept_b
             bad = bad | bad_b
     past_row, past_scale = row, class_scale * 0
     if PAST:
-        past_row, has_past, past_bad = past_row_of(past_index, past_filled, past_rows, row, used & ~bad)
+        past_row, has_past, past_bad = past_row_of(past_index, past.filled, past_rows, row, used & ~bad)
         bad = bad | past_bad
         if past_weight_tensor is not None:
             past_weight = tl.load(past_weight_tensor).to(tl.float32)
         past_scale = tl.where(has_past, past_term_scale * (past_weight * temperature), 0.0)
-        entropy = tl.load(past_entropy + past_row, mask=has_past, other=0.0).to(tl.float32)
+        entropy = tl.load(past.entropy + past_row, mask=has_past, other=0.0).to(tl.float32)
     used = used | bad
+    masses = Masses(y_a, soft_a, y_b, soft_b, smooth, past_row, past_scale)
 
     # Statistics: exponentials are relative to shift, products with the mass to origin.
-    if HELD:
+    if SINGLE_PASS:
         at = tl.arange(0, BLOCK)[None, :]
         mask = active if EXACT else active & (at < C)
         z = tl.load(logits_row + at, mask=mask, other=-INF).to(tl.float32)
@@ -213,19 +189,15 @@ def blended_kl_kernel(
         origin = shift
         d = z - shift
         p, e = exponentials(d, inverse_t, PAST, POWER)
-        class_mass, past_mass = masses_at(
-            at, mask, row, y_a, soft_a, y_b, soft_b, smooth, weight, soft_values, soft_logsumexp, soft_temperature,
-            soft_stride, past_row, past_scale, past_values, past_logsumexp, temperature, past_stride,
-            PROBABILITIES, PAIRS, DENSE_SOFT, WEIGHTED, DENSE_PAST,
-        )  # fmt: skip
+        class_mass, past_mass = masses_at(at, mask, masses, labels, soft, past, WEIGHTED, ALIGN)
         sum_p, sum_e, class_sum, past_sum, dot, sum_d, masked = tile_sums(
-            d, p, e, class_mass, past_mass, mask, PAST, CLASS_TILE, DENSE_PAST, EVEN
+            d, p, e, class_mass, past_mass, mask, PAST, CLASS_TILE, DENSE_PAST, UNIFORM
         )
         if STATS:
-            best = first_of(at, mask & (z == top), C)
-            first_nan = first_of(at, z != z, C)
+            best = first_class(at, mask & (z == top), C)
+            first_nan = first_class(at, z != z, C)
             if PROBABILITIES:
-                score = dense_share(soft_values, None, None, row, soft_stride, at, mask, active)
+                score = probabilities_at(soft, row, at, mask, active, ALIGN)
                 score_sum, score_dot = row_sum(score), row_sum(tl.where(score != 0, score * d, 0.0))
     else:
         zero = class_scale * 0
@@ -237,15 +209,11 @@ def blended_kl_kernel(
             at = start + tl.arange(0, BLOCK)[None, :]
             mask = active if EXACT else active & (at < C)
             z = tl.load(logits_row + at, mask=mask, other=-INF).to(tl.float32)
-            class_mass, past_mass = masses_at(
-                at, mask, row, y_a, soft_a, y_b, soft_b, smooth, weight, soft_values, soft_logsumexp, soft_temperature,
-                soft_stride, past_row, past_scale, past_values, past_logsumexp, temperature, past_stride,
-                PROBABILITIES, PAIRS, DENSE_SOFT, WEIGHTED, DENSE_PAST,
-            )  # fmt: skip
+            class_mass, past_mass = masses_at(at, mask, masses, labels, soft, past, WEIGHTED, ALIGN)
             tile_top = tl.max(z, 1, keep_dims=True)
             if STATS:
-                best = tl.where(tile_top > top, first_of(at, mask & (z == tile_top), C), best)
-                first_nan = tl.minimum(first_nan, first_of(at, z != z, C))
+                best = tl.where(tile_top > top, first_class(at, mask & (z == tile_top), C), best)
+                first_nan = tl.minimum(first_nan, first_class(at, z != z, C))
             new_top = tl.maximum(top, tile_top)
             origin = tl.where(origin == -INF, new_top, origin)
             finite_origin = tl.where(origin == -INF, 0.0, origin)
@@ -253,7 +221,7 @@ def blended_kl_kernel(
             p, e = exponentials(z - shift, inverse_t, PAST, POWER)
             d = z - finite_origin
             add_p, add_e, add_class, add_past, add_dot, add_d, add_masked = tile_sums(
-                d, p, e, class_mass, past_mass, mask, PAST, CLASS_TILE, DENSE_PAST, EVEN
+                d, p, e, class_mass, past_mass, mask, PAST, CLASS_TILE, DENSE_PAST, UNIFORM
             )
             old_p, old_e = exponentials(top - shift, inverse_t, PAST, POWER)
             sum_p = sum_p * old_p + add_p
@@ -265,35 +233,35 @@ def blended_kl_kernel(
             masked += add_masked
             top = new_top
             if STATS and PROBABILITIES:
-                score = dense_share(soft_values, None, None, row, soft_stride, at, mask, active)
+                score = probabilities_at(soft, row, at, mask, active, ALIGN)
                 score_sum += row_sum(score)
                 score_dot += row_sum(tl.where(score != 0, score * d, 0.0))
         origin = tl.where(origin == -INF, 0.0, origin)
 
     # Mass outside the tiles.
     lost = row < 0
-    even, rest_a, rest_b, past_rest = class_scale * 0, class_scale * 0, class_scale * 0, class_scale * 0
+    uniform, tail_a, tail_b, past_tail = class_scale * 0, class_scale * 0, class_scale * 0, class_scale * 0
     if SMOOTHED and not WEIGHTED:
-        even += smooth
+        uniform += smooth
         class_sum += smooth * C
         dot += smooth * sum_d
         lost = lost | ((smooth != 0) & (masked != 0))
     if SOFT_LIST:
-        rest_a, listed_sum, listed_dot, listed_lost = list_statistics(
-            soft_values, soft_indices, soft_width, y_a, soft_stride, soft_a, logits_row, origin, sum_d, masked, C
+        tail_a, listed_sum, listed_dot, listed_lost = list_statistics(
+            soft, y_a, soft_a, logits_row, origin, sum_d, masked, C
         )
-        even, class_sum, dot, lost = even + rest_a, class_sum + listed_sum, dot + listed_dot, lost | listed_lost
+        uniform, class_sum, dot, lost = uniform + tail_a, class_sum + listed_sum, dot + listed_dot, lost | listed_lost
         if PAIRS:
-            rest_b, listed_sum, listed_dot, listed_lost = list_statistics(
-                soft_values, soft_indices, soft_width, y_b, soft_stride, soft_b, logits_row, origin, sum_d, masked, C
+            tail_b, listed_sum, listed_dot, listed_lost = list_statistics(
+                soft, y_b, soft_b, logits_row, origin, sum_d, masked, C
             )
-            even, class_sum, dot, lost = even + rest_b, class_sum + listed_sum, dot + listed_dot, lost | listed_lost
+            uniform, class_sum, dot = uniform + tail_b, class_sum + listed_sum, dot + listed_dot
+            lost = lost | listed_lost
     if PAST_LIST:
-        past_rest, listed_sum, listed_dot, listed_lost = list_statistics(
-            past_values, past_indices, past_width, past_row, past_stride, past_scale, logits_row, origin, sum_d,
-            masked, C,
-        )  # fmt: skip
-        even, past_sum, dot, lost = even + past_rest, past_sum + listed_sum, dot + listed_dot, lost | listed_lost
+        past_tail, listed_sum, listed_dot, listed_lost = list_statistics(
+            past, past_row, past_scale, logits_row, origin, sum_d, masked, C
+        )
+        uniform, past_sum, dot, lost = uniform + past_tail, past_sum + listed_sum, dot + listed_dot, lost | listed_lost
     if not PROBABILITIES:
         z_a = tl.load(logits_row + y_a, mask=kept_a, other=0.0).to(tl.float32)
         class_sum += hard_a
@@ -313,7 +281,7 @@ def blended_kl_kernel(
     row_loss += tl.where(lost, INF, 0.0) + tl.where(bad, INF - INF, 0.0)
     row_loss = tl.where(used, row_loss, 0.0)
     if sums is None:
-        tl.store(loss + row, row_loss, mask=active)
+        tl.store(outputs.loss + row, row_loss, mask=active)
     else:
         tl.store(partial + tl.program_id(0), tl.sum(tl.sum(row_loss, 1), 0))
     if STATS:
@@ -325,89 +293,72 @@ def blended_kl_kernel(
             if PAIRS:
                 cross_entropy += tl.where(share_b != 0, share_b * (log_p + (shift - z_b)), 0.0)
         cross_entropy = tl.where(used, cross_entropy + tl.where(bad, INF - INF, 0.0), 0.0)
-        tl.store(stats + row, cross_entropy, mask=active)
-        tl.store(stats + N + row, logsumexp, mask=active)
-        tl.store(argmax + row, tl.where(first_nan < C, first_nan, best).to(tl.int64), mask=active)
+        tl.store(outputs.stats + row, cross_entropy, mask=active)
+        tl.store(outputs.stats + N + row, logsumexp, mask=active)
+        tl.store(outputs.argmax + row, tl.where(first_nan < C, first_nan, best).to(tl.int64), mask=active)
 
-    if gradient is not None:
-        gradient_row = gradient + row * C
-        of_p = tl.div_rn(class_sum, sum_p) + tl.where(bad, INF - INF, 0.0)
-        of_e = tl.div_rn(past_sum, sum_e) if PAST else of_p
-        if HELD:
-            mass = sum_of_masses(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
-            g = gradient_tile(p, e, of_p, of_e, mass, even, used, PAST, EVEN)
+    if outputs.gradient is not None:
+        gradient_row = outputs.gradient + row * C
+        coef_p = tl.div_rn(class_sum, sum_p) + tl.where(bad, INF - INF, 0.0)
+        coef_e = tl.div_rn(past_sum, sum_e) if PAST else coef_p
+        if SINGLE_PASS:
+            mass = total_mass(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
+            g = gradient_tile(p, e, coef_p, coef_e, mass, uniform, used, PAST, UNIFORM)
             tl.store(gradient_row + at, g, mask=mask)
         else:
             for start in range(0, C, BLOCK):
                 at = start + tl.arange(0, BLOCK)[None, :]
                 mask = active if EXACT else active & (at < C)
                 z = tl.load(logits_row + at, mask=mask, other=-INF).to(tl.float32)
-                class_mass, past_mass = masses_at(
-                    at, mask, row, y_a, soft_a, y_b, soft_b, smooth, weight, soft_values, soft_logsumexp,
-                    soft_temperature, soft_stride, past_row, past_scale, past_values, past_logsumexp, temperature,
-                    past_stride, PROBABILITIES, PAIRS, DENSE_SOFT, WEIGHTED, DENSE_PAST,
-                )  # fmt: skip
+                class_mass, past_mass = masses_at(at, mask, masses, labels, soft, past, WEIGHTED, ALIGN)
                 p, e = exponentials(z - shift, inverse_t, PAST, POWER)
-                mass = sum_of_masses(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
-                g = gradient_tile(p, e, of_p, of_e, mass, even, used, PAST, EVEN)
+                mass = total_mass(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
+                g = gradient_tile(p, e, coef_p, coef_e, mass, uniform, used, PAST, UNIFORM)
                 tl.store(gradient_row + at, g, mask=mask)
 
-        # Labels and listed classes once more, with all their mass, over what the tiles left there.
+        # The sparse classes once more, with all their mass, over what the tiles left there.
         LABELS: tl.constexpr = 0 if PROBABILITIES else (2 if PAIRS else 1)
         SOFT_LISTS: tl.constexpr = (2 if PAIRS else 1) if SOFT_LIST else 0
         if LABELS + SOFT_LISTS > 0 or PAST_LIST:
             tl.debug_barrier()
-            first_past = LABELS + (SOFT_LISTS * soft_width if SOFT_LIST else 0)
-            count = first_past + (past_width if PAST_LIST else 0)
-            for start in range(0, count, SINGLES):
-                k = start + tl.arange(0, SINGLES)[None, :]
-                single = tl.where(k == 0, y_a, y_b)
+            first_past = LABELS + (SOFT_LISTS * soft.width if SOFT_LIST else 0)
+            count = first_past + (past.width if PAST_LIST else 0)
+            for start in range(0, count, SPARSE_CLASSES):
+                k = start + tl.arange(0, SPARSE_CLASSES)[None, :]
+                sparse = tl.where(k == 0, y_a, y_b)
                 chosen = tl.where(k == 0, kept_a, kept_b) & active & (k < LABELS)
                 if SOFT_LIST:
                     j = k - LABELS
-                    second = PAIRS & (j >= soft_width)
+                    second = PAIRS & (j >= soft.width)
                     list_row = tl.where(second, y_b, y_a)
-                    j = tl.where(second, j - soft_width, j)
+                    j = tl.where(second, j - soft.width, j)
                     listed = (k >= LABELS) & (k < first_past) & active & (tl.where(second, soft_b, soft_a) != 0)
-                    single = tl.where(
-                        listed, tl.load(soft_indices + list_row * soft_width + j, mask=listed, other=0), single
+                    sparse = tl.where(
+                        listed, tl.load(soft.indices + list_row * soft.width + j, mask=listed, other=0), sparse
                     )
                     chosen = chosen | listed
                 if PAST_LIST:
                     j = k - first_past
-                    listed = (j >= 0) & (j < past_width) & active & (past_scale != 0)
-                    single = tl.where(
-                        listed, tl.load(past_indices + past_row * past_width + j, mask=listed, other=0), single
+                    listed = (j >= 0) & (j < past.width) & active & (past_scale != 0)
+                    sparse = tl.where(
+                        listed, tl.load(past.indices + past_row * past.width + j, mask=listed, other=0), sparse
                     )
                     chosen = chosen | listed
-                single_z = tl.load(logits_row + single, mask=chosen, other=0.0).to(tl.float32)
-                single_p, single_e = exponentials(single_z - shift, inverse_t, PAST, POWER)
-                single_class, single_past = masses_at(
-                    single, chosen, row, y_a, soft_a, y_b, soft_b, smooth, weight, soft_values, soft_logsumexp,
-                    soft_temperature, soft_stride, past_row, past_scale, past_values, past_logsumexp, temperature,
-                    past_stride, PROBABILITIES, PAIRS, DENSE_SOFT, WEIGHTED, DENSE_PAST,
-                )  # fmt: skip
-                single_mass = sum_of_masses(single_class, single_past, CLASS_TILE, DENSE_PAST)
-                single_mass += tl.where(single == y_a, hard_a, 0.0) + tl.where(single == y_b, hard_b, 0.0)
+                sparse_z = tl.load(logits_row + sparse, mask=chosen, other=0.0).to(tl.float32)
+                sparse_p, sparse_e = exponentials(sparse_z - shift, inverse_t, PAST, POWER)
+                sparse_class, sparse_past = masses_at(sparse, chosen, masses, labels, soft, past, WEIGHTED, ALIGN)
+                sparse_mass = total_mass(sparse_class, sparse_past, CLASS_TILE, DENSE_PAST)
+                sparse_mass += tl.where(sparse == y_a, hard_a, 0.0) + tl.where(sparse == y_b, hard_b, 0.0)
                 if SMOOTHED and not WEIGHTED:
-                    single_mass += smooth
+                    sparse_mass += smooth
                 if SOFT_LIST:
-                    single_mass += listed_share(
-                        soft_values, soft_indices, soft_width, y_a, soft_stride, single,
-                        chosen, soft_a, rest_a, LIST_BITS,
-                    )  # fmt: skip
+                    sparse_mass += listed_mass(soft, y_a, soft_a, tail_a, sparse, chosen, LIST_BITS)
                     if PAIRS:
-                        single_mass += listed_share(
-                            soft_values, soft_indices, soft_width, y_b, soft_stride, single,
-                            chosen, soft_b, rest_b, LIST_BITS,
-                        )  # fmt: skip
+                        sparse_mass += listed_mass(soft, y_b, soft_b, tail_b, sparse, chosen, LIST_BITS)
                 if PAST_LIST:
-                    single_mass += listed_share(
-                        past_values, past_indices, past_width, past_row, past_stride, single,
-                        chosen, past_scale, past_rest, LIST_BITS,
-                    )  # fmt: skip
-                single_g = gradient_tile(single_p, single_e, of_p, of_e, single_mass, even, used, PAST, False)
-                tl.store(gradient_row + single, single_g, mask=chosen)
+                    sparse_mass += listed_mass(past, past_row, past_scale, past_tail, sparse, chosen, LIST_BITS)
+                sparse_g = gradient_tile(sparse_p, sparse_e, coef_p, coef_e, sparse_mass, uniform, used, PAST, False)
+                tl.store(gradient_row + sparse, sparse_g, mask=chosen)
 
     if sums is not None:
         # The program of a group that is done last adds the group's losses up, the last of all the groups' sums: in a
@@ -415,16 +366,16 @@ def blended_kl_kernel(
         program = tl.program_id(0)
         programs = tl.num_programs(0)
         group = program // GROUP
-        if one_more(finished + 1 + group) == tl.minimum(programs - group * GROUP, GROUP):
-            tl.store(group_sums + group, sum_of(partial, group * GROUP, programs, GROUP))
+        if increment(finished + 1 + group) == tl.minimum(programs - group * GROUP, GROUP):
+            tl.store(group_sums + group, sum_of_block(partial, group * GROUP, programs, GROUP))
             groups = tl.cdiv(programs, GROUP)
-            if one_more(finished) == groups:
+            if increment(finished) == groups:
                 total = tl.zeros([], tl.float64)
                 for start in range(0, groups, GROUP):
-                    total += sum_of(group_sums, start, groups, GROUP)
+                    total += sum_of_block(group_sums, start, groups, GROUP)
                 if MEAN:
                     total = tl.where(total_weight == 0, INF - INF, total)
-                tl.store(loss, total.to(tl.float32))
+                tl.store(outputs.loss, total.to(tl.float32))
 
 
 @triton.jit

@@ -3,22 +3,58 @@
 What belongs to a row is [ROWS, 1], and so broadcasts over tiles of classes.
 """
 
+from typing import Any, NamedTuple
+
 import triton
 import triton.language as tl
 
 LOG2E = tl.constexpr(1.4426950408889634)
 INF = tl.constexpr(float("inf"))
-LIST_BLOCK = tl.constexpr(64)  # listed classes worked on at once
+LIST_BLOCK = tl.constexpr(64)  # listed classes of a turn
+
+
+class Labels(NamedTuple):
+    target: Any  # [N] int64; None with class probabilities
+    target_b: Any  # [N] int64 or None
+    lam: Any  # [N] or None
+    weight: Any  # [C] or None
+
+
+class Table(NamedTuple):
+    """problem.Table and its layout; without a table its tensors are None. With class probabilities row i of the soft
+    targets is the target of row i."""
+
+    stride: int
+    width: int  # C | k
+    data: Any  # values [R, C] or [R, k]; a tuple of Triton has an attribute `values` of its own
+    indices: Any  # [R, k] int32 or None
+    logsumexp: Any  # [R] float64 or None
+    entropy: Any  # [R] or None
+    filled: Any  # [R] bool or None
+    temperature: float  # of the logits
+
+
+class Masses(NamedTuple):
+    """What gives mass to a row's classes, each [ROWS, 1]: rows (int64) of the tables, and float32 factors of them."""
+
+    row_a: Any  # of the soft targets: the label
+    scale_a: Any
+    row_b: Any  # the second label of a pair
+    scale_b: Any
+    smooth: Any  # mass of each class by label smoothing, before class weights
+    past_row: Any
+    past_scale: Any
 
 
 @triton.jit
 def row_sum(x):
+    """[ROWS, 1] in the dtype of x [ROWS, BLOCK]."""
     return tl.sum(x, 1, keep_dims=True)
 
 
 @triton.jit
 def label_of(target, row, active, C, ignore_index):
-    """The label (0 where there is none), whether there is one, and whether it is out of range."""
+    """The label (int64, 0 where there is none), whether there is one, whether it is out of range (bool); as row."""
     y = tl.load(target + row, mask=active, other=0).to(tl.int64)
     kept = active & (y != ignore_index)
     bad = kept & ((y < 0) | (y >= C))
@@ -28,7 +64,7 @@ def label_of(target, row, active, C, ignore_index):
 
 @triton.jit
 def share_of(lam, row, kept, FIRST: tl.constexpr):
-    """The label's share of its row's class term; 0 without a label."""
+    """The label's share of its row's class term, 0 without a label: float32, as row."""
     share = tl.where(kept, 1.0, 0.0)
     if lam is not None:
         first = tl.load(lam + row, mask=kept, other=0.0).to(tl.float32)
@@ -38,7 +74,7 @@ def share_of(lam, row, kept, FIRST: tl.constexpr):
 
 @triton.jit
 def weighted(share, weight, y, kept):
-    """share times the label's weight; 0 * inf = 0."""
+    """share times the label's weight, with 0 * inf = 0: float32, as share."""
     if weight is None:
         return share
     else:
@@ -47,7 +83,8 @@ def weighted(share, weight, y, kept):
 
 @triton.jit
 def past_row_of(past_index, past_filled, past_rows, row, used):
-    """The row of past (0 where there is none), whether there is one, and whether past_index is out of range."""
+    """The row of past (int64, 0 where there is none), whether there is one, whether past_index is out of range (bool);
+    as row."""
     r = tl.load(past_index + row, mask=used, other=-1).to(tl.int64)
     bad = used & ((r < -1) | (r >= past_rows))
     has_past = used & (r >= 0) & ~bad
@@ -57,7 +94,7 @@ def past_row_of(past_index, past_filled, past_rows, row, used):
 
 @triton.jit
 def exponentials(d, inverse_t, PAST: tl.constexpr, POWER: tl.constexpr):
-    """exp(d) and exp(d / T). Where T is a small integer POWER is T, and one exponential gives both."""
+    """exp(d) and, with PAST, exp(d / T): float32, as d. POWER is T where one exponential gives both, else 0."""
     if PAST:
         e = tl.exp2(d * (inverse_t * LOG2E))
         if POWER == 0:
@@ -73,46 +110,48 @@ def exponentials(d, inverse_t, PAST: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def dense_share(values, logsumexp, temperature, row, stride, at, mask, meant):
-    """Shares of the classes `at` in dense or logits rows; 0 where masked and in rows that are not meant."""
-    mask = mask & meant
-    if logsumexp is None:
-        return tl.load(values + row * stride + at, mask=mask, other=0.0).to(tl.float32)
+def probabilities_at(table, row, at, mask, row_mask, ALIGN: tl.constexpr):
+    """Of the classes `at` in dense or logits rows, 0 where either mask is false: float32 [ROWS, BLOCK]."""
+    mask = mask & row_mask
+    values = table.data + row * (table.stride // ALIGN * ALIGN)
+    if table.logsumexp is None:
+        return tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
     else:
-        z = tl.load(values + row * stride + at, mask=mask, other=-INF).to(tl.float32)
-        shift = tl.load(logsumexp + row, mask=meant, other=0.0) * temperature
-        high = shift.to(tl.float32)  # in two parts: rounded to one, it would show at logits far from 0
+        z = tl.load(values + at, mask=mask, other=-INF).to(tl.float32)
+        shift = tl.load(table.logsumexp + row, mask=row_mask, other=0.0) * table.temperature
+        high = shift.to(tl.float32)  # in two terms: rounded to one, it would show at logits far from 0
         low = (shift - high.to(tl.float64)).to(tl.float32)
-        return tl.exp2(((z - high) - low) * (LOG2E / temperature))
+        return tl.exp2(((z - high) - low) * (LOG2E / table.temperature))
 
 
 @triton.jit
-def listed_share(values, indices, width, row, stride, at, mask, scale, rest, LIST_BITS: tl.constexpr):
-    """`scale` times the shares of the classes `at` in top-k rows, by binary search; `rest` where one is not listed."""
+def listed_mass(table, row, scale, tail, at, mask, LIST_BITS: tl.constexpr):
+    """`scale` times the probabilities of the classes `at` in top-k rows, `tail` where one is not listed: float32
+    [ROWS, BLOCK]. By binary search."""
     mask = mask & (scale != 0)
-    first = indices + row * width
+    first = table.indices + row * table.width
     place = at.to(tl.int32) * 0
     for bit in tl.static_range(LIST_BITS):
         probe = place + (1 << (LIST_BITS - 1 - bit))
-        inside = mask & (probe <= width)
+        inside = mask & (probe <= table.width)
         place = tl.where(inside & (tl.load(first + probe - 1, mask=inside, other=0) < at), probe, place)
-    inside = mask & (place < width)
+    inside = mask & (place < table.width)
     found = inside & (tl.load(first + place, mask=inside, other=-1) == at)
-    value = tl.load(values + row * stride + place, mask=found, other=0.0).to(tl.float32)
-    return tl.where(found, scale * value, rest)
+    value = tl.load(table.data + row * table.stride + place, mask=found, other=0.0).to(tl.float32)
+    return tl.where(found, scale * value, tail)
 
 
 @triton.jit
-def list_statistics(values, indices, width, row, stride, scale, logits_row, origin, sum_d, masked, C):
-    """Of `scale` times a top-k row: the mass of each class it does not list, all its mass, the dot of that with the
-    logits less origin, and whether there is mass on a logit of -inf. sum_d, masked: sum over the row's finite logits,
-    less origin, and the number of its other ones."""
+def list_statistics(table, row, scale, logits_row, origin, sum_d, masked, C):
+    """Of `scale` times a top-k row, by rows: the tail (mass of each class it does not list), all its mass, the dot of
+    that with the logits less origin (float32 [ROWS, 1]), and whether there is mass on a logit of -inf (bool [ROWS, 1]).
+    sum_d, masked: the sum of the row's finite logits, less origin, and the number of its other ones."""
     listed, dot, listed_d, listed_masked, lost = sum_d * 0, sum_d * 0, sum_d * 0, sum_d * 0, sum_d * 0
-    for start in range(0, width, LIST_BLOCK):
+    for start in range(0, table.width, LIST_BLOCK):
         k = start + tl.arange(0, LIST_BLOCK)[None, :]
-        mask = (k < width) & (scale != 0)
-        at = tl.load(indices + row * width + k, mask=mask, other=0)
-        value = tl.load(values + row * stride + k, mask=mask, other=0.0).to(tl.float32)
+        mask = (k < table.width) & (scale != 0)
+        at = tl.load(table.indices + row * table.width + k, mask=mask, other=0)
+        value = tl.load(table.data + row * table.stride + k, mask=mask, other=0.0).to(tl.float32)
         z = tl.load(logits_row + at, mask=mask, other=0.0).to(tl.float32)
         finite = mask & (z != -INF)
         infinite = mask & (z == -INF)
@@ -121,15 +160,16 @@ def list_statistics(values, indices, width, row, stride, scale, logits_row, orig
         listed_d += row_sum(tl.where(finite, z - origin, 0.0))
         listed_masked += row_sum(tl.where(infinite, 1.0, 0.0))
         lost += row_sum(tl.where(infinite & (value != 0), 1.0, 0.0))
-    rest = tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - width, 1)
-    dot += rest * (sum_d - listed_d)
-    lost += tl.where((rest != 0) & (masked > listed_masked), 1.0, 0.0)
-    return scale * rest, scale * (listed + rest * (C - width)), scale * dot, (scale != 0) & (lost != 0)
+    tail = tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - table.width, 1)
+    dot += tail * (sum_d - listed_d)
+    lost += tl.where((tail != 0) & (masked > listed_masked), 1.0, 0.0)
+    return scale * tail, scale * (listed + tail * (C - table.width)), scale * dot, (scale != 0) & (lost != 0)
 
 
 @triton.jit
 def class_masses(y, kept, share, weight, soft_filled, alpha, label_smoothing, scale, C):
-    """A label's hard mass, the factor of its soft target, and the mass that smoothing gives each class."""
+    """A label's hard mass, the factor of its soft target, and the mass that smoothing gives each class: float32
+    [ROWS, 1]."""
     if soft_filled is None:
         a = 0.0
     else:
@@ -139,43 +179,33 @@ def class_masses(y, kept, share, weight, soft_filled, alpha, label_smoothing, sc
 
 
 @triton.jit
-def masses_at(
-    at, mask, row, y_a, soft_a, y_b, soft_b, smooth, weight, soft_values, soft_logsumexp, soft_temperature, soft_stride,
-    past_row, past_scale, past_values, past_logsumexp, temperature, past_stride,
-    PROBABILITIES: tl.constexpr, PAIRS: tl.constexpr, DENSE_SOFT: tl.constexpr, WEIGHTED: tl.constexpr,
-    DENSE_PAST: tl.constexpr,
-):  # fmt: skip
-    """The mass at the classes `at` of the class term and of the past term, as far as it lies in tiles: of dense rows,
-    and of smoothing by class weights. What there is none of is a plain 0."""
+def masses_at(at, mask, masses, labels, soft, past, WEIGHTED: tl.constexpr, ALIGN: tl.constexpr):
+    """Mass of the class term and of the past term at the classes `at`, from dense rows and (WEIGHTED) from smoothing by
+    class weights: float32 [ROWS, BLOCK], or the constant 0 for an absent term."""
+    DENSE_SOFT: tl.constexpr = soft.data is not None and soft.indices is None
+    DENSE_PAST: tl.constexpr = past.data is not None and past.indices is None
     class_mass = 0.0
     past_mass = 0.0
-    if PROBABILITIES:
-        class_mass = soft_a * dense_share(soft_values, None, None, row, soft_stride, at, mask, soft_a != 0)
-    elif DENSE_SOFT:
-        class_mass = soft_a * dense_share(
-            soft_values, soft_logsumexp, soft_temperature, y_a, soft_stride, at, mask, soft_a != 0
-        )
-        if PAIRS:
-            class_mass += soft_b * dense_share(
-                soft_values, soft_logsumexp, soft_temperature, y_b, soft_stride, at, mask, soft_b != 0
-            )
+    if DENSE_SOFT:
+        class_mass = masses.scale_a * probabilities_at(soft, masses.row_a, at, mask, masses.scale_a != 0, ALIGN)
+        if labels.target_b is not None:
+            class_mass += masses.scale_b * probabilities_at(soft, masses.row_b, at, mask, masses.scale_b != 0, ALIGN)
     if WEIGHTED:
-        w = tl.load(weight + at, mask=mask, other=0.0).to(tl.float32)
-        if PROBABILITIES:
-            class_mass = (class_mass + smooth) * w
+        w = tl.load(labels.weight + at, mask=mask, other=0.0).to(tl.float32)
+        if labels.target is None:
+            class_mass = (class_mass + masses.smooth) * w
         elif DENSE_SOFT:
-            class_mass += smooth * w
+            class_mass += masses.smooth * w
         else:
-            class_mass = smooth * w
+            class_mass = masses.smooth * w
     if DENSE_PAST:
-        past_mass = past_scale * dense_share(
-            past_values, past_logsumexp, temperature, past_row, past_stride, at, mask, past_scale != 0
-        )
+        past_mass = masses.past_scale * probabilities_at(past, masses.past_row, at, mask, masses.past_scale != 0, ALIGN)
     return class_mass, past_mass
 
 
 @triton.jit
-def sum_of_masses(class_mass, past_mass, CLASS_TILE: tl.constexpr, DENSE_PAST: tl.constexpr):
+def total_mass(class_mass, past_mass, CLASS_TILE: tl.constexpr, DENSE_PAST: tl.constexpr):
+    """Of both terms: float32 [ROWS, BLOCK], or the constant 0."""
     if CLASS_TILE and DENSE_PAST:
         return class_mass + past_mass
     elif CLASS_TILE:
@@ -187,10 +217,10 @@ def sum_of_masses(class_mass, past_mass, CLASS_TILE: tl.constexpr, DENSE_PAST: t
 @triton.jit
 def tile_sums(
     d, p, e, class_mass, past_mass, mask,
-    PAST: tl.constexpr, CLASS_TILE: tl.constexpr, DENSE_PAST: tl.constexpr, EVEN: tl.constexpr,
+    PAST: tl.constexpr, CLASS_TILE: tl.constexpr, DENSE_PAST: tl.constexpr, UNIFORM: tl.constexpr,
 ):  # fmt: skip
-    """By rows: the sums of p, of e and of either mass, all mass times d, and with EVEN the sum of the finite d and the
-    number of the others."""
+    """By rows, float32 [ROWS, 1]: the sums of p, of e and of either mass, all mass times d, and with UNIFORM the sum of
+    the finite d and the number of the others."""
     sum_p = row_sum(p)
     zero = sum_p * 0
     sum_e, class_sum, past_sum, dot, sum_d, masked = zero, zero, zero, zero, zero, zero
@@ -201,39 +231,41 @@ def tile_sums(
     if DENSE_PAST:
         past_sum = row_sum(past_mass)
     if CLASS_TILE or DENSE_PAST:
-        mass = sum_of_masses(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
+        mass = total_mass(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
         dot = row_sum(mass * tl.where(mass != 0, d, 0.0))  # 0 * -inf = 0
-    if EVEN:
+    if UNIFORM:
         sum_d = row_sum(tl.where(d > -INF, d, 0.0))
         masked = row_sum(tl.where(mask & (d == -INF), 1.0, 0.0))
     return sum_p, sum_e, class_sum, past_sum, dot, sum_d, masked
 
 
 @triton.jit
-def gradient_tile(p, e, of_p, of_e, mass, even, used, PAST: tl.constexpr, EVEN: tl.constexpr):
-    g = of_p * p - mass
+def gradient_tile(p, e, coef_p, coef_e, mass, uniform, used, PAST: tl.constexpr, UNIFORM: tl.constexpr):
+    """coef_p p + coef_e e - mass - uniform, 0 in ignored rows whatever their logits hold: float32, as p."""
+    g = coef_p * p - mass
     if PAST:
-        g += of_e * e
-    if EVEN:
-        g -= even
-    return tl.where(used, g, 0.0)  # whatever the logits of an ignored row hold
+        g += coef_e * e
+    if UNIFORM:
+        g -= uniform
+    return tl.where(used, g, 0.0)
 
 
 @triton.jit
-def one_more(counter):
-    """The counter after this program is counted too. What it stored before, the programs that count later can read."""
+def increment(counter):
+    """Atomic increment (acq_rel) by one program; returns the new value, int32. A program that reads it later sees what
+    this one has stored."""
     tl.debug_barrier()
     return tl.atomic_add(counter, 1, sem="acq_rel") + 1
 
 
 @triton.jit
-def sum_of(values, start, count, BLOCK: tl.constexpr):
-    """In float64, of the next BLOCK values, that other programs have stored."""
+def sum_of_block(values, start, count, BLOCK: tl.constexpr):
+    """The sum, float64, of values[start:min(start + BLOCK, count)], which other programs have stored."""
     i = start + tl.arange(0, BLOCK)
     return tl.sum(tl.load(values + i, mask=i < count, other=0.0, cache_modifier=".cg").to(tl.float64), 0)
 
 
 @triton.jit
-def first_of(at, where, C):
-    """The first class for which `where` holds, by rows; C if there is none."""
-    return tl.min(tl.where(where, at, C), 1, keep_dims=True)
+def first_class(at, condition, C):
+    """The first class for which `condition` [ROWS, BLOCK] holds, C if there is none: int32 [ROWS, 1]."""
+    return tl.min(tl.where(condition, at, C), 1, keep_dims=True)
