@@ -91,13 +91,14 @@ def test_the_check_of_the_state_notices():
 
 @pytest.mark.parametrize("pool_rows", [None, 200])
 @pytest.mark.parametrize("what", ["model and loss", "whole step"])
-def test_compiled_once_for_all_steps_of_an_epoch(what, pool_rows):
+def test_compiled_once_for_all_steps_of_an_epoch(what, pool_rows, request):
     graphs = []
 
     def backend(graph, _):
         graphs.append(graph)
         return graph.forward
 
+    request.addfinalizer(torch.compiler.reset)  # else another test's compilations count towards the same limit
     torch.manual_seed(0)
     model, criterion, replay = nn.Linear(WIDTH, CLASSES), ToastLoss(CLASSES, pool_rows=pool_rows), HardReplay()
     forward = torch.compile(lambda x, y, past: (model(x), criterion(model(x), y, past)), backend=backend)

@@ -38,7 +38,7 @@ void convert(DType in_dtype, const void* in, std::int64_t from, std::int64_t n, 
     with_dtype(out_dtype, [&](auto element) {
       for (std::int64_t k = 0; k < n; k += kChunk) {
         const std::int64_t some = std::min(kChunk, n - k);
-        narrow(as_real(in_dtype, in, from + k, some, buffer), some, static_cast<decltype(element)*>(out) + to + k);
+        round_to(as_real(in_dtype, in, from + k, some, buffer), some, static_cast<decltype(element)*>(out) + to + k);
       }
     });
   };
