@@ -1,10 +1,12 @@
 """What TOAST adds to a whole training step, and the loss behind a linear head.
 
-    pytest bench/bench_training_step.py    (make bench, make gpu; bench/results/training_step.csv and head.csv)
+    pytest bench/bench_training_step.py    (make bench, make gpu; bench/results/training_step.csv, small_step.csv,
+                                            step_graph.csv, set_epoch.csv and head.csv)
 
 The step is the training program's: a backbone of python/backbones.py, AdamW, a batch of new rows and half as many
 replayed ones. Cross-entropy gets as many rows, so what is compared is the loss, the pooling of logits and the choice of
-the hardest rows, and not the larger batch; and once the new rows alone. What set_epoch does once an epoch stands apart.
+the hardest rows, and not the larger batch; and once the new rows alone. What is left of a step without a model is
+small_step, and on a GPU step_graph is a whole step as a CUDA graph. What set_epoch does once an epoch stands apart.
 """
 
 import backbones
@@ -23,13 +25,16 @@ HEADS = [(4096, 2048, 21_841), (2048, 2048, 128_256)] if ON_GPU else [(256, 256,
 DTYPE, TOLERANCE = (torch.bfloat16, 2e-2) if ON_GPU else (torch.float32, 1e-5)
 
 
+SIZE = 32  # of an image
+
+
 class Step:
     """One training step on fixed rows."""
 
-    def __init__(self, size):
+    def __init__(self):
         torch.manual_seed(0)
-        self.model = backbones.build("cnn", CLASSES, 1, size).to(DEVICE, memory_format=torch.channels_last)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        self.model = backbones.build("cnn", CLASSES, 1, SIZE).to(DEVICE, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4, capturable=ON_GPU)
 
     def __call__(self, loss):
         self.optimizer.zero_grad(set_to_none=True)
@@ -37,40 +42,121 @@ class Step:
         self.optimizer.step()
 
 
+class ToastStep(Step):
+    """The same with TOAST: replayed rows and soft targets of an epoch's pool."""
+
+    def __init__(self, new, labels):
+        super().__init__()
+        self.new, self.labels = new, labels
+        self.replay, self.criterion = HardReplay(fraction=0.5), ToastLoss(CLASSES, top_k=64, pool_rows=POOL).to(DEVICE)
+        self.criterion.set_epoch(0, 2)
+        with torch.no_grad():
+            logits = self.model(new)
+            for _ in range(POOL // len(new)):
+                self.criterion(logits, labels)
+        self.criterion.set_epoch(1, 2)
+        self.steps = 0
+        for _ in range(3):
+            self()
+
+    def __call__(self):
+        x, y, past = self.replay.extend(self.new, self.labels)
+        logits = self.model(x)
+        loss, stats = self.criterion(logits, y, past=past, return_stats=True)
+        super().__call__(loss)
+        self.replay.keep(x, y, logits, stats.cross_entropy)
+
+    def whole(self):
+        """With the pool emptied when it is full, as at the end of an epoch."""
+        self.steps += 1
+        if self.steps % (POOL // BATCH) == 0:
+            self.criterion.bank.reset()
+        self()
+
+
 def test_training_step(show):
-    size = 32
-    new = normal(BATCH, 1, size, size, dtype=torch.float32)
+    new = normal(BATCH, 1, SIZE, SIZE, dtype=torch.float32)
     labels = random_labels(BATCH, CLASSES)
-    replay, criterion = HardReplay(fraction=0.5), ToastLoss(CLASSES, top_k=64)
-    criterion.set_epoch(0, 2)
-    toast, plain, alone = Step(size), Step(size), Step(size)
-    with torch.no_grad():  # an epoch's pool, and its medoids: its memory is there from then on
-        logits = toast.model(new)
-        for _ in range(POOL // BATCH):
-            criterion(logits, labels)
-    criterion.set_epoch(1, 2)
-
-    def toast_step():
-        if criterion.bank.num_rows + BATCH > POOL:
-            criterion.bank.reset()  # as at the end of an epoch
-        x, y, past = replay.extend(new, labels)
-        logits = toast.model(x)
-        loss, stats = criterion(logits, y, past=past, return_stats=True)
-        replay.keep(x, y, logits, stats.cross_entropy)
-        toast(loss)
-
-    for _ in range(2):
-        toast_step()
-    rows, classes, _ = replay.extend(new, labels)
+    toast, plain, alone = ToastStep(new, labels), Step(), Step()
+    toast.criterion.bank.reset()
+    rows, classes, _ = toast.replay.extend(new, labels)
 
     cases = {
-        OURS: toast_step,
+        OURS: toast.whole,
         "F.cross_entropy": lambda: plain(F.cross_entropy(plain.model(rows), classes)),
         "F.cross_entropy, new rows only": lambda: alone(F.cross_entropy(alone.model(new), labels)),
     }
     times = measure(
         "training_step", cases, size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32", work="training step",
         classes=CLASSES, rounds=40, seconds=30.0,
+    )  # fmt: skip
+    show(times[OURS], cost_of_toast=ratio(times, "F.cross_entropy", OURS)[0])
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+def test_step_graph(show):
+    """A whole step as one launch of a CUDA graph, with TOAST and with cross-entropy on the same rows."""
+    new = normal(BATCH, 1, SIZE, SIZE, dtype=torch.float32)
+    labels = random_labels(BATCH, CLASSES)
+    toast, plain = ToastStep(new, labels), Step()
+    rows, classes, _ = toast.replay.extend(new, labels)
+    cases = {
+        OURS: captured(toast),
+        "F.cross_entropy": captured(lambda: plain(F.cross_entropy(plain.model(rows), classes))),
+    }
+    times = measure(
+        "step_graph", cases, size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32", work="training step",
+        classes=CLASSES, before={OURS: toast.criterion.bank.reset}, rounds=40,
+    )  # fmt: skip
+    show(times[OURS], cost_of_toast=ratio(times, "F.cross_entropy", OURS)[0])
+
+
+def captured(step):
+    """The replay of a CUDA graph of a call."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    return graph.replay
+
+
+def test_small_step(show):
+    """All that TOAST does in a step but for the model: replay, loss forward and backward, pool."""
+    batch, classes, width = 128, 100, 16
+    replay, criterion = HardReplay(fraction=0.5), ToastLoss(classes, pool_rows=256 * batch).to(DEVICE)
+    new, labels = normal(batch, width, dtype=torch.float32), random_labels(batch, classes)
+    logits = normal(batch + batch // 2, classes, dtype=torch.float32).requires_grad_()
+    target = random_labels(len(logits), classes)
+    for epoch in range(2):
+        criterion.set_epoch(epoch, 2)
+        criterion(logits, target)
+    steps = 0
+
+    def toast():
+        nonlocal steps
+        steps += 1
+        if steps % 250 == 0:
+            criterion.bank.reset()
+        x, y, past = replay.extend(new, labels)
+        loss, stats = criterion(logits, y, past, return_stats=True)
+        logits.grad = None
+        loss.backward()
+        replay.keep(x, y, logits, stats.cross_entropy)
+
+    def plain():
+        logits.grad = None
+        F.cross_entropy(logits, target).backward()
+
+    for _ in range(3):
+        toast()
+    times = measure(
+        "small_step", {OURS: toast, "F.cross_entropy": plain}, size=f"{len(logits)} rows, {classes} classes",
+        dtype="float32", work="replay, loss, pool", classes=classes,
     )  # fmt: skip
     show(times[OURS], cost_of_toast=ratio(times, "F.cross_entropy", OURS)[0])
 

@@ -2,6 +2,7 @@
 #include "bindings.h"
 
 #include "cpu/dispatch.h"
+#include "kept_rows.h"
 #include "medoids.h"
 #include "softmax_statistics.h"
 
@@ -23,6 +24,32 @@ void softmax_statistics(int dtype, std::uintptr_t logits, std::int64_t rows, std
   py::gil_scoped_release release;
   toast::softmax_statistics_cpu({toast::DType(dtype), pointer<const void>(logits), rows, classes, stride, temperature,
                                  pointer<double>(logsumexp), pointer<void>(entropy), threads});
+}
+
+std::int64_t pool_rows(int dtype, std::uintptr_t logits, std::int64_t rows, std::int64_t classes, std::int64_t stride,
+                       std::uintptr_t labels, std::int64_t ignore_index, int pool_dtype, std::uintptr_t pool,
+                       std::uintptr_t pool_labels, std::int64_t start, int threads) {
+  py::gil_scoped_release release;
+  return toast::pool_rows_cpu({toast::DType(dtype), pointer<const void>(logits), rows, classes, stride,
+                               pointer<const std::int64_t>(labels), ignore_index, toast::DType(pool_dtype),
+                               pointer<void>(pool), pointer<std::int64_t>(pool_labels), start, threads});
+}
+
+void carry_rows(const py::tuple& batch, const py::tuple& settings, const py::tuple& slots, int threads) {
+  toast::CarryRows p{};
+  toast::Fields b(batch), s(settings), out(slots);
+  p.dtype = toast::DType(b.value<int>());
+  b.set(p.logits), b.set(p.rows), b.set(p.classes), b.set(p.stride);
+  b.set(p.labels), b.set(p.labels_b), b.set(p.lam);
+  p.score_dtype = toast::DType(b.value<int>());
+  b.set(p.score), b.set(p.new_rows), b.set(p.ages);
+  s.set(p.max_age), s.set(p.ignore_index), s.set(p.temperature);
+  out.set(p.slots), out.set(p.distilled), out.set(p.slot_labels), out.set(p.slot_labels_b), out.set(p.slot_lam);
+  out.set(p.slot_logits), out.set(p.logsumexp), out.set(p.entropy), out.set(p.filled);
+  out.set(p.index), out.set(p.slot_ages), out.set(p.slot_rows);
+  p.threads = threads;
+  py::gil_scoped_release release;
+  toast::carry_rows_cpu(p);
 }
 
 const toast::MedoidKernels& medoid_kernels() {
@@ -123,6 +150,8 @@ PYBIND11_MODULE(_C, m) {
   toast::define_blended_kl_layout(m);
   m.def("blended_kl", &blended_kl);
   m.def("softmax_statistics", &softmax_statistics);
+  m.def("pool_rows", &pool_rows);
+  m.def("carry_rows", &carry_rows);
   m.def("medoids_group", &medoids_group);
   m.def("medoids_all", &medoids_all);
   m.def("medoids_centre", &medoids_centre);

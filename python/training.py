@@ -132,7 +132,8 @@ class Training:
         self.step += 1
         self.record.steps += 1
         self.record.fresh_rows += fresh
-        self.record.replayed_rows += len(x) - fresh
+        if past is not None and past.targets is not None:  # in the first step all slots are empty
+            self.record.replayed_rows += len(x) - fresh
 
     def draw(self, rows: Tensor) -> tuple[Tensor, Tensor | Mixed]:
         """Augmented inputs and their labels, mixed or plain."""

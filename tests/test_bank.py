@@ -199,6 +199,65 @@ def test_growing_copies_a_linear_number_of_rows():
     assert bank._logits[:2000, 0].tolist() == list(range(2000))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_with_pool_rows_the_pool_stays_where_it_is(dtype):
+    logits, labels = make_rows(dtype=dtype)
+    bank = MedoidBank(CLASSES, pool_rows=60)
+    places = set()
+    for _ in range(2):
+        bank.reset()
+        for rows, target in zip(logits.split(7), labels.split(7), strict=True):
+            bank.update(rows, target)
+            places.add((bank._logits.data_ptr(), bank._labels.data_ptr(), bank._count.data_ptr()))
+        assert bank.num_rows == 60
+        bank.compute()
+        assert bank.medoids.tolist() == brute_force_medoids(logits.half(), labels)
+    assert len(places) == 1
+    assert bank._logits.shape == (60, CLASSES)
+
+
+def test_a_full_pool_is_an_error_on_the_cpu():
+    logits, labels = make_rows(8)
+    bank = MedoidBank(CLASSES, pool_rows=10)
+    bank.update(logits, labels)
+    with pytest.raises(RuntimeError, match="pool_rows = 10 rows fit into the pool, not 8 and 8 more"):
+        bank.update(logits + 1, labels)
+    assert bank.num_rows == 8
+    bank.update(logits[:2], labels[:2])
+    bank.compute()
+    bank.reset()
+    bank.update(logits, labels)
+    assert bank.num_rows == 8
+
+
+def test_a_pool_that_overflowed_on_a_gpu_says_so_at_compute():
+    """There the rows are counted on, and not written."""
+    logits, labels = make_rows(8)
+    bank = filled_bank(logits, labels, pool_rows=10)
+    bank._count += 8
+    message = "pool_rows = 10 rows fit into the pool, and 16 came"
+    resumed = MedoidBank(CLASSES, pool_rows=10)
+    resumed.load_state_dict(bank.state_dict())
+    for part in (bank, resumed):
+        with pytest.raises(RuntimeError, match=message):
+            part.compute()
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, 100), (100, None), (100, 70)], ids=str)
+def test_state_goes_from_pools_to_pools_of_another_size(before, after):
+    logits, labels = make_rows()
+    bank, resumed = MedoidBank(CLASSES, pool_rows=before), MedoidBank(CLASSES, pool_rows=after)
+    bank.update(logits[:31], labels[:31])
+    resumed.load_state_dict(bank.state_dict())
+    assert resumed.num_rows == 31
+    for part in (bank, resumed):
+        part.update(logits[31:], labels[31:])
+        part.compute()
+    assert bank.medoids.tolist() == resumed.medoids.tolist() == brute_force_medoids(logits.half(), labels)
+    with pytest.raises(ValueError, match="the state's pool must have at most pool_rows = 59 rows, got 60"):
+        MedoidBank(CLASSES, pool_rows=59).load_state_dict(bank.state_dict())
+
+
 def test_state_survives_a_file_in_the_middle_of_an_epoch():
     logits, labels = make_rows()
     bank = filled_bank(*make_rows(5000))
@@ -244,9 +303,11 @@ BAD_CALLS = {
     "classes": (lambda: MedoidBank(0), "num_classes must be an int >= 1, got 0"),
     "min_share": (lambda: MedoidBank(5, min_share=0.5), r"min_share must be in \(0.5, 1\], got 0.5"),
     "pool_dtype": (lambda: MedoidBank(5, pool_dtype=torch.int8), "pool_dtype must be a floating-point dtype"),
+    "pool_rows": (lambda: MedoidBank(5, pool_rows=0), "pool_rows must be None or an int >= 1, got 0"),
     "temperature": (lambda: MedoidBank(5, temperature=float("nan")), "temperature must be a finite number > 0"),
     "top_k": (lambda: MedoidBank(5, top_k=6), r"top_k must be an int in \[1, 5\]"),
     "C": (lambda: MedoidBank(4).update(LOGITS, LABELS), r"logits must have shape .* with C = 4, got \[8, 5\]"),
+    "int": (lambda: MedoidBank(5).update(LOGITS.int(), LABELS), "logits must be a floating-point tensor, got"),
     "1-d": (lambda: MedoidBank(5).update(LOGITS[0], LABELS[0]), r"logits must have shape .*, got \[5\]"),
     "rows": (
         lambda: MedoidBank(5).update(LOGITS, LABELS[1:]),

@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from toast_kernels.loss import ToastLoss
-from toast_kernels.replay import HardReplay, PredictionMemory
-from toast_kernels.soft_targets import SoftTargets
+from toast_kernels import HardReplay, PredictionMemory, SoftTargets, ToastLoss
 
 CLASSES = 4
 
@@ -161,12 +159,12 @@ def test_past_predictions_are_distilled_and_replays_are_pooled_once():
         logits = first[rows].clone()
         logits[8:] += 100.0 * torch.arange(CLASSES)  # replays get other predictions: none of these may be pooled
         loss, stats = criterion(logits, y, past, return_stats=True)
-        replay.keep(rows, y, logits, stats.cross_entropy)
-        if past is not None:
+        if past.targets is not None:
             index = past.index[8:]
             expected = plain_loss(logits, y, soft, 0.0, (slice(8, None), past.targets.dense()[index]), 2.0, 0.5)
             equal(loss, expected)
-    assert past is not None
+        replay.keep(rows, y, logits, stats.cross_entropy)
+    assert past.targets is not None
     assert criterion.bank.num_rows == 40
     criterion.set_epoch(1, 2)
     assert criterion.bank.medoids.tolist() == medoids
@@ -390,10 +388,57 @@ def test_bad_arguments_are_named(call, message):
 
 def test_past_at_another_temperature_is_refused():
     replay = HardReplay(temperature=2.0)
-    replay.keep(*replay.extend(LOGITS, LABELS)[:2], LOGITS)
+    x, y, _ = replay.extend(LOGITS, LABELS)
+    replay.keep(x, y, x)
     x, y, past = replay.extend(LOGITS, LABELS)
     with pytest.raises(ValueError, match=r"softened at temperature 2.0, but temperature is 3.0"):
         ToastLoss(CLASSES)(x, y, past)
+
+
+def test_empty_slots_are_in_no_mean_and_not_pooled():
+    """A first step with replayed slots has the loss and the pool of its new rows alone."""
+    logits, labels = make_rows(8)
+    replay, criterion = HardReplay(1.0), exact()
+    criterion.set_epoch(0, 2)
+    x, y, past = replay.extend(logits, labels)
+    leaf = x.clone().requires_grad_()
+    loss = criterion(leaf, y, past)
+    equal(loss, F.cross_entropy(logits, labels))
+    loss.backward()
+    assert not leaf.grad[8:].any()
+    assert criterion.bank.num_rows == 8
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_past_with_another_ignore_index_is_refused(steps):
+    replay = HardReplay(ignore_index=-1)
+    for _ in range(steps):
+        x, y, past = replay.extend(LOGITS, LABELS)
+        replay.keep(x, y, x)
+    message = r"with this loss's ignore_index = -100, got ignore_index = -1: its empty rows"
+    with pytest.raises(ValueError, match=message):
+        ToastLoss(CLASSES)(x, y, past)
+    ToastLoss(CLASSES, ignore_index=-1)(x, y, past)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_keep_writes_over_the_past_and_a_backward_that_needs_it_notices(reduction):
+    criterion, replay = ToastLoss(CLASSES, reduction=reduction), HardReplay()
+    criterion.set_epoch(0, 2)
+    for _ in range(2):
+        x, y, past = replay.extend(LOGITS, LABELS)
+        logits = (x * 1.5).requires_grad_()
+        loss = criterion(logits, y, past).sum()
+        if past.targets is None:
+            replay.keep(x, y, logits)
+    expected = torch.autograd.grad(criterion(logits, y, past).sum(), logits)[0]
+    replay.keep(x, y, logits)
+    if reduction == "none":
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            loss.backward()
+    else:
+        loss.backward()
+        assert torch.equal(logits.grad, expected)
 
 
 def test_training_without_set_epoch_warns_of_the_growing_pool():

@@ -4,7 +4,8 @@ from .bank import MedoidBank
 from .functional import ToastStats, class_medoids, toast_loss
 from .loss import ToastLoss
 from .mixup import mixup_triple
-from .replay import HardReplay, PastPredictions, PredictionMemory
+from .prediction_memory import PredictionMemory
+from .replay import HardReplay, PastPredictions
 from .soft_targets import SoftTargets
 
 __version__ = "0.1.0"

@@ -40,7 +40,7 @@ REFERENCE = Kernels(None, learns_target=True)
 #   plain 4096 x 32768    228-234, 229      plain 1024 x 262144       475, 501      top-k 1024 x 128256   359-371, 660
 #   dense 4096 x 16384    253-261, 403      dense 2048 x 32768    388-405, 428
 # so that "cuda" runs by name only. There class_medoids on "triton" took 35.7 ms for 1.3M x 1000, a torch.cdist loop
-# 257 to 352. Not measured: softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
+# 257 to 352. Not measured: kept_rows and softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
 KERNELS = {
     "blended_kl": {
         "cpu": Kernels("cpu"),
@@ -51,6 +51,11 @@ KERNELS = {
     "class_medoids": {
         "cpu": Kernels("cpu"),
         "triton": Kernels("cuda"),
+        "reference": REFERENCE,
+    },
+    "kept_rows": {
+        "cpu": Kernels("cpu"),
+        "triton": Kernels("cuda", FLOATS[1:]),
         "reference": REFERENCE,
     },
     "softmax_statistics": {

@@ -4,7 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from .functional import class_medoids
+from .kept_rows.op import pool_rows as copy_to_pool
 from .soft_targets import SoftTargets, check_temperature, default_dtype
+from .uncompiled import leave_uncompiled
 
 
 class MedoidBank(nn.Module):
@@ -27,12 +29,16 @@ class MedoidBank(nn.Module):
         dtype: of the soft targets; default by the dtype of the first logits given, see :class:`SoftTargets`.
         pool_dtype: the pool takes N * C values of it. float16 holds a logit to 0.05%, and bfloat16 logits exactly;
             a row with a logit above its range, 65504, is left out like any row that is not finite.
+        pool_rows: the pool is made once, for this many rows, on the device of the first logits, and on a GPU the rows
+            in it are counted there: a CUDA graph that holds an update goes on where the last replay ended. Default: it
+            grows as rows come.
         ignore_index: rows with this label are left out.
         backend: of class_medoids.
 
     Attributes:
         medoids: int64 [C] after compute: the medoid's position among the rows given to update since the last reset
             (all of them count, those left out too), or -1.
+        num_rows: how many rows were given to update since the last reset. Reading it waits for a GPU with pool_rows.
 
     The state is complete, in the middle of an epoch too: it holds the pooled rows. The pool lives on the device of
     the logits and keeps its memory from epoch to epoch.
@@ -49,6 +55,7 @@ class MedoidBank(nn.Module):
         min_share: float = 0.9,
         dtype: torch.dtype | None = None,
         pool_dtype: torch.dtype = torch.float16,
+        pool_rows: int | None = None,
         ignore_index: int = -100,
         backend: str = "auto",
     ):
@@ -59,6 +66,9 @@ class MedoidBank(nn.Module):
             raise ValueError(f"min_share must be in (0.5, 1], got {min_share}")
         if not pool_dtype.is_floating_point:
             raise TypeError(f"pool_dtype must be a floating-point dtype, got {pool_dtype}")
+        if pool_rows is not None and (isinstance(pool_rows, bool) or not isinstance(pool_rows, int) or pool_rows < 1):
+            raise ValueError(f"pool_rows must be None or an int >= 1, got {pool_rows!r}")
+        leave_uncompiled(MedoidBank, "update")
         check_temperature(temperature)
         SoftTargets.empty(0, num_classes, top_k=top_k, dtype=dtype or torch.float32)  # checks top_k and dtype
         self.num_classes = num_classes
@@ -68,21 +78,32 @@ class MedoidBank(nn.Module):
         self.correct_only = correct_only
         self.min_share = min_share
         self.dtype = dtype
+        self.pool_rows = pool_rows
         self.ignore_index = ignore_index
         self.backend = backend
         self.medoids = torch.full((num_classes,), -1)
-        self.num_rows = 0  # of the pool that are in use
+        self._count = 0 if pool_rows is None else torch.zeros((), dtype=torch.int64)  # on a GPU beyond pool_rows too
         self._logits = torch.empty(0, num_classes, dtype=pool_dtype)
         self._labels = torch.empty(0, dtype=torch.int64)
 
-    @torch.no_grad()
+    @property
+    def num_rows(self) -> int:
+        return int(self._count)
+
     def update(self, logits: Tensor, target) -> None:
-        """Adds a copy of the rows to the pool.
+        """Adds a copy of the rows to the pool. Does not wait for a GPU; torch.compile leaves it out.
 
         Args:
             logits: [N, C] or [N, C, d1, ...] (each position is a row).
             target: labels [N] or [N, d1, ...]; a triple (y_a, y_b, lam); or class probabilities shaped like logits.
+
+        Raises:
+            IndexError: on the CPU, a label that is neither in [0, C) nor ignore_index. Nothing was added.
+            RuntimeError: on the CPU, the rows do not fit into pool_rows. On a GPU compute raises it.
         """
+        if not logits.is_floating_point():
+            raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        logits = logits.detach()
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.num_classes}"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
@@ -92,31 +113,27 @@ class MedoidBank(nn.Module):
             raise ValueError(f"target must have shape {list(shape)} (from logits), got {list(labels.shape)}")
         if self.correct_only:
             labels = torch.where(logits.argmax(dim=1) == labels, labels, self.ignore_index)
-        if labels.device.type == "cpu":
-            wrong = ((labels < 0) | (labels >= self.num_classes)) & (labels != self.ignore_index)
-            if wrong.any():
-                raise IndexError(
-                    f"target must be in [0, {self.num_classes}) or ignore_index = {self.ignore_index}, "
-                    f"got {int(labels[wrong][0])}"
-                )
+        rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
+        labels = labels.reshape(-1).to(logits.device, torch.int64)
+        start = self._reserve(rows.shape[0], logits.device)
+        copy_to_pool(rows, labels, self._logits, self._labels, start, self.ignore_index)
+        self._count += rows.shape[0]
         if self.dtype is None:
             self.dtype = default_dtype(logits.dtype, self.top_k)
-        end = self.num_rows + labels.numel()
-        self._reserve(end, logits.device)
-        self._logits[self.num_rows : end] = logits.movedim(1, -1).reshape(-1, self.num_classes)
-        self._labels[self.num_rows : end] = labels.reshape(-1)
-        self.num_rows = end
 
     @torch.no_grad()
     def compute(self) -> SoftTargets:
         """C rows, row c from the medoid of class c; not filled where no row of the pool belongs to the class.
 
         Raises:
-            RuntimeError: nothing was given to update since the last reset.
+            RuntimeError: nothing was given to update since the last reset, or more than pool_rows rows.
         """
-        if self.num_rows == 0:
+        num_rows = self.num_rows
+        if num_rows == 0:
             raise RuntimeError("the pool is empty: compute() needs an update(logits, target) since the last reset()")
-        pool, labels = self._logits[: self.num_rows], self._labels[: self.num_rows]
+        if num_rows > len(self._logits):
+            raise RuntimeError(f"pool_rows = {len(self._logits)} rows fit into the pool, and {num_rows} came")
+        pool, labels = self._logits[:num_rows], self._labels[:num_rows]
         self.medoids = class_medoids(
             pool, labels, self.num_classes, metric=self.metric, ignore_index=self.ignore_index, backend=self.backend
         )
@@ -127,25 +144,34 @@ class MedoidBank(nn.Module):
 
     def reset(self) -> None:
         """Empties the pool."""
-        self.num_rows = 0
+        if self.pool_rows is None:
+            self._count = 0
+        else:
+            self._count.zero_()
 
     def get_extra_state(self) -> dict:
+        num_rows = self.num_rows
         # clone: a view would save the whole buffer behind it
         return {
-            "logits": self._logits[: self.num_rows].clone(),
-            "labels": self._labels[: self.num_rows].clone(),
+            "logits": self._logits[:num_rows].clone(),
+            "labels": self._labels[:num_rows].clone(),
+            "num_rows": num_rows,
             "medoids": self.medoids,
             "dtype": self.dtype,
         }
 
     def set_extra_state(self, state: dict) -> None:
-        if state["logits"].shape[1] != self.num_classes:
-            raise ValueError(
-                f"the state's pool must have C = {self.num_classes} classes, got {state['logits'].shape[1]}"
-            )
+        rows, classes = state["logits"].shape
+        if classes != self.num_classes:
+            raise ValueError(f"the state's pool must have C = {self.num_classes} classes, got {classes}")
+        if self.pool_rows is not None and rows > self.pool_rows:
+            raise ValueError(f"the state's pool must have at most pool_rows = {self.pool_rows} rows, got {rows}")
         self._logits = state["logits"].to(self._logits.dtype, copy=True)
         self._labels = state["labels"].clone()
-        self.num_rows = len(self._labels)
+        if self.pool_rows is None:
+            self._count = state["num_rows"]
+        else:
+            self._count.fill_(state["num_rows"])
         self.medoids = state["medoids"].clone()
         self.dtype = state["dtype"]
 
@@ -161,13 +187,28 @@ class MedoidBank(nn.Module):
             return torch.where(share >= self.min_share, labels, self.ignore_index)
         return target
 
-    def _reserve(self, rows: int, device: torch.device) -> None:
-        """Room for `rows` rows on `device`; grows by half at least, so that copying stays linear."""
-        if rows <= len(self._logits) and self._logits.device == device:
-            return
-        capacity = rows if rows <= len(self._logits) else max(rows, len(self._logits) * 3 // 2)
+    def _reserve(self, new_rows: int, device: torch.device) -> int | Tensor:
+        """Makes room for rows on `device` and returns where they begin."""
+        if self.pool_rows is None:
+            needed = self._count + new_rows
+            if needed > self._logits.shape[0]:  # by half at least, so that copying stays linear
+                self._resize(max(needed, len(self._logits) * 3 // 2), device)
+            elif self._logits.device != device:
+                self._resize(len(self._logits), device)
+            return self._count
+        if self._logits.shape[0] != self.pool_rows or self._logits.device != device:
+            self._resize(self.pool_rows, device)
+            self._count = self._count.to(device)
+        start = self.num_rows if device.type == "cpu" else self._count
+        known = start if device.type == "cpu" else 0
+        if known + new_rows > self.pool_rows:
+            raise RuntimeError(f"pool_rows = {self.pool_rows} rows fit into the pool, not {known} and {new_rows} more")
+        return start
+
+    def _resize(self, capacity: int, device: torch.device) -> None:
+        rows = min(self.num_rows, len(self._logits))
         for name in ("_logits", "_labels"):
             old = getattr(self, name)
-            grown = old.new_empty(capacity, *old.shape[1:], device=device)
-            grown[: self.num_rows] = old[: self.num_rows]
-            setattr(self, name, grown)
+            new = old.new_empty(capacity, *old.shape[1:], device=device)
+            new[:rows] = old[:rows]
+            setattr(self, name, new)

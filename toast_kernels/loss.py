@@ -30,7 +30,8 @@ class ToastLoss(nn.Module):
         alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. [PS-KD]
         past_weight: lambda >= 0. [DLB]
         temperature: T of the past term. [DLB]
-        metric, correct_only, min_share, top_k, dtype, pool_dtype: of the soft targets, see :class:`MedoidBank`.
+        metric, correct_only, min_share, top_k, dtype, pool_dtype, pool_rows: of the soft targets, see
+            :class:`MedoidBank`. A CUDA graph needs pool_rows: the new rows of an epoch.
         soft_temperature: that class medoids are softened with: MedoidBank's temperature.
         weight, ignore_index, label_smoothing, reduction, backend: as in :func:`toast_loss`.
 
@@ -40,7 +41,8 @@ class ToastLoss(nn.Module):
         bank: the MedoidBank; bank.medoids says which rows of the last epoch the soft targets came from.
 
     The state is complete, in the middle of an epoch too, pool included: to keep a checkpoint small, save it after
-    set_epoch of the next epoch, when the pool is empty. Under torch.compile the pooling is a graph break.
+    set_epoch of the next epoch, when the pool is empty. Under torch.compile the pooling is one graph break, and
+    nothing is compiled anew from step to step.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class ToastLoss(nn.Module):
         min_share: float = 0.9,
         dtype: torch.dtype | None = None,
         pool_dtype: torch.dtype = torch.float16,
+        pool_rows: int | None = None,
         backend: str = "auto",
     ):
         super().__init__()
@@ -74,6 +77,7 @@ class ToastLoss(nn.Module):
         self.reduction = reduction
         self.backend = backend
         self.epoch = None
+        self._warned = False
         self.soft_targets: SoftTargets | None = None
         self.bank = MedoidBank(
             num_classes,
@@ -84,6 +88,7 @@ class ToastLoss(nn.Module):
             min_share=min_share,
             dtype=dtype,
             pool_dtype=pool_dtype,
+            pool_rows=pool_rows,
             ignore_index=ignore_index,
             backend=backend,
         )
@@ -104,14 +109,23 @@ class ToastLoss(nn.Module):
             self.alpha = self.alpha.to(logits.device)
         if self.soft_targets is not None and self.soft_targets.device != logits.device:
             self.soft_targets = self.soft_targets.to(logits.device)
+        targets = index = None
+        if past is not None:
+            if past.ignore_index not in (None, self.ignore_index):
+                raise ValueError(
+                    f"past must come from a HardReplay with this loss's ignore_index = {self.ignore_index}, "
+                    f"got ignore_index = {past.ignore_index}: its empty rows would be trained on"
+                )
+            if past.targets is not None:
+                targets, index = past.targets, past.index
         result = toast_loss(
             logits,
             target,
             self.weight,
             soft_targets=self.soft_targets,
             alpha=self.alpha,
-            past=None if past is None else past.targets,
-            past_index=None if past is None else past.index,
+            past=targets,
+            past_index=index,
             past_weight=self.past_weight,
             temperature=self.temperature,
             ignore_index=self.ignore_index,
@@ -121,7 +135,8 @@ class ToastLoss(nn.Module):
             backend=self.backend,
         )
         if self.training and self.max_alpha > 0:
-            if not torch.compiler.is_compiling() and self.epoch is None and self.bank.num_rows == 0:
+            if not torch.compiler.is_compiling() and self.epoch is None and not self._warned:
+                self._warned = True
                 warnings.warn(
                     "ToastLoss keeps a copy of all logits until set_epoch is called: call it before each epoch, "
                     "or use toast_loss if no class soft targets are wanted",

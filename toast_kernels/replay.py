@@ -1,6 +1,5 @@
-"""Past predictions: HardReplay carries under-trained rows over to the next step, PredictionMemory an epoch."""
+"""HardReplay: carries under-trained rows over to the next step, with the predictions they got."""
 
-from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -8,30 +7,39 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from .carried_rows import CarriedRows, map_tree, tree_pairs
+from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets, check_temperature
+from .uncompiled import leave_uncompiled
 
 
 class PastPredictions(NamedTuple):
     """What the rows of a batch are distilled from."""
 
-    targets: SoftTargets  # M rows
+    targets: SoftTargets | None  # M rows; None in the first step, before there are any
     index: Tensor  # int64 [N]: row of targets, or -1 for a row without a past prediction
     num_new: int  # the batch's rows from here on are replays: ToastLoss does not pool them a second time
+    ignore_index: int | None = None  # the label of rows that stand for nothing; None where there are none
 
 
 class HardReplay:
     """Carries the hardest rows of each step into the next one, to be distilled from the predictions they just got.
 
-        x, y, past = replay.extend(x, y)                      # the new rows, then the carried ones
+        x, y, past = replay.extend(x, y)                      # the new rows, then K slots for carried ones
         logits = model(x)
         loss, stats = criterion(logits, y, past, return_stats=True)
-        ...
-        replay.keep(x, y, logits, stats.cross_entropy)
+        loss.backward()
+        replay.keep(x, y, logits, stats.cross_entropy)        # after backward: it writes over what `past` refers to
 
     That under-trained data are distilled with past predictions of half the batch size is the paper's [paper]; that
     a row is under-trained when its cross-entropy is high is this library's reading [choice]. With n new rows in a
-    step, round(fraction * n) rows are carried, the hardest first (of equal ones the first in the batch) among those
-    that may be: not ignored, of finite score, and not carried `max_age` times in a row already.
+    step, K = round(fraction * n) rows are carried, the hardest first (of equal ones the first in the batch) among
+    those that may be: not ignored, of finite score, and not carried `max_age` times in a row already.
+
+    Every batch has n + K rows, the first one too, and nothing waits for a GPU: a slot for which there is no row
+    repeats new row (slot mod n) with the label ignore_index. Such a row is in no loss and no mean; BatchNorm sees it.
+    So a step always does the same, and a whole one can be captured in a CUDA graph once two have run. Only targets
+    that are class probabilities, of which none can be ignored, come back without empty slots, and waiting for it.
 
     Other readings: fraction=1 is DLB's fixed half overlap, where every row is seen twice in a row [DLB]; with
     distil_fraction=0.5 only its harder half is distilled. :class:`PredictionMemory` replays nothing.
@@ -44,7 +52,9 @@ class HardReplay:
             trained on again. In [0, 1].
         temperature: of the past predictions: the loss's temperature.
         top_k: keep past predictions as top-k rows; by default they stay the logits they are.
-        ignore_index: rows with this label are never carried.
+        ignore_index: rows with this label are never carried, and empty slots have it: the loss's ignore_index.
+
+    torch.compile leaves extend and keep out: call them outside of what is compiled, or have a graph break at each.
     """
 
     def __init__(
@@ -68,48 +78,60 @@ class HardReplay:
         self.temperature = check_temperature(temperature)
         self.top_k = top_k
         self.ignore_index = ignore_index
+        leave_uncompiled(HardReplay, "extend", "keep")
         self.reset()
 
     def reset(self) -> None:
         """Forgets the carried rows."""
-        self._carried = None  # {"x", "y", "targets", "index", "age"}
-        self._age = None  # [N] of the batch that extend made: how often each row was carried
-        self._num_new = 0
+        self._carried: CarriedRows | None = None
+        self._num_new = self._num_rows = 0  # of the batch that extend made; 0 rows when none waits for keep
 
     def extend(self, x, y) -> tuple:
-        """The batch with the carried rows after it.
+        """The batch with K rows after it: those carried from the last step, in slots of which some may be empty.
+
+        K = round(fraction * n) for the n of the step that chose them; in the first step, where all slots are empty,
+        for its own n.
 
         Args:
             x: a tensor [n, ...], or a tuple, list or dict of such.
             y: labels [n], class probabilities [n, C], or a triple (y_a, y_b, lam) with lam a number or [n].
 
         Returns:
-            x, y, past: past is :class:`PastPredictions`, or None when nothing is carried. If only one of the batch and
-            the carried rows has triples, both come back as triples.
+            x, y, past: past is :class:`PastPredictions`, valid until the next keep, or None where there are no slots.
+            If only one of the batch and the carried rows has triples, both come back as triples. Labels come back as
+            int64.
         """
         rows = _num_rows("x", x)
         labels = _num_rows("y", y[:2] if isinstance(y, (tuple, list)) else y)
         if labels != rows:
             raise ValueError(f"y must have as many rows as x, {rows}, got {labels}")
-        self._num_new = rows
-        carried = self._carried
-        if carried is None:
-            self._age = torch.zeros(rows, dtype=torch.int64)
-            return x, y, None
-        x = tree_map(_append, x, carried["x"])
-        old = carried["y"]
-        if isinstance(y, (tuple, list)) or isinstance(old, tuple):
-            y = tuple(map(_append, _as_triple(y), _as_triple(old)))
+        self._num_new = self._num_rows = rows
+        device = (y if isinstance(y, Tensor) else y[0]).device
+        if self._carried is None:
+            slots = 0 if isinstance(y, Tensor) and y.is_floating_point() else round(self.fraction * rows)
+            if slots == 0:
+                return x, y, None
+            x = map_tree(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
+            empty = torch.full((slots,), self.ignore_index, device=device)
+            past = PastPredictions(None, torch.full((rows + slots,), -1, device=device), rows, self.ignore_index)
         else:
-            y = _append(y, old)
-        self._age = F.pad(carried["age"], (rows, 0))
-        device = tree_leaves(y)[0].device
-        index = F.pad(carried["index"], (rows, 0), value=-1).to(device)
-        return x, y, PastPredictions(carried["targets"].to(device), index, rows)
+            carried = self._carried = self._carried.to(device)
+            slots, empty = carried.slots.filled.shape[0], carried.y
+            x = map_tree(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
+            past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
+        if isinstance(y, (tuple, list)) or isinstance(empty, tuple):
+            y = tuple(map(_append, _as_triple(y), _as_triple(empty)))
+        else:
+            y = _append(y, empty)
+        self._num_rows = rows + slots
+        return x, y, past
 
-    @torch.no_grad()
     def keep(self, x, y, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
-        """Chooses what the next step's extend adds. On a GPU this waits for the device.
+        """Chooses what the next step's extend adds.
+
+        Call it after loss.backward(). Before it is as good where the loss made its gradient in its forward pass; where
+        backward reads the past predictions again (float16 logits, reduction="none") it then raises, because they are
+        written over here.
 
         Args:
             x, y: what extend returned.
@@ -117,49 +139,72 @@ class HardReplay:
             cross_entropy: [N], how under-trained each row is. Default the cross-entropy of logits and y; toast_loss
                 gives it for free in its stats; any other score, higher for harder rows, may be passed.
         """
-        rows = 0 if self._age is None else len(self._age)
-        if logits.dim() != 2 or len(logits) != rows:
+        rows = self._num_rows
+        if logits.dim() != 2 or logits.shape[0] != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
-        if _num_rows("x", x) != rows:
-            raise ValueError(f"x must have the {rows} rows that extend returned, got {_num_rows('x', x)}")
-        if cross_entropy is None:
-            cross_entropy = self._cross_entropy(logits, y)
-        if cross_entropy.shape != (rows,):
-            raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(cross_entropy.shape)}")
-        score = cross_entropy.detach()
-        age = self._age.to(logits.device)
-        may = (age < self.max_age) & score.isfinite() & self._labelled(y)
-        order = torch.where(may, score, -torch.inf).argsort(descending=True, stable=True)
-        chosen = order[: min(round(self.fraction * self._num_new), int(may.sum()))]
-        self._age = None
-        self._carried = None
-        if len(chosen) == 0:
+        if not logits.is_floating_point():
+            raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        for name, tree in (("x", x), ("y", y if isinstance(y, Tensor) else y[:2])):
+            if (found := _num_rows(name, tree)) != rows:
+                raise ValueError(f"{name} must have the {rows} rows that extend returned, got {found}")
+        with torch.no_grad():
+            score = self._cross_entropy(logits, y) if cross_entropy is None else cross_entropy.detach()
+            if score.shape != (rows,):
+                raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(score.shape)}")
+            self._carry(x, y, logits.detach(), score.to(logits.device))
+        self._num_rows = 0
+
+    def _carry(self, x, y, logits: Tensor, score: Tensor) -> None:
+        before, count = self._carried, round(self.fraction * self._num_new)
+        ages = None if before is None else before.slots.age
+        labels = labels_b = lam = None
+        if not isinstance(y, Tensor):
+            labels, labels_b = (part.to(logits.device, torch.int64) for part in y[:2])
+            lam = _as_triple(y)[2].to(logits.device)
+        elif not y.is_floating_point():
+            labels = y.to(logits.device, torch.int64)
+        if labels is None:
+            age = torch.zeros_like(score, dtype=torch.int64)
+            if ages is not None:
+                age[self._num_new :] = ages
+            count = min(count, int(((age < self.max_age) & score.isfinite()).sum()))
+        if count == 0:
+            self._carried = None
             return
-        index = torch.arange(len(chosen), device=logits.device)
-        past = logits[chosen]  # a copy
-        self._carried = {
-            "x": tree_map(lambda leaf: leaf.detach()[chosen.to(leaf.device)], x),
-            "y": tree_map(lambda leaf: leaf.detach()[chosen], _as_triple(y) if isinstance(y, (tuple, list)) else y),
-            "targets": SoftTargets.view_logits(past, self.temperature)
-            if self.top_k is None
-            else SoftTargets.from_logits(past, self.temperature, top_k=self.top_k),
-            "index": torch.where(index < round(self.distil_fraction * len(chosen)), index, -1),
-            "age": age[chosen] + 1,
-        }
+        if before is None or not before.fits(count, x, y, logits):
+            self._carried = CarriedRows.like(
+                count, x, y, logits, num_new=self._num_new, temperature=self.temperature, top_k=self.top_k,
+                distil_fraction=self.distil_fraction,
+            )  # fmt: skip
+        carried = self._carried
+        carry_rows(
+            logits, labels, labels_b, lam, score, self._num_new, ages, carried.slots, self.max_age, self.ignore_index,
+            self.temperature,
+        )  # fmt: skip
+        if carried.targets.encoding == "top-k":
+            carried.targets.write_top_k(carried.slots.logits)
+        gathered = tree_pairs(x, carried.x) + (tree_pairs(y, carried.y) if labels is None else [])
+        for leaf, kept in gathered:
+            torch.index_select(leaf, 0, carried.slots.row.to(leaf.device), out=kept)
+        torch.autograd.graph.increment_version(carried.handed_out())
 
     def state_dict(self) -> dict:
-        """The carried rows; complete between two steps (after keep, before extend)."""
+        """The carried rows; complete between two steps (after keep, before extend). As a module's state it refers to
+        the memory itself, which the next keep writes over."""
         if self._carried is None:
             return {"carried": None}
-        return {"carried": self._carried | {"targets": self._carried["targets"].state_dict()}}
+        c = self._carried
+        state = {"x": c.x, "y": c.y, "targets": c.targets.state_dict(), "age": c.slots.age}
+        return {"carried": state | {"index": c.slots.index.clone()}}  # a view: it would be saved with all behind it
 
     def load_state_dict(self, state: dict) -> None:
+        """Takes the memory of the state's rows: a CUDA graph is to be captured after it."""
         self.reset()
-        if (carried := state["carried"]) is not None:
-            targets = SoftTargets.from_state_dict(carried["targets"])
-            rest = {name: value for name, value in carried.items() if name != "targets"}
-            self._carried = tree_map(_copy, rest) | {"targets": targets}
+        if (state := state["carried"]) is not None:
+            targets = SoftTargets.from_state_dict(state["targets"])
+            x, y, index, age = tree_map(_copy, [state[name] for name in ("x", "y", "index", "age")])
+            self._carried = CarriedRows.of(x, y, targets, index, age, self.distil_fraction)
 
     def _cross_entropy(self, logits: Tensor, y) -> Tensor:
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -173,94 +218,14 @@ class HardReplay:
         y_a, y_b, lam = _as_triple(y)
         return lam * against(y_a) + (1 - lam) * against(y_b)
 
-    def _labelled(self, y) -> Tensor | bool:
-        if isinstance(y, Tensor):
-            return True if y.is_floating_point() else y != self.ignore_index
-        return (y[0] != self.ignore_index) | (y[1] != self.ignore_index)
-
-
-class PredictionMemory:
-    """The last prediction of every training sample, for distillation one epoch later, without replay. [PS-KD]
-
-        past = memory.past(sample)                            # sample: int64 [N], positions in the data set
-        loss = criterion(logits, y, past)
-        ...
-        memory.keep(sample, logits)
-
-    Args:
-        num_samples, num_classes: the table is [num_samples, num_classes], or top_k wide.
-        temperature: of the predictions: the loss's temperature.
-        top_k: keep top-k rows, 8 k bytes a sample.
-        dtype: of the stored probabilities; default bfloat16, for top-k float32.
-        device: where the table lives; rows are moved to and from it.
-    """
-
-    def __init__(
-        self,
-        num_samples: int,
-        num_classes: int,
-        *,
-        temperature: float = 3.0,
-        top_k: int | None = None,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ):
-        if num_samples < 1 or num_classes < 1:
-            raise ValueError(f"num_samples and num_classes must be >= 1, got {num_samples} and {num_classes}")
-        dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
-        self.top_k = top_k
-        table = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
-        self.targets = replace(table, temperature=check_temperature(temperature))
-
-    def reset(self) -> None:
-        """Forgets all predictions."""
-        self.targets.filled.fill_(False)
-
-    def past(self, sample: Tensor) -> PastPredictions:
-        """The last predictions of these samples; index is -1 where there is none yet."""
-        targets = self.targets[self._rows(sample)].to(sample.device)
-        index = torch.arange(len(sample), device=sample.device)
-        return PastPredictions(targets, torch.where(targets.filled, index, -1), len(sample))
-
-    @torch.no_grad()
-    def keep(self, sample: Tensor, logits: Tensor) -> None:
-        """Stores softmax(logits / temperature), [N, C]. A row that is not finite leaves its sample's last one."""
-        rows = self._rows(sample)
-        if logits.shape != (len(rows), self.targets.num_classes):
-            expected = [len(rows), self.targets.num_classes]
-            raise ValueError(
-                f"logits must have shape {expected} (from sample and num_classes), got {list(logits.shape)}"
-            )
-        finite = logits.logsumexp(dim=1).isfinite()
-        new = SoftTargets.from_logits(
-            logits[finite], self.targets.temperature, top_k=self.top_k, dtype=self.targets.values.dtype
-        )
-        self.targets[rows[finite.to(rows.device)]] = new
-
-    def state_dict(self) -> dict:
-        return {"targets": self.targets.state_dict()}
-
-    def load_state_dict(self, state: dict) -> None:
-        targets = SoftTargets.from_state_dict(state["targets"])
-        if len(targets) != len(self.targets):
-            raise ValueError(f"the state must have num_samples = {len(self.targets)} rows, got {len(targets)}")
-        self.targets[:] = targets
-
-    def _rows(self, sample: Tensor) -> Tensor:
-        if sample.dtype != torch.int64 or sample.dim() != 1:
-            raise ValueError(f"sample must be int64 [N], got {sample.dtype} {list(sample.shape)}")
-        if sample.device.type == "cpu" and len(sample) and not 0 <= sample.min() <= sample.max() < len(self.targets):
-            raise IndexError(
-                f"sample must be in [0, {len(self.targets)}), got {int(sample.min())} to {int(sample.max())}"
-            )
-        return sample.to(self.targets.device)
-
 
 def _copy(leaf):
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
 def _num_rows(name: str, tree) -> int:
+    if isinstance(tree, Tensor) and tree.dim():
+        return tree.shape[0]
     leaves = tree_leaves(tree)
     if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
         raise TypeError(f"{name} must be a tensor with a row dimension, or a tuple, list or dict of such tensors")
@@ -269,8 +234,19 @@ def _num_rows(name: str, tree) -> int:
     return len(leaves[0])
 
 
-def _append(new: Tensor, carried: Tensor) -> Tensor:
-    return torch.cat([new, carried.to(new.device)])
+def _with_slots(new: Tensor, kept: Tensor, filled: Tensor) -> Tensor:
+    """The new rows [n, ...] and K slots: kept rows [K, ...] where filled, else new rows again."""
+    rows, slots = new.shape[0], kept.shape[0]
+    kept, filled = kept.to(new.device), filled.to(new.device)
+    if slots <= rows:
+        again = new[:slots]
+    else:
+        again = new[torch.arange(slots, device=new.device) % rows] if rows else kept
+    return torch.cat([new, torch.where(filled.view(-1, *[1] * (new.dim() - 1)), kept, again)])
+
+
+def _append(new: Tensor, kept: Tensor) -> Tensor:
+    return torch.cat([new, kept.to(new.device)])
 
 
 def _as_triple(y) -> tuple[Tensor, Tensor, Tensor]:

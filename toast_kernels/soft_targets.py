@@ -249,14 +249,28 @@ class SoftTargets:
                 table.values[rows] = probs
                 table.entropy[rows] = _entropy(_at_least_float32(table.values[rows]))
             else:
-                chosen = _largest(probs, top_k)
-                stored = _at_least_float32(probs.gather(1, chosen).to(dtype))
-                uniform = tail(stored, table.num_classes)
-                entropy = _entropy(stored) + (table.num_classes - top_k) * torch.special.entr(uniform)
-                table.indices[rows] = chosen.int()
-                table.values[rows] = stored
-                table.entropy[rows] = torch.where(kept, entropy, 0)
+                table._store_top_k(rows, probs)
         return table
+
+    @torch.no_grad()
+    def write_top_k(self, logits: Tensor) -> None:
+        """Overwrites all of a top-k table, in place, with the k largest of softmax(logits / temperature), [R, C].
+
+        Rows that are not filled are written too. Values are not looked at (no host sync): a NaN in a row shows as a
+        NaN in its entropy.
+        """
+        for rows in _chunks(*logits.shape):
+            self._store_top_k(rows, torch.softmax(_at_least_float32(logits[rows]) / self.temperature, dim=1))
+
+    def _store_top_k(self, rows: slice, probs: Tensor) -> None:
+        top_k = self.values.shape[1]
+        chosen = _largest(probs, top_k)
+        stored = _at_least_float32(probs.gather(1, chosen).to(self.values.dtype))
+        uniform = tail(stored, self.num_classes)
+        entropy = _entropy(stored) + (self.num_classes - top_k) * torch.special.entr(uniform)
+        self.indices[rows] = chosen.int()
+        self.values[rows] = stored
+        self.entropy[rows] = torch.where(self.filled[rows], entropy, 0)
 
 
 def default_dtype(source: torch.dtype, top_k: int | None) -> torch.dtype:
@@ -299,4 +313,7 @@ def _largest(probs: Tensor, k: int) -> Tensor:
     kth = probs.topk(k, dim=1).values[:, -1:]
     above, equal = probs > kth, probs == kth
     room = k - above.sum(dim=1, keepdim=True)
-    return (above | (equal & (equal.cumsum(dim=1) <= room))).nonzero()[:, 1].view(-1, k)
+    chosen = above | (equal & (equal.cumsum(dim=1) <= room))
+    columns = torch.arange(probs.shape[1], device=probs.device)
+    # topk and not nonzero, which waits for a GPU. A row with a NaN has too few that are chosen: any column will do.
+    return torch.where(chosen, columns, columns[-1]).topk(k, dim=1, largest=False, sorted=True).values

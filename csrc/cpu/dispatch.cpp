@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "blended_kl.h"
+#include "kept_rows.h"
 #include "medoids.h"
 #include "softmax_statistics.h"
 
@@ -45,6 +46,12 @@ void blended_kl_cpu(const BlendedKL& problem) { TOAST_CALL_BEST(blended_kl(probl
 
 TOAST_FOR_EACH_ISA(void softmax_statistics(const SoftmaxStatistics&))
 void softmax_statistics_cpu(const SoftmaxStatistics& problem) { TOAST_CALL_BEST(softmax_statistics(problem)); }
+
+TOAST_FOR_EACH_ISA(std::int64_t pool_rows(const PoolRows&))
+std::int64_t pool_rows_cpu(const PoolRows& problem) { TOAST_CALL_BEST(pool_rows(problem)); }
+
+TOAST_FOR_EACH_ISA(void carry_rows(const CarryRows&))
+void carry_rows_cpu(const CarryRows& problem) { TOAST_CALL_BEST(carry_rows(problem)); }
 
 TOAST_FOR_EACH_ISA(void get_medoid_kernels(MedoidKernels&))
 void get_medoid_kernels_cpu(MedoidKernels& kernels) { TOAST_CALL_BEST(get_medoid_kernels(kernels)); }

@@ -1,0 +1,112 @@
+#include "kept_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <vector>
+
+#include "cpu/convert.h"
+#include "softmax_statistics.h"
+
+namespace toast {
+namespace TOAST_ISA {
+
+void softmax_statistics(const SoftmaxStatistics& problem);
+
+namespace {
+
+// Logits worth a thread of their own.
+constexpr std::int64_t kGrain = 65536;
+constexpr std::int64_t kChunk = 1024;
+
+int threads_for(std::int64_t logits, int threads) {
+  return int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, logits / kGrain)));
+}
+
+// n elements of `in` from element `from` on to `out` from element `to` on, converted as torch does: by way of float,
+// or of double where they are double.
+void convert(DType in_dtype, const void* in, std::int64_t from, std::int64_t n, DType out_dtype, void* out,
+             std::int64_t to) {
+  if (in_dtype == out_dtype) {
+    std::memcpy(static_cast<char*>(out) + to * size_of(out_dtype),
+                static_cast<const char*>(in) + from * size_of(in_dtype), n * size_of(in_dtype));
+    return;
+  }
+  const auto by_way_of = [&](auto zero) {
+    using Real = decltype(zero);
+    Real buffer[kChunk];
+    with_dtype(out_dtype, [&](auto element) {
+      for (std::int64_t k = 0; k < n; k += kChunk) {
+        const std::int64_t some = std::min(kChunk, n - k);
+        round_to(as_real(in_dtype, in, from + k, some, buffer), some, static_cast<decltype(element)*>(out) + to + k);
+      }
+    });
+  };
+  if (in_dtype == DType::float64)
+    by_way_of(double{});
+  else
+    by_way_of(float{});
+}
+
+struct Candidate {
+  double score;
+  std::int64_t row, age;
+};
+
+bool harder(const Candidate& a, const Candidate& b) {
+  return a.score > b.score || (a.score == b.score && a.row < b.row);
+}
+
+std::vector<Candidate> candidates(const CarryRows& p) {
+  std::vector<Candidate> found;
+  found.reserve(p.rows);
+  for (std::int64_t i = 0; i < p.rows; ++i) {
+    const bool labelled = p.labels == nullptr || p.labels[i] != p.ignore_index ||
+                          (p.labels_b != nullptr && p.labels_b[i] != p.ignore_index);
+    const double score = p.score_dtype == DType::float64 ? static_cast<const double*>(p.score)[i]
+                                                         : static_cast<const float*>(p.score)[i];
+    const std::int64_t age = i < p.new_rows || p.ages == nullptr ? 0 : p.ages[i - p.new_rows];
+    if (labelled && std::isfinite(score) && age < p.max_age) found.push_back({score, i, age});
+  }
+  return found;
+}
+
+}  // namespace
+
+std::int64_t pool_rows(const PoolRows& p) {
+  for (std::int64_t i = 0; i < p.rows; ++i)
+    if ((p.labels[i] < 0 || p.labels[i] >= p.classes) && p.labels[i] != p.ignore_index) return i;
+  const int threads = threads_for(p.rows * p.classes, p.threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (std::int64_t i = 0; i < p.rows; ++i)
+    convert(p.dtype, p.logits, i * p.stride, p.classes, p.pool_dtype, p.pool, (p.start + i) * p.classes);
+  std::copy_n(p.labels, p.rows, p.pool_labels + p.start);
+  return -1;
+}
+
+void carry_rows(const CarryRows& p) {
+  std::vector<Candidate> chosen = candidates(p);  // all ages are read before any is written: ages may be slot_ages
+  const std::int64_t count = std::min<std::int64_t>(p.slots, chosen.size());
+  std::partial_sort(chosen.begin(), chosen.begin() + count, chosen.end(), harder);
+  for (std::int64_t j = 0; j < p.slots; ++j) {
+    const bool filled = j < count;
+    const std::int64_t row = filled ? chosen[j].row : 0;
+    p.filled[j] = filled;
+    p.index[j] = j < p.distilled[count] ? j : -1;
+    p.slot_rows[j] = row;
+    p.slot_ages[j] = filled ? chosen[j].age + 1 : 0;
+    if (p.labels != nullptr) p.slot_labels[j] = filled ? p.labels[row] : p.ignore_index;
+    if (p.labels_b != nullptr) p.slot_labels_b[j] = filled ? p.labels_b[row] : p.ignore_index;
+    if (p.lam != nullptr) p.slot_lam[j] = filled ? p.lam[row] : 1;
+  }
+  const int threads = threads_for(count * p.classes, p.threads);
+#pragma omp parallel for num_threads(threads) if (threads > 1)
+  for (std::int64_t j = 0; j < count; ++j)
+    convert(p.dtype, p.logits, chosen[j].row * p.stride, p.classes, p.dtype, p.slot_logits, j * p.classes);
+  if (p.logsumexp != nullptr)
+    softmax_statistics(
+        {p.dtype, p.slot_logits, count, p.classes, p.classes, p.temperature, p.logsumexp, p.entropy, p.threads});
+}
+
+}  // namespace TOAST_ISA
+}  // namespace toast

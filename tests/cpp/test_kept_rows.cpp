@@ -1,0 +1,168 @@
+// pool_rows and carry_rows against a plain selection, in guarded memory, with 1 and 3 threads.
+#include <array>
+#include <vector>
+
+#include "check.h"
+#include "elements.h"
+#include "kept_rows.h"
+#include "random.h"
+
+using std::int64_t;
+using toast::DType;
+
+namespace {
+
+constexpr int64_t kIgnore = -7;
+constexpr auto kDTypes = {DType::float64, DType::float32, DType::bfloat16, DType::float16};
+
+// Random logits whose rows lie apart; what lies between them is forbidden.
+Elements make_logits(Random& random, DType dtype, int64_t rows, int64_t classes, int64_t stride,
+                     std::initializer_list<double> scales) {
+  Elements logits(dtype, rows * stride);
+  for (int64_t i = 0; i < rows; ++i) {
+    for (int64_t j = 0; j < classes; ++j) logits.set(i * stride + j, random.one_of(scales) * random.normal());
+    logits.forbid(i * stride + classes, stride - classes);
+  }
+  return logits;
+}
+
+void test_pool(unsigned seed, DType dtype, DType pool_dtype, int64_t rows, int64_t classes) {
+  Random random(seed);
+  check::current_case = "pool, seed " + std::to_string(seed);
+  const int64_t stride = classes + random.one_of({0, 1, 7}), start = random.below(3);
+  Elements logits = make_logits(random, dtype, rows, classes, stride, {3, 1e-5, 1e4});
+  Guarded<int64_t> labels(rows);
+  for (int64_t i = 0; i < rows; ++i) labels[i] = random.once_in(4) ? kIgnore : random.below(classes);
+  for (int threads : {1, 3}) {
+    Elements pool(pool_dtype, (start + rows) * classes), expected(pool_dtype, classes);
+    Guarded<int64_t> pool_labels(start + rows);
+    toast::PoolRows problem{dtype,       logits.data(),      rows,  classes, stride, labels.data(), kIgnore, pool_dtype,
+                            pool.data(), pool_labels.data(), start, threads};
+    if (rows > 0) {  // a wrong label: nothing is written
+      const int64_t at = random.below(rows), label = labels[at];
+      labels[at] = random.one_of({int64_t(-1), classes, classes + 1});
+      CHECK(toast::pool_rows_cpu(problem) == at);
+      CHECK(pool_labels[start + at] == -1);  // as Guarded makes it
+      CHECK(std::isnan(pool.get((start + at) * classes)));
+      labels[at] = label;
+    }
+    CHECK(toast::pool_rows_cpu(problem) == -1);
+    CHECK(pool.intact() && pool_labels.intact());
+    for (int64_t i = 0; i < rows; ++i) {
+      CHECK(pool_labels[start + i] == labels[i]);
+      for (int64_t j = 0; j < classes; ++j) {
+        const double z = logits.get(i * stride + j);
+        const bool by_way_of_float = dtype == DType::float64 && pool_dtype != DType::float64;
+        expected.set(j, by_way_of_float ? double(float(z)) : z);
+        CHECK(pool.get((start + i) * classes + j) == expected.get(j));
+      }
+    }
+    for (int64_t i = 0; i < start; ++i) CHECK(pool_labels[i] == -1 && std::isnan(pool.get(i * classes)));
+  }
+}
+
+void test_carry(unsigned seed, DType dtype, int64_t new_rows, int64_t others, int64_t slots, int64_t classes) {
+  Random random(seed);
+  check::current_case = "carry, seed " + std::to_string(seed);
+  const int64_t rows = new_rows + others, stride = classes + random.one_of({0, 1, 7});
+  const DType real = dtype == DType::float64 ? DType::float64 : DType::float32;
+  Elements logits = make_logits(random, dtype, rows, classes, stride, {3});
+  Elements score(random.one_of({DType::float64, DType::float32}), rows);
+  Guarded<int64_t> labels(rows), labels_b(rows), ages(others), distilled(slots + 1);
+  Guarded<float> lam(rows);
+  for (int64_t i = 0; i < rows; ++i) {
+    const double drawn = std::round(4 * random.normal()) / 4;  // many are equal
+    score.set(i, random.one_of({drawn, drawn, drawn, drawn, double(NAN), double(-INFINITY), double(INFINITY)}));
+    labels[i] = random.once_in(3) ? kIgnore : random.below(classes);
+    labels_b[i] = random.once_in(3) ? kIgnore : random.below(classes);
+    lam[i] = float(random.uniform());
+  }
+  for (int64_t i = 0; i < others; ++i) ages[i] = 1 + random.below(3);
+  for (int64_t c = 0; c <= slots; ++c) distilled[c] = c / 2;
+  const bool has_labels = !random.once_in(4), triple = has_labels && random.once_in(2), statistics = !random.once_in(4);
+  const bool has_ages = others > 0 || random.once_in(2);
+  const int64_t max_age = 1 + random.below(3);
+
+  // The hardest of what is left, again and again.
+  std::vector<int64_t> chosen, chosen_ages;
+  std::vector<bool> gone(rows);
+  while (int64_t(chosen.size()) < slots) {
+    int64_t best = -1;
+    for (int64_t i = 0; i < rows; ++i) {
+      const bool labelled = !has_labels || labels[i] != kIgnore || (triple && labels_b[i] != kIgnore);
+      const int64_t age = i < new_rows ? 0 : ages[i - new_rows];
+      if (!gone[i] && labelled && std::isfinite(score.get(i)) && age < max_age &&
+          (best < 0 || score.get(i) > score.get(best)))
+        best = i;
+    }
+    if (best < 0) break;
+    gone[best] = true;
+    chosen.push_back(best);
+    chosen_ages.push_back(best < new_rows ? 0 : ages[best - new_rows]);
+  }
+
+  const int64_t count = chosen.size();
+  for (int threads : {1, 3}) {
+    Guarded<int64_t> slot_labels(slots), slot_labels_b(slots), index(slots), slot_ages(slots), slot_rows(slots);
+    Guarded<float> slot_lam(slots);
+    Guarded<bool> filled(slots);
+    Elements slot_logits(dtype, slots * classes), entropy(real, slots);
+    Guarded<double> logsumexp(slots);
+    if (slots == others)  // as HardReplay has them: written where they are read
+      for (int64_t i = 0; i < others; ++i) slot_ages[i] = ages[i];
+    toast::CarryRows p{};
+    p.dtype = dtype, p.logits = logits.data(), p.rows = rows, p.classes = classes, p.stride = stride;
+    p.labels = has_labels ? labels.data() : nullptr, p.labels_b = triple ? labels_b.data() : nullptr;
+    p.lam = triple ? lam.data() : nullptr, p.score_dtype = score.dtype(), p.score = score.data();
+    p.new_rows = new_rows, p.ages = !has_ages ? nullptr : slots == others ? slot_ages.data() : ages.data();
+    p.max_age = max_age, p.ignore_index = kIgnore, p.temperature = 3, p.slots = slots, p.distilled = distilled.data();
+    p.slot_labels = slot_labels.data(), p.slot_labels_b = slot_labels_b.data(), p.slot_lam = slot_lam.data();
+    p.slot_logits = slot_logits.data(), p.logsumexp = statistics ? logsumexp.data() : nullptr;
+    p.entropy = entropy.data(), p.filled = filled.data(), p.index = index.data(), p.slot_ages = slot_ages.data();
+    p.slot_rows = slot_rows.data(), p.threads = threads;
+    toast::carry_rows_cpu(p);
+    CHECK(slot_labels.intact() && slot_labels_b.intact() && index.intact() && slot_ages.intact() && slot_rows.intact());
+    CHECK(slot_lam.intact() && filled.intact() && slot_logits.intact() && entropy.intact() && logsumexp.intact());
+    for (int64_t j = 0; j < slots; ++j) {
+      const bool is_filled = j < count;
+      const int64_t row = is_filled ? chosen[j] : 0;
+      CHECK(filled[j] == is_filled);
+      CHECK(index[j] == (j < count / 2 ? j : -1));
+      CHECK(slot_rows[j] == row);
+      CHECK(slot_ages[j] == (is_filled ? chosen_ages[j] + 1 : 0));
+      if (has_labels) CHECK(slot_labels[j] == (is_filled ? labels[row] : kIgnore));
+      if (triple) CHECK(slot_labels_b[j] == (is_filled ? labels_b[row] : kIgnore));
+      if (triple) CHECK(slot_lam[j] == (is_filled ? lam[row] : 1));
+      CHECK(is_filled || std::isnan(slot_logits.get(j * classes)));  // as Elements makes it
+      CHECK((is_filled && statistics) || std::isnan(logsumexp[j]));
+      if (!is_filled) continue;
+      long double top = -INFINITY, sum = 0;
+      for (int64_t k = 0; k < classes; ++k) {
+        CHECK(slot_logits.get(j * classes + k) == logits.get(row * stride + k));
+        top = std::max<long double>(top, logits.get(row * stride + k));
+      }
+      for (int64_t k = 0; k < classes; ++k) sum += std::exp((logits.get(row * stride + k) - top) / 3);
+      const double wanted = double(top / 3 + std::log(sum));
+      if (statistics) CHECK(std::fabs(logsumexp[j] - wanted) <= 0x1p-19 + 0x1p-50 * std::fabs(wanted));
+    }
+  }
+}
+
+}  // namespace
+
+int main() {
+  check::start();
+  unsigned cases = 0;
+  for (DType dtype : kDTypes) {
+    for (DType pool_dtype : kDTypes)
+      for (int64_t classes : {1, 3, 17, 1023, 1025})
+        for (int64_t rows : {0, 1, 4}) test_pool(cases++, dtype, pool_dtype, rows, classes);
+    test_pool(cases++, dtype, DType::float16, 100, 2000);  // more than a thread's share
+    for (int64_t classes : {1, 5, 33, 2049})
+      for (auto [new_rows, others, slots] :
+           {std::array<int64_t, 3>{1, 0, 1}, {8, 4, 4}, {8, 0, 4}, {6, 6, 6}, {3, 9, 2}, {20, 10, 10}})
+        test_carry(cases++, dtype, new_rows, others, slots, classes);
+    test_carry(cases++, dtype, 64, 32, 32, 6000);
+  }
+  return check::finish(cases);
+}

@@ -1,0 +1,116 @@
+"""CarriedRows: the memory in which HardReplay keeps rows from one step to the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+
+from .kept_rows.op import Slots
+from .soft_targets import SoftTargets
+
+
+@dataclass
+class CarriedRows:
+    """The rows that are carried, in memory that stays where it is while batches keep their shapes."""
+
+    x: object  # as the batch's, each tensor [K, ...]
+    y: Tensor | tuple[Tensor, Tensor, Tensor]  # labels, a triple or class probabilities of K rows
+    targets: SoftTargets
+    index: Tensor  # int64 [n + K]: -1 for n new rows, then slots.index
+    slots: Slots
+    distil_fraction: float
+
+    @classmethod
+    def like(
+        cls, count: int, x, y, logits: Tensor, *, num_new: int, temperature: float, top_k: int | None,
+        distil_fraction: float,
+    ) -> "CarriedRows":  # fmt: skip
+        """Memory for `count` rows of such a batch, with all slots empty."""
+        num_classes, device = logits.shape[1], logits.device
+
+        def zeros(*shape, dtype=torch.int64):
+            return torch.zeros(shape, dtype=dtype, device=device)
+
+        def alike(leaf: Tensor) -> Tensor:
+            return torch.empty_like(leaf[:count], requires_grad=False)
+
+        if not isinstance(y, Tensor):
+            y = zeros(count), zeros(count), zeros(count, dtype=torch.float32)
+        else:
+            y = alike(y) if y.is_floating_point() else zeros(count)
+        kept_logits = zeros(count, num_classes, dtype=logits.dtype)
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        if top_k is None:
+            targets = SoftTargets(
+                kept_logits, zeros(count, dtype=wide), zeros(count, dtype=torch.bool), num_classes,
+                logsumexp=zeros(count, dtype=torch.float64), temperature=temperature,
+            )  # fmt: skip
+        else:
+            table = SoftTargets.empty(count, num_classes, top_k=top_k, dtype=wide, device=device)
+            targets = replace(table, temperature=temperature)
+        carried = cls.of(map_tree(alike, x), y, targets, zeros(count), zeros(count), distil_fraction, kept_logits)
+        carried.index_of_batch(num_new)
+        return carried
+
+    @classmethod
+    def of(
+        cls, x, y, targets: SoftTargets, index: Tensor, age: Tensor, distil_fraction: float,
+        logits: Tensor | None = None,
+    ) -> "CarriedRows":  # fmt: skip
+        """logits: where carry_rows puts them, if not into the targets themselves."""
+        labels, labels_b, lam = y if isinstance(y, tuple) else (None if y.is_floating_point() else y, None, None)
+        distilled = torch.tensor([round(distil_fraction * count) for count in range(len(age) + 1)], device=age.device)
+        entropy = None if targets.logsumexp is None else targets.entropy
+        logits, row = targets.values if logits is None else logits, torch.zeros_like(age)
+        slots = Slots(
+            distilled, labels, labels_b, lam, logits, targets.logsumexp, entropy, targets.filled, index, age, row
+        )
+        return cls(x, y, targets, index, slots, distil_fraction)
+
+    def to(self, device: torch.device) -> "CarriedRows":
+        """Itself where it is there already. x stays where it is: a batch's inputs may lie elsewhere than its labels."""
+        if self.targets.device == device:
+            return self
+        y = tree_map(lambda part: part.to(device), self.y)
+        index, age = self.slots.index.to(device), self.slots.age.to(device)
+        return CarriedRows.of(self.x, y, self.targets.to(device), index, age, self.distil_fraction)
+
+    def fits(self, count: int, x, y, logits: Tensor) -> bool:
+        """Whether it is memory for `count` rows like these."""
+        if isinstance(y, Tensor) != isinstance(self.y, Tensor) or self.slots.filled.shape[0] != count:
+            return False
+        pairs = [*tree_pairs(x, self.x), (logits, self.slots.logits)]
+        if isinstance(y, Tensor):
+            if y.is_floating_point() != self.y.is_floating_point():
+                return False
+            pairs += [(y, self.y)] if y.is_floating_point() else []
+        return all(
+            one.dtype == kept.dtype and one.device == kept.device and one.shape[1:] == kept.shape[1:]
+            for one, kept in pairs
+        )
+
+    def index_of_batch(self, num_new: int) -> Tensor:
+        if self.index.shape[0] != num_new + self.slots.index.shape[0]:
+            self.index = F.pad(self.slots.index, (num_new, 0), value=-1)
+            self.slots = self.slots._replace(index=self.index[num_new:])
+        return self.index
+
+    def handed_out(self) -> list[Tensor]:
+        """What a loss may have kept for its backward pass."""
+        t = self.targets
+        tensors = (t.values, t.indices, t.logsumexp, t.entropy, t.filled, self.index)
+        return [tensor for tensor in tensors if tensor is not None]
+
+
+def map_tree(function: Callable, x, *others):
+    return function(x, *others) if isinstance(x, Tensor) else tree_map(function, x, *others)
+
+
+def tree_pairs(x, other) -> list[tuple[Tensor, Tensor]]:
+    """The tensors of two trees of one structure, side by side."""
+    if isinstance(x, Tensor):
+        return [(x, other)]
+    return list(zip(tree_leaves(x), tree_leaves(other), strict=True))

@@ -1,0 +1,52 @@
+"""pool_rows and carry_rows on the CPU: hand addresses, sizes and strides to the C++ kernels."""
+
+import torch
+
+from ..backends import _C
+from ..native import DTYPE, address, rows_of
+from .op import raise_label
+
+
+def pool_rows(
+    logits,  # [N, C]
+    labels,  # [N]
+    pool,  # [R, C]
+    pool_labels,  # [R]
+    start,
+    ignore_index,
+):
+    logits = rows_of(logits)
+    wrong = _C.pool_rows(
+        DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0), labels.data_ptr(), ignore_index,
+        DTYPE[pool.dtype], pool.data_ptr(), pool_labels.data_ptr(), start, torch.get_num_threads(),
+    )  # fmt: skip
+    if wrong >= 0:
+        raise_label(labels[wrong], logits.shape[1], ignore_index)
+
+
+def carry_rows(
+    logits,  # [N, C]
+    labels,  # [N] or None
+    labels_b,  # [N] or None
+    lam,  # [N] or None
+    score,  # [N]
+    num_new,
+    ages,  # [N - num_new] or None
+    slots,
+    max_age,
+    ignore_index,
+    temperature,
+):
+    logits = rows_of(logits)
+    if score.dtype not in (torch.float32, torch.float64):
+        score = score.float()
+    batch = (
+        DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0),
+        address(labels), address(labels_b), address(lam), DTYPE[score.dtype], score.data_ptr(), num_new, address(ages),
+    )  # fmt: skip
+    _C.carry_rows(
+        batch,
+        (max_age, ignore_index, temperature),
+        (slots.filled.shape[0], *map(address, slots)),
+        torch.get_num_threads(),
+    )

@@ -1,0 +1,86 @@
+"""PredictionMemory: every training sample's last prediction, for distillation an epoch later."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .replay import PastPredictions
+from .soft_targets import SoftTargets, check_temperature
+
+
+class PredictionMemory:
+    """The last prediction of every training sample, for distillation one epoch later, without replay. [PS-KD]
+
+        past = memory.past(sample)                            # sample: int64 [N], positions in the data set
+        loss = criterion(logits, y, past)
+        ...
+        memory.keep(sample, logits)
+
+    Args:
+        num_samples, num_classes: the table is [num_samples, num_classes], or top_k wide.
+        temperature: of the predictions: the loss's temperature.
+        top_k: keep top-k rows, 8 k bytes a sample.
+        dtype: of the stored probabilities; default bfloat16, for top-k float32.
+        device: where the table lives; rows are moved to and from it.
+    """
+
+    def __init__(
+        self,
+        num_samples: int,
+        num_classes: int,
+        *,
+        temperature: float = 3.0,
+        top_k: int | None = None,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ):
+        if num_samples < 1 or num_classes < 1:
+            raise ValueError(f"num_samples and num_classes must be >= 1, got {num_samples} and {num_classes}")
+        dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
+        self.top_k = top_k
+        targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
+        self.targets = replace(targets, temperature=check_temperature(temperature))
+
+    def reset(self) -> None:
+        """Forgets all predictions."""
+        self.targets.filled.fill_(False)
+
+    def past(self, sample: Tensor) -> PastPredictions:
+        """The last predictions of these samples; index is -1 where there is none yet."""
+        targets = self.targets[self._rows(sample)].to(sample.device)
+        index = torch.arange(len(sample), device=sample.device)
+        return PastPredictions(targets, torch.where(targets.filled, index, -1), len(sample))
+
+    @torch.no_grad()
+    def keep(self, sample: Tensor, logits: Tensor) -> None:
+        """Stores softmax(logits / temperature), [N, C]. A row that is not finite leaves its sample's last one."""
+        rows = self._rows(sample)
+        if logits.shape != (len(rows), self.targets.num_classes):
+            expected = [len(rows), self.targets.num_classes]
+            raise ValueError(
+                f"logits must have shape {expected} (from sample and num_classes), got {list(logits.shape)}"
+            )
+        finite = logits.logsumexp(dim=1).isfinite()
+        new = SoftTargets.from_logits(
+            logits[finite], self.targets.temperature, top_k=self.top_k, dtype=self.targets.values.dtype
+        )
+        self.targets[rows[finite.to(rows.device)]] = new
+
+    def state_dict(self) -> dict:
+        return {"targets": self.targets.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        targets = SoftTargets.from_state_dict(state["targets"])
+        if len(targets) != len(self.targets):
+            raise ValueError(f"the state must have num_samples = {len(self.targets)} rows, got {len(targets)}")
+        self.targets[:] = targets
+
+    def _rows(self, sample: Tensor) -> Tensor:
+        if sample.dtype != torch.int64 or sample.dim() != 1:
+            raise ValueError(f"sample must be int64 [N], got {sample.dtype} {list(sample.shape)}")
+        if sample.device.type == "cpu" and len(sample) and not 0 <= sample.min() <= sample.max() < len(self.targets):
+            raise IndexError(
+                f"sample must be in [0, {len(self.targets)}), got {int(sample.min())} to {int(sample.max())}"
+            )
+        return sample.to(self.targets.device)
