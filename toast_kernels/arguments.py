@@ -107,8 +107,8 @@ def to_problem(given: Arguments, alpha, past_weight, need_gradient: bool) -> Pro
     return Problem(
         rows, target, y_b, lam,
         None if given.weight is None else _operand(given.weight.detach(), dtype),
-        None if soft is None else _table(soft.table, soft.table.temperature, dtype), None if soft is None else alpha,
-        None if past is None else _table(past.table, temperature, dtype), past_index,
+        None if soft is None else _table(soft, soft.temperature or 1.0, dtype), None if soft is None else alpha,
+        None if past is None else _table(past, temperature, dtype), past_index,
         None if past is None else past_weight,
         None, temperature, given.ignore_index, float(given.label_smoothing), given.reduction,
         need_gradient, bool(given.return_stats),
@@ -135,9 +135,14 @@ def _operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
-def _table(table: Table, temperature: float, dtype: torch.dtype) -> Table:
-    values, indices, logsumexp, entropy, filled, _ = table
-    return Table(
+def _table(targets: SoftTargets, temperature: float, dtype: torch.dtype) -> Table:
+    """The rows as kernels take them: the same tensors where they can, and then the same Table again."""
+    tables = {} if torch.compiler.is_compiling() else targets.__dict__.setdefault("_tables", {})
+    table = tables.get((temperature, dtype))
+    if table is not None:
+        return table
+    values, indices, logsumexp, entropy, filled, _ = own = targets.table
+    table = Table(
         rows_of(values),
         None if indices is None else _operand(indices, torch.int32),
         None if logsumexp is None else _operand(logsumexp, torch.float64),
@@ -145,6 +150,9 @@ def _table(table: Table, temperature: float, dtype: torch.dtype) -> Table:
         _operand(filled, torch.bool),
         temperature,
     )
+    if all(x is y for x, y in zip(table[:-1], own[:-1], strict=True)):
+        tables[temperature, dtype] = table
+    return table
 
 
 def _check_target(target, logits, ignore_index):

@@ -86,18 +86,19 @@ def toast_loss(
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The
     convex blend is PS-KD's (ICCV 2021), T^2 KL with T = 3 and lambda = 1 is DLB's (CVPR 2022).
     """
-    outputs = blended_kl(
+    loss, _, stats, argmax = blended_kl(
         Arguments(
             logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
             label_smoothing, reduction, return_stats, backend,
         )
     )  # fmt: skip
-    loss, _, stats, argmax = outputs
-    if not return_stats and (reduction != "none" or logits.dim() == 2):
+    shape = None if logits.dim() == 2 else label_shape(logits)
+    if shape is not None and reduction == "none":
+        loss = loss.reshape(shape)
+    if not return_stats:
         return loss
-    shape = label_shape(logits)
-    loss = loss.reshape(shape) if reduction == "none" else loss
-    return (loss, ToastStats(*(x.reshape(shape) for x in (stats[0], stats[1], argmax)))) if return_stats else loss
+    stats = *stats.unbind(0), argmax
+    return loss, ToastStats(*(stats if shape is None else (x.reshape(shape) for x in stats)))
 
 
 def class_medoids(

@@ -1,12 +1,25 @@
 """What torch.compile leaves out."""
 
+import functools
+
 import torch
 
 
 def leave_uncompiled(cls: type, *names: str) -> None:
-    """torch.compiler.disable on methods of a class. To be called by its __init__, and not as a decorator: that would
-    import all of torch._dynamo with this library, which takes seconds; every optimizer imports it when it is made."""
+    """Makes compilers break their graph at these methods of a class and run them eagerly; elsewhere they cost nothing
+    more. To be called by its __init__, and not as a decorator: torch.compiler.disable imports all of torch._dynamo,
+    which takes seconds; every optimizer imports it when it is made."""
     for name in names:
         method = getattr(cls, name)
-        if not hasattr(method, "_torchdynamo_disable"):
-            setattr(cls, name, torch.compiler.disable(method))
+        if not hasattr(method, "__wrapped__"):
+            setattr(cls, name, _only_eager(method))
+
+
+def _only_eager(method):
+    disabled = torch.compiler.disable(method)
+
+    @functools.wraps(method)
+    def call(*arguments, **keywords):
+        return (disabled if torch.compiler.is_compiling() else method)(*arguments, **keywords)
+
+    return call

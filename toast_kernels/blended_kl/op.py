@@ -102,15 +102,12 @@ class BlendedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, outputs: Outputs, scale_, gradient_of):
         """gradient_of(logits, upstream): where outputs have none."""
-        ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits if outputs.gradient is None else outputs.gradient)
         ctx.scale_, ctx.gradient_of = scale_, gradient_of
         return outputs.loss
 
     @staticmethod
     def backward(ctx, upstream):
-        if upstream is None:
-            return None, None, None, None
         if not torch.is_grad_enabled():
             return BlendedKL.gradient(ctx, upstream), None, None, None
         with torch.no_grad():
