@@ -86,6 +86,7 @@ def all_tables():
             "classes": (tables.losses, last_runs("loss_by_classes"), losses),
             "head": (tables.compared, last_runs("head"), "N x width x C", "toast_loss"),
             "statistics": (tables.compared, last_runs("softmax_statistics"), "R x C", "softmax_statistics"),
+            "small step": (tables.steps, last_runs("small_step")),
             "scaling": (tables.scaling, last_runs("scaling")),
             "threads": (tables.threads, last_runs("threads")),
             "gpu machine": (tables.measured_on, everything(True)),
@@ -99,6 +100,7 @@ def all_tables():
             "gpu host": (tables.host, last_runs("loss_host", True)),
             "gpu medoids": (tables.medoids, last_runs("medoids", True)),
             "gpu training step": (tables.steps, last_runs("training_step", True)),
+            "gpu step graph": (tables.steps, last_runs("step_graph", True)),
             "gpu set_epoch": (tables.epochs, last_runs("set_epoch", True)),
             "gpu statistics": (
                 tables.compared, last_runs("softmax_statistics", True), "R x C", "softmax_statistics",
