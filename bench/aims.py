@@ -48,7 +48,7 @@ AIMS = [
         "a training step with TOAST: at most 1.03 times one with cross-entropy on the same rows", "training_step",
         "training step", None, "slower", "F.cross_entropy", at_most=1.03,
     ),
-    Aim("all of a small step but the model: at most 200 us", "small_step", "replay, loss, pool", None, "us", at_most=200),
+    Aim("a small step but for the model: at most 200 us", "small_step", "replay, loss, pool", None, "us", at_most=200),
 ]  # fmt: skip
 
 

@@ -12,8 +12,9 @@ namespace {
 
 using toast::pointer;
 
-void blended_kl(const toast::BlendedKL& layout, const py::tuple& addresses, int threads) {
-  toast::BlendedKL p = toast::blended_kl_problem(layout, addresses);
+void blended_kl(const toast::BlendedKLLayout& layout, const py::list& addresses, double alpha, double past_weight,
+                int threads) {
+  toast::BlendedKL p = layout.at(addresses, alpha, past_weight);
   p.threads = threads;
   py::gil_scoped_release release;
   toast::blended_kl_cpu(p);
@@ -147,7 +148,7 @@ std::int64_t medoids_decide(const ClassFields& c, int metric, const CandidateFie
 PYBIND11_MODULE(_C, m) {
   m.doc() = "C++ kernels of toast_kernels";
   m.def("cpu_isa", [] { return toast::name(toast::cpu_isa()); });
-  toast::define_blended_kl_layout(m);
+  toast::BlendedKLLayout::define(m);
   m.def("blended_kl", &blended_kl);
   m.def("softmax_statistics", &softmax_statistics);
   m.def("pool_rows", &pool_rows);

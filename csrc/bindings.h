@@ -3,8 +3,14 @@
 #pragma once
 
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
+#include <cstddef>
 #include <cstdint>
+#include <cstring>
+#include <map>
+#include <string>
+#include <vector>
 
 #include "blended_kl.h"
 
@@ -53,59 +59,76 @@ inline SoftRows soft_rows(const pybind11::object& layout) {
 }
 
 // What problems of one kind have in common: `layout` of toast_kernels/blended_kl/problem.py.
-inline BlendedKL blended_kl_layout(const pybind11::args& layout) {
-  BlendedKL p{};
-  Fields f(layout);
-  p.dtype = DType(f.value<int>());
-  f.set(p.rows);
-  f.set(p.classes);
-  f.set(p.stride);
-  p.probabilities = soft_rows(f.object());
-  p.soft = soft_rows(f.object());
-  p.past = soft_rows(f.object());
-  f.set(p.temperature);
-  f.set(p.ignore_index);
-  f.set(p.label_smoothing);
-  p.reduction = Reduction(f.value<int>());
-  f.set(p.upstream_stride);
-  return p;
-}
+class BlendedKLLayout {
+ public:
+  explicit BlendedKLLayout(const pybind11::args& layout) {
+    Fields f(layout);
+    for (const auto& name : f.value<std::vector<std::string>>()) offsets_.push_back(offset_of(name));
+    problem_.dtype = DType(f.value<int>());
+    f.set(problem_.rows);
+    f.set(problem_.classes);
+    f.set(problem_.stride);
+    problem_.probabilities = soft_rows(f.object());
+    problem_.soft = soft_rows(f.object());
+    problem_.past = soft_rows(f.object());
+    f.set(problem_.temperature);
+    f.set(problem_.ignore_index);
+    f.set(problem_.label_smoothing);
+    problem_.reduction = Reduction(f.value<int>());
+    f.set(problem_.upstream_stride);
+  }
 
-inline void set_addresses(Fields& f, SoftRows& rows) {
-  f.set(rows.values);
-  f.set(rows.indices);
-  f.set(rows.logsumexp);
-  f.set(rows.entropy);
-  f.set(rows.filled);
-}
+  // One of these problems: `addresses` of the same file.
+  BlendedKL at(const pybind11::list& addresses, double alpha, double past_weight) const {
+    BlendedKL p = problem_;
+    p.alpha = alpha;
+    p.past_weight = past_weight;
+    for (std::size_t i = 0; i < offsets_.size(); ++i) {
+      void* address = pointer<void>(addresses[i].cast<std::uintptr_t>());
+      std::memcpy(reinterpret_cast<char*>(&p) + offsets_[i], &address, sizeof address);
+    }
+    return p;
+  }
 
-// And one such problem: `addresses` of the same file.
-inline BlendedKL blended_kl_problem(BlendedKL p, const pybind11::tuple& addresses) {
-  Fields f(addresses);
-  f.set(p.logits);
-  f.set(p.target);
-  f.set(p.probabilities.values);
-  f.set(p.target_b);
-  f.set(p.lam);
-  f.set(p.weight);
-  set_addresses(f, p.soft);
-  f.set(p.alpha);
-  f.set(p.alpha_on_device);
-  set_addresses(f, p.past);
-  f.set(p.past_index);
-  f.set(p.past_weight);
-  f.set(p.past_weight_on_device);
-  f.set(p.upstream);
-  f.set(p.loss);
-  f.set(p.gradient);
-  f.set(p.stats);
-  f.set(p.argmax);
-  return p;
-}
+  // Each module has the type for itself.
+  static void define(pybind11::module_& m) {
+    pybind11::class_<BlendedKLLayout>(m, "BlendedKL", pybind11::module_local()).def(pybind11::init<pybind11::args>());
+  }
 
-// Each module has the type for itself.
-inline void define_blended_kl_layout(pybind11::module_& m) {
-  pybind11::class_<BlendedKL>(m, "BlendedKL", pybind11::module_local()).def(pybind11::init(&blended_kl_layout));
-}
+ private:
+  // Where the pointer to a tensor lies in a BlendedKL.
+  static std::size_t offset_of(const std::string& name) {
+    static const std::map<std::string, std::size_t> offsets = {
+        {"logits", offsetof(BlendedKL, logits)},
+        {"target", offsetof(BlendedKL, target)},
+        {"probabilities_values", offsetof(BlendedKL, probabilities.values)},
+        {"target_b", offsetof(BlendedKL, target_b)},
+        {"lam", offsetof(BlendedKL, lam)},
+        {"weight", offsetof(BlendedKL, weight)},
+        {"soft_values", offsetof(BlendedKL, soft.values)},
+        {"soft_indices", offsetof(BlendedKL, soft.indices)},
+        {"soft_logsumexp", offsetof(BlendedKL, soft.logsumexp)},
+        {"soft_entropy", offsetof(BlendedKL, soft.entropy)},
+        {"soft_filled", offsetof(BlendedKL, soft.filled)},
+        {"alpha", offsetof(BlendedKL, alpha_on_device)},
+        {"past_values", offsetof(BlendedKL, past.values)},
+        {"past_indices", offsetof(BlendedKL, past.indices)},
+        {"past_logsumexp", offsetof(BlendedKL, past.logsumexp)},
+        {"past_entropy", offsetof(BlendedKL, past.entropy)},
+        {"past_filled", offsetof(BlendedKL, past.filled)},
+        {"past_index", offsetof(BlendedKL, past_index)},
+        {"past_weight", offsetof(BlendedKL, past_weight_on_device)},
+        {"upstream", offsetof(BlendedKL, upstream)},
+        {"loss", offsetof(BlendedKL, loss)},
+        {"gradient", offsetof(BlendedKL, gradient)},
+        {"stats", offsetof(BlendedKL, stats)},
+        {"argmax", offsetof(BlendedKL, argmax)},
+    };
+    return offsets.at(name);
+  }
+
+  BlendedKL problem_{};
+  std::vector<std::size_t> offsets_;  // of the pointers that addresses are given for
+};
 
 }  // namespace toast

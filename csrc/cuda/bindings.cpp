@@ -10,9 +10,9 @@ namespace {
 
 cudaStream_t stream_at(std::uintptr_t stream) { return toast::pointer<CUstream_st>(stream); }
 
-void blended_kl(const toast::BlendedKL& layout, const py::tuple& addresses, std::uintptr_t workspace,
-                std::uintptr_t stream) {
-  const toast::BlendedKL p = toast::blended_kl_problem(layout, addresses);
+void blended_kl(const toast::BlendedKLLayout& layout, const py::list& addresses, double alpha, double past_weight,
+                std::uintptr_t workspace, std::uintptr_t stream) {
+  const toast::BlendedKL p = layout.at(addresses, alpha, past_weight);
   py::gil_scoped_release release;
   toast::blended_kl_cuda(p, toast::pointer<double>(workspace), stream_at(stream));
 }
@@ -53,7 +53,7 @@ PYBIND11_MODULE(_cuda, m) {
   m.doc() = "CUDA kernels of toast_kernels";
   m.def("workspace_size", &toast::workspace_size);
   m.def("plan", &plan);
-  toast::define_blended_kl_layout(m);
+  toast::BlendedKLLayout::define(m);
   m.def("blended_kl", &blended_kl);
   m.def("scale", &scale);
 }

@@ -10,12 +10,12 @@ class Launch:
     """Runs problems of one layout."""
 
     def __init__(self, problem: Problem):
-        self.layout = _C.BlendedKL(*layout(problem))
         self.allocate = Allocation(problem)
+        self.layout = _C.BlendedKL(*layout(problem, self.allocate(problem.logits)))
 
     def __call__(self, problem: Problem) -> Outputs:
         outputs = self.allocate(problem.logits)
-        _C.blended_kl(self.layout, addresses(problem, outputs), torch.get_num_threads())
+        _C.blended_kl(self.layout, *addresses(problem, outputs), torch.get_num_threads())
         return outputs
 
 

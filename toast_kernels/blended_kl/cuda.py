@@ -11,15 +11,15 @@ class Launch:
     """Runs problems of one layout."""
 
     def __init__(self, problem: Problem):
-        self.layout = backends._cuda.BlendedKL(*layout(problem))
         self.allocate = Allocation(problem)
+        self.layout = backends._cuda.BlendedKL(*layout(problem, self.allocate(problem.logits)))
         self.workspace_size = backends._cuda.workspace_size(problem.logits.shape[0])
 
     def __call__(self, problem: Problem) -> Outputs:
         outputs = self.allocate(problem.logits)
         workspace = problem.logits.new_empty(self.workspace_size, dtype=torch.float64)
-        arguments = addresses(problem, outputs)
-        backends._cuda.blended_kl(self.layout, arguments, workspace.data_ptr(), _stream(problem.logits))
+        stream = _stream(problem.logits)
+        backends._cuda.blended_kl(self.layout, *addresses(problem, outputs), workspace.data_ptr(), stream)
         return outputs
 
 

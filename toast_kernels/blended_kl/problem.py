@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..native import DTYPE, address
+from ..native import DTYPE
 
 REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # as Reduction in csrc/blended_kl.h
 
@@ -161,11 +161,15 @@ def unflatten(arguments) -> Problem:
     return Problem(*fields)
 
 
-def layout(problem: Problem) -> tuple:
-    """What the kernels in C++ and CUDA can be told once of problems of one kind, in the order of csrc/bindings.h."""
+def layout(problem: Problem, outputs: Outputs) -> tuple:
+    """What the kernels in C++ and CUDA are told once of problems of one kind, in the order of csrc/bindings.h: sizes,
+    strides and settings, and which tensors there are."""
     logits, upstream = problem.logits, problem.upstream
+    names = [name for name, x in zip(_NAMES, _operands(problem, outputs), strict=True) if isinstance(x, Tensor)]
+    if not problem.has_labels:
+        names[names.index("target")] = "probabilities_values"
     return (
-        DTYPE[logits.dtype], *logits.shape, logits.stride(0),
+        names, DTYPE[logits.dtype], *logits.shape, logits.stride(0),
         None if problem.has_labels else _rows(problem.target, 1.0),
         None if problem.soft is None else _rows(problem.soft.values, problem.soft.temperature),
         None if problem.past is None else _rows(problem.past.values, problem.past.temperature),
@@ -179,20 +183,26 @@ def _rows(values: Tensor, temperature: float) -> tuple:
 
 
 def addresses(problem: Problem, outputs: Outputs) -> tuple:
-    """And what they are told at each call, in the order of csrc/bindings.h: where everything lies, and two numbers."""
-    target, soft, past = problem.target.data_ptr(), problem.soft, problem.past
+    """And what they are told at each call: where these tensors lie, and two numbers."""
+    alpha, past_weight = problem.alpha, problem.past_weight
     return (
-        problem.logits.data_ptr(), *((target, 0) if problem.has_labels else (0, target)),
-        address(problem.target_b), address(problem.lam), address(problem.weight),
-        *(_NO_TABLE if soft is None else map(address, soft[:5])), *_number(problem.alpha),
-        *(_NO_TABLE if past is None else map(address, past[:5])), address(problem.past_index),
-        *_number(problem.past_weight), address(problem.upstream), *map(address, outputs),
+        [x.data_ptr() for x in _operands(problem, outputs) if isinstance(x, Tensor)],
+        0.0 if alpha is None or isinstance(alpha, Tensor) else alpha,
+        0.0 if past_weight is None or isinstance(past_weight, Tensor) else past_weight,
+    )
+
+
+# All that a problem may have, by the names of csrc/bindings.h.
+_NAMES = (
+    *Problem._fields[: Problem._fields.index("soft")], *(f"soft_{field}" for field in Table._fields[:-1]), "alpha",
+    *(f"past_{field}" for field in Table._fields[:-1]), "past_index", "past_weight", "upstream", *Outputs._fields,
+)  # fmt: skip
+_NO_TABLE = (None,) * len(Table._fields[:-1])
+
+
+def _operands(problem: Problem, outputs: Outputs) -> tuple:
+    logits, target, target_b, lam, weight, soft, alpha, past, past_index, past_weight, upstream, *_ = problem
+    return (
+        logits, target, target_b, lam, weight, *(_NO_TABLE if soft is None else soft[:-1]), alpha,
+        *(_NO_TABLE if past is None else past[:-1]), past_index, past_weight, upstream, *outputs,
     )  # fmt: skip
-
-
-_NO_TABLE = (0,) * 5
-
-
-def _number(value) -> tuple:
-    """Its value and no address, or the address where it is read on the GPU."""
-    return (0.0, value.data_ptr()) if isinstance(value, Tensor) else (value or 0.0, 0)
