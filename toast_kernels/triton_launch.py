@@ -68,6 +68,16 @@ class Launch:
             )  # fmt: skip
 
 
+MOST_LAUNCHES = 1024
+
+
+def keep(launches: dict, kind, launch: Launch) -> None:
+    """launches[kind] = launch, of at most so many."""
+    if len(launches) >= MOST_LAUNCHES:
+        launches.clear()
+    launches[kind] = launch
+
+
 def _template(bound):
     """(fill, values): the tensors and floats of the arguments, and a function that puts others in their place.
 

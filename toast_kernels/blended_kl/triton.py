@@ -8,6 +8,7 @@ import torch
 import triton
 
 from ..triton_launch import Launch as KernelLaunch
+from ..triton_launch import keep
 from . import problem as declared
 from .problem import Problem, allocate
 from .triton_kernels import blended_kl_kernel, normalisers_kernel, scale_kernel
@@ -199,7 +200,6 @@ def scale_(gradient, upstream):
     if launch is not None:
         launch(gradient.data_ptr(), upstream.data_ptr())
         return
-    if len(_scale_launches) == 1024:
-        _scale_launches.clear()
     programs = min(triton.cdiv(size, block), 1024)
-    _scale_launches[kind] = KernelLaunch(scale_kernel, (programs,), gradient, upstream, size, BLOCK=block, num_warps=8)
+    launch = KernelLaunch(scale_kernel, (programs,), gradient, upstream, size, BLOCK=block, num_warps=8)
+    keep(_scale_launches, kind, launch)

@@ -6,13 +6,12 @@ import torch
 import triton
 
 from ..native import rows_of
-from ..triton_launch import Launch
+from ..triton_launch import Launch, keep
 from .triton_kernels import statistics_kernel
 
 BYTES = 16  # of a vector
 SHARE = 2048  # logits that are worth a warp
 MOST_LANES = 512
-MOST_LAUNCHES = 1024
 
 _launches = {}
 
@@ -38,13 +37,12 @@ def softmax_statistics(
             begin = logits.data_ptr() - shift * size
             launch(begin, logsumexp.data_ptr(), entropy.data_ptr(), scale, temperature)
             return logsumexp, entropy
-        if len(_launches) >= MOST_LAUNCHES:
-            _launches.clear()
         begin = logits.as_strided((1,), (1,), logits.storage_offset() - shift)
         warp = 64 if torch.version.hip else 32
         lanes = max(warp, min(32 * triton.next_power_of_2(triton.cdiv(classes, SHARE)), MOST_LANES))
-        _launches[layout] = Launch(
+        launch = Launch(
             statistics_kernel, (rows,), begin, stride, shift, logsumexp, entropy, classes, scale, temperature,
             LANES=lanes, WIDTH=BYTES // size, num_warps=lanes // warp, enable_fp_fusion=True,
         )  # fmt: skip
+        keep(_launches, layout, launch)
     return logsumexp, entropy
