@@ -40,18 +40,20 @@ class Step(NamedTuple):
 # What tests run side by side, by pytest's own selection, so that no plugin is needed.
 ONCE = "tests/test_every_kernel_once.py"
 OWN = ["tests/test_blended_kl_triton.py", "tests/test_blended_kl_cuda.py"]
+ON_A_GPU = "cuda_graph or nothing_waits or hold_one_gradient or ordinary_loop"
 GATE = {
     "gate: triton": ["-k", "triton", ONCE],
     "gate: medoids": ["-k", "not triton and not cuda", ONCE],
-    "gate: cuda": ["-k", "kernel_once and cuda or cuda_graph or nothing_waits or hold_one_gradient", ONCE, *OWN],
+    "gate: cuda": ["-k", f"kernel_once and cuda or {ON_A_GPU}", ONCE, *OWN, "tests/test_step.py"],
 }
 MANY = "any_combination or widths or every_pair"  # each case another kernel that Triton compiles
 LOSS = ("extremes", "rows", "cross_entropy", "autograd", "layouts", "plan")
 SHARED = [f"tests/test_blended_kl_{name}.py" for name in LOSS]
+OTHERS = ["tests/test_softmax_statistics.py", "tests/test_kept_rows.py", "tests/test_step.py"]
 TESTS = {
     "tests: many": ["-k", MANY, OWN[0]],
     "tests: loss": ["-k", f"_cuda.py or not ({MANY})", *OWN],
-    "tests: shared": ["-k", "triton or cuda", *SHARED, "tests/test_softmax_statistics.py"],
+    "tests: shared": ["-k", "triton or cuda", *SHARED, *OTHERS],
     "tests: medoids": ["tests/test_medoids_triton.py"],
 }
 SUITES = {

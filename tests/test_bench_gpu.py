@@ -90,7 +90,7 @@ def test_the_gate_has_every_kernel_and_every_kind_of_input_once(gpu, gpu_tests):
         assert sum(bool(re.search(rf"\b{kernel}\b", test)) for test in once) == len(CASES) + len(PLAIN)
         for wanted in ("a_cuda_graph", "nothing_waits", "hold_one_gradient"):
             assert any(f"_{kernel}.py::" in test and wanted in test for test in chosen), (kernel, wanted)
-    for wanted in ("statistics_of_rows", *METRICS):
+    for wanted in ("statistics_of_rows", "kept_rows", *METRICS):
         assert any(re.search(rf"\b{wanted}\b|_{wanted}", test) for test in once), wanted
 
     assert {case.soft for case in CASES} == {case.past for case in CASES} == set(blended_kl_cases.ENCODINGS)

@@ -7,12 +7,12 @@ users have. The other files vary one thing at a time. Without a GPU the same run
 import numpy as np
 import pytest
 import torch
-from blended_kl_cases import Case, check, device_of, name, normal, toast_loss
+from blended_kl_cases import Case, check, device_of, moved, name, normal, toast_loss
 from medoid_cases import METRICS, logits, random_labels, scipy_medoids
 from scipy.special import entr, logsumexp, softmax
 from tolerances import assert_as_good_as_naive
 
-from toast_kernels import class_medoids
+from toast_kernels import HardReplay, MedoidBank, class_medoids
 
 GPU = torch.cuda.is_available()
 DEVICE = device_of("triton")
@@ -82,3 +82,29 @@ def test_statistics_of_rows(dtype, classes):
     z = z.double().numpy() / 3
     np.testing.assert_allclose(found[0].cpu(), logsumexp(z, axis=1), rtol=2e-7)
     np.testing.assert_allclose(found[1].cpu(), entr(softmax(z, axis=1)).sum(axis=1), rtol=2e-6)
+
+
+@pytest.mark.parametrize("classes", [100, 20_003])
+@pytest.mark.parametrize("targets", ["labels", "triple"])
+def test_kept_rows(targets, classes):
+    """Three steps: the rows of the last one carried, and what they are distilled from; all of them pooled."""
+    replay, bank = HardReplay(0.5, max_age=2), MedoidBank(classes, pool_rows=18)
+    steps = []
+    for step in range(3):
+        labels = torch.arange(6) + step
+        y = labels if targets == "labels" else (labels, labels.roll(1), 0.75)
+        x, y, past = replay.extend(torch.full((6, 2), float(step)).to(DEVICE), moved(y, DEVICE))
+        z = normal(9, classes, seed=step).to(SHORT)
+        score = torch.tensor([3.0, 1.0, 2.0, 9.0, 8.0, 7.0, 6.0, 5.0, 4.0])
+        bank.update(z[:6].to(DEVICE), labels.to(DEVICE))
+        steps.append((x.cpu(), past, z))
+        replay.keep(x, y, z.to(DEVICE), score.to(DEVICE))
+    assert steps[1][0][6:, 0].tolist() == [0, 0, 0]
+    assert steps[2][0][6:, 0].tolist() == [1, 1, 1]
+    carried = replay.extend(torch.zeros(6, 2, device=DEVICE), moved(torch.arange(6), DEVICE))[2].targets
+    hardest = steps[2][2][3:6]
+    assert torch.equal(carried.values.cpu(), hardest)
+    expected = entr(softmax(hardest.double().numpy() / 3, axis=1)).sum(axis=1)
+    np.testing.assert_allclose(carried.entropy.cpu(), expected, rtol=2e-6)
+    assert bank.num_rows == 18
+    assert torch.equal(bank._logits.cpu(), torch.cat([z[:6] for _, _, z in steps]).half())
