@@ -62,6 +62,17 @@ def test_opcheck(case, reduction):
         torch.library.opcheck(torch.ops.toast_kernels.blended_kl.default, plain)
 
 
+def test_a_second_derivative_raises_through_the_op_too():
+    logits, target, keywords = Case(6, 33).arguments()
+    scale = torch.ones(6, 33, requires_grad=True)
+    with Calls() as calls:
+        loss = toast_loss(logits * scale, target, **keywords)
+        (gradient,) = torch.autograd.grad(loss, scale, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            gradient.square().sum().backward()
+    assert len(calls.seen) == 1
+
+
 def step(compiled, logits, target, keywords):
     leaf = logits.detach().clone().requires_grad_()
     loss, stats = compiled(leaf, target, **keywords)

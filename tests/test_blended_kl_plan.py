@@ -3,6 +3,7 @@
 import threading
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from blended_kl_cases import device_of, moved, normal, table
@@ -20,7 +21,7 @@ PARTS = {
     "offset": [0, 1],
     "transposed": [False, True],
     "dtype": [torch.float32, torch.bfloat16, torch.float16, torch.float64],
-    "target": ["labels", "int32", "mixup", "mixup by number", "probabilities"],
+    "target": ["labels", "int32", "mixup", "mixup by number", "probabilities", "strided probabilities"],
     "weight": [None, torch.float32, torch.float64],
     "soft": [None, "dense", "bfloat16", "top-k"],
     "soft temperature": [1.0, 2.0],
@@ -52,15 +53,17 @@ def arguments_of(parts, seed):
     if parts["transposed"]:
         logits = logits.t().contiguous().t()
     y_a, y_b = torch.randint(0, c, (2, n), generator=generator)
+    probabilities = normal(n, c, seed=seed + 1).softmax(1).to(dtype)
     target = {
         "labels": y_a,
         "int32": y_a.int(),
         "mixup": (y_a, y_b, torch.rand(n, generator=generator)),
         "mixup by number": (y_a, y_b, 0.25),
-        "probabilities": normal(n, c, seed=seed + 1).softmax(1).to(dtype),
+        "probabilities": probabilities,
+        "strided probabilities": torch.cat([probabilities] * 2, 1)[:, :c],
     }[parts["target"]]
     keywords = {name: parts[name] for name in ("reduction", "label_smoothing", "temperature", "return_stats")}
-    by_label = parts["target"] != "probabilities"
+    by_label = "probabilities" not in parts["target"]
     keywords["ignore_index"] = parts["ignore_index"] if by_label else -100
     if parts["weight"]:
         keywords["weight"] = torch.rand(c, generator=generator).to(parts["weight"])
@@ -192,6 +195,46 @@ def test_a_call_that_finds_a_plan_raises_what_a_first_call_does(good, bad, messa
     with pytest.raises((ValueError, TypeError, IndexError), match=message):
         functional.toast_loss(**(call | bad))
     functional.toast_loss(**call)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_hooks_may_give_back_what_lies_otherwise_in_memory(reduction):
+    wide = normal(6, 45, seed=0).to(torch.float16)
+    target, gradients = torch.arange(6), []
+    for hook in (lambda x: x, lambda x: x.clone(memory_format=torch.contiguous_format)):
+        leaf = wide.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(hook, lambda x: x):
+            loss = functional.toast_loss(leaf[:, :9], target, past=leaf.detach()[:, 20:29], reduction=reduction)
+        loss.sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+def test_plans_keep_no_memory_of_the_size_of_a_batch():
+    leaf, target = torch.zeros(300, 2, requires_grad=True), torch.zeros(300).long()
+    for reduction, stats in (("none", True), ("mean", False), ("mean", True)):
+        result = functional.toast_loss(leaf, target, reduction=reduction, return_stats=stats)
+        (result[0] if stats else result).sum().backward()
+    for plan in plans._plans.values():
+        for launch in (plan.launch, *plan.backward_launches.values()):
+            assert all(x.numel() <= 1 for x in vars(launch.allocate).values() if isinstance(x, torch.Tensor))
+
+
+def test_settings_of_numpy_and_a_traced_call():
+    logits, target = normal(6, 9, seed=1).float().requires_grad_(), torch.arange(6)
+    expected = functional.toast_loss(logits, target, past=logits, temperature=2.0, label_smoothing=0.1)
+    found = functional.toast_loss(
+        logits,
+        target,
+        past=logits,
+        temperature=np.float64(2),
+        label_smoothing=np.float64(0.1),
+        past_weight=np.float64(1),
+    )  # fmt: skip
+    assert torch.equal(found, expected)
+    traced = torch.jit.trace(lambda z: functional.toast_loss(z, target), logits.detach(), check_trace=False)
+    other = normal(6, 9, seed=2).float()
+    assert torch.equal(traced(other), functional.toast_loss(other, target))
 
 
 def test_there_are_only_so_many_plans_and_threads_may_make_them(monkeypatch):

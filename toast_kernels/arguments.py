@@ -5,11 +5,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .backends import FLOATS
 from .blended_kl.problem import Problem, Table, loss_dtype
 from .native import rows_of
 from .soft_targets import SoftTargets
-
-FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Arguments(NamedTuple):
@@ -35,12 +34,14 @@ def check(given: Arguments) -> None:
     """Raises for everything that shapes, dtypes, devices and settings tell."""
     logits, ignore_index = given.logits, given.ignore_index
     if not isinstance(logits, Tensor) or logits.dtype not in FLOATS:
-        raise TypeError(f"logits must be a float64, float32, bfloat16 or float16 tensor, got {kind_of(logits)}")
+        raise TypeError(f"logits must be a float64, float32, bfloat16 or float16 tensor, got {type_of(logits)}")
     if logits.dim() == 0 or logits.shape[class_dim(logits)] == 0:
         raise ValueError(f"logits must have shape [C], [N, C] or [N, C, d1, ...] with C >= 1, got {list(logits.shape)}")
     num_classes = logits.shape[class_dim(logits)]
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    if not -(2**63) <= ignore_index < 2**63:
+        raise ValueError(f"ignore_index must fit into int64, got {ignore_index}")
     _check_target(given.target, logits, ignore_index)
     _check_weight(given.weight, logits, num_classes)
     if not 0 <= given.label_smoothing <= 1:
@@ -86,7 +87,7 @@ def label_shape(logits: Tensor) -> torch.Size:
 def to_problem(given: Arguments, alpha, past_weight, need_gradient: bool) -> Problem:
     """Of checked arguments: rows of classes, int64 labels, operands in the loss's dtype; copied only if need be."""
     logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
-    dtype, rows = loss_dtype(logits.dtype), rows_of(_as_rows(logits))
+    dtype, rows = loss_dtype(logits.dtype), rows_of(_as_rows(logits.resolve_neg()))
     y_b = lam = past_index = None
     if isinstance(target, Tensor):
         target = _labels(target) if not target.is_floating_point() else rows_of(_as_rows(target))
@@ -167,7 +168,7 @@ def _check_target(target, logits, ignore_index):
             raise ValueError(f"target[2] (lam) must be {expected}, got {list(lam.shape)}")
         return
     if not isinstance(target, Tensor):
-        raise TypeError(f"target must be a tensor or a triple (y_a, y_b, lam), got {kind_of(target)}")
+        raise TypeError(f"target must be a tensor or a triple (y_a, y_b, lam), got {type_of(target)}")
     if not target.is_floating_point():
         return _check_labels("target", target, logits)
     _check_device("target", target, logits)
@@ -181,7 +182,7 @@ def _check_target(target, logits, ignore_index):
 
 def _check_labels(name, labels, logits):
     if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must hold int64 or int32 labels, got {kind_of(labels)}")
+        raise TypeError(f"{name} must hold int64 or int32 labels, got {type_of(labels)}")
     _check_device(name, labels, logits)
     if labels.shape != label_shape(logits):
         raise ValueError(
@@ -202,7 +203,7 @@ def _check_weight(weight, logits, num_classes):
     if weight is None:
         return
     if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight must be a floating-point tensor, got {kind_of(weight)}")
+        raise TypeError(f"weight must be a floating-point tensor, got {type_of(weight)}")
     _check_device("weight", weight, logits)
     if weight.shape != (num_classes,):
         raise ValueError(f"weight must have shape [C] with C = {num_classes} (from logits), got {list(weight.shape)}")
@@ -220,7 +221,7 @@ def _check_soft_targets(soft_targets, target, logits, num_classes):
     if soft_targets is None:
         return
     if not isinstance(soft_targets, SoftTargets):
-        raise TypeError(f"soft_targets must be SoftTargets, got {kind_of(soft_targets)}")
+        raise TypeError(f"soft_targets must be SoftTargets, got {type_of(soft_targets)}")
     _check_device("soft_targets", soft_targets.values, logits)
     if len(soft_targets) != num_classes or soft_targets.num_classes != num_classes:
         raise ValueError(
@@ -244,7 +245,7 @@ def _check_past(past, past_index, logits, temperature):
     elif isinstance(past, SoftTargets):
         values, num_past, past_classes, past_temperature = past.values, len(past), past.num_classes, past.temperature
     else:
-        raise TypeError(f"past must be SoftTargets or a tensor of logits, got {kind_of(past)}")
+        raise TypeError(f"past must be SoftTargets or a tensor of logits, got {type_of(past)}")
     _check_device("past", values, logits)
     num_classes = logits.shape[class_dim(logits)]
     if past_classes != num_classes:
@@ -260,7 +261,7 @@ def _check_past(past, past_index, logits, temperature):
             )
         return
     if not isinstance(past_index, Tensor) or past_index.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"past_index must be an int64 tensor, got {kind_of(past_index)}")
+        raise TypeError(f"past_index must be an int64 or int32 tensor, got {type_of(past_index)}")
     _check_device("past_index", past_index, logits)
     if past_index.shape != shape:
         raise ValueError(f"past_index must have the labels' shape {list(shape)}, got {list(past_index.shape)}")
@@ -271,5 +272,5 @@ def _check_device(name, tensor, logits):
         raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {tensor.device}")
 
 
-def kind_of(value) -> str:
+def type_of(value) -> str:
     return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

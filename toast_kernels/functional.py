@@ -4,7 +4,8 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import FLOATS, Arguments, kind_of, label_shape
+from .arguments import Arguments, label_shape, type_of
+from .backends import FLOATS
 from .blended_kl.plan import blended_kl
 from .medoids import op as medoids
 from .medoids.reference import METRICS
@@ -61,8 +62,8 @@ def toast_loss(
         soft_targets: one row of probabilities per class. A class whose row is not filled uses alpha = 0.
         alpha: share of the soft target, in [0, 1]; a number or a 0-d tensor (torch.compile specialises on numbers).
         past: past predictions Q at this temperature, or the logits ``[M, C]`` they come from.
-        past_index: int64 in the shape of the labels, row of `past` for each row of logits, or -1 for none. May be
-            left out when `past` has one row per row of logits.
+        past_index: int64 or int32 in the shape of the labels, row of `past` for each row of logits, or -1 for none. May
+            be left out when `past` has one row per row of logits.
         past_weight: lambda >= 0; a number or a 0-d tensor.
         temperature: T > 0 of the past term.
         ignore_index: rows with this label take no part: loss 0 and gradient 0, whatever their logits hold.
@@ -141,13 +142,13 @@ def class_medoids(
     no metric: the default and the others are this library's choice.
     """
     if not isinstance(x, torch.Tensor) or x.dtype not in FLOATS:
-        raise TypeError(f"x must be a float64, float32, bfloat16 or float16 tensor, got {kind_of(x)}")
+        raise TypeError(f"x must be a float64, float32, bfloat16 or float16 tensor, got {type_of(x)}")
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
     if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be an int64 or int32 tensor, got {kind_of(labels)}")
+        raise TypeError(f"labels must be an int64 or int32 tensor, got {type_of(labels)}")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool):
-        raise TypeError(f"mask must be a bool tensor or None, got {kind_of(mask)}")
+        raise TypeError(f"mask must be a bool tensor or None, got {type_of(mask)}")
     for name, rows in (("labels", labels), ("mask", mask)):
         if rows is not None and rows.shape != x.shape[:1]:
             raise ValueError(f"{name} must have shape [N] with N = {x.shape[0]} (from x), got {list(rows.shape)}")

@@ -11,10 +11,10 @@ class Launch:
 
     def __init__(self, problem: Problem):
         self.allocate = Allocation(problem)
-        self.layout = _C.BlendedKL(*layout(problem, self.allocate(problem.logits)))
+        self.layout = _C.BlendedKL(*layout(problem, self.allocate(problem)))
 
     def __call__(self, problem: Problem) -> Outputs:
-        outputs = self.allocate(problem.logits)
+        outputs = self.allocate(problem)
         _C.blended_kl(self.layout, *addresses(problem, outputs), torch.get_num_threads())
         return outputs
 

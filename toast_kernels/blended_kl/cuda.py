@@ -12,11 +12,11 @@ class Launch:
 
     def __init__(self, problem: Problem):
         self.allocate = Allocation(problem)
-        self.layout = backends._cuda.BlendedKL(*layout(problem, self.allocate(problem.logits)))
+        self.layout = backends._cuda.BlendedKL(*layout(problem, self.allocate(problem)))
         self.workspace_size = backends._cuda.workspace_size(problem.logits.shape[0])
 
     def __call__(self, problem: Problem) -> Outputs:
-        outputs = self.allocate(problem.logits)
+        outputs = self.allocate(problem)
         workspace = problem.logits.new_empty(self.workspace_size, dtype=torch.float64)
         stream = _stream(problem.logits)
         backends._cuda.blended_kl(self.layout, *addresses(problem, outputs), workspace.data_ptr(), stream)

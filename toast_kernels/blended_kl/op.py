@@ -1,6 +1,7 @@
 """blended_kl with its gradient: the op toast_kernels::blended_kl for compilers, an autograd.Function for eager calls.
 
-Loss and gradient are computed together, in the forward pass; the backward pass only scales.
+Loss and gradient are computed together, in the forward pass, and the backward pass only scales; but for float16 logits
+and reduction "none", see gradient_in_forward.
 """
 
 import functools
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from .problem import Outputs, Problem, allocate, flatten, number, schema, unflatten
+from .problem import Outputs, Problem, allocate, arguments_of_op, flatten, number, schema, unflatten
 
 torch.library.define(
     "toast_kernels::blended_kl",
@@ -53,30 +54,44 @@ def _(*arguments):
     return _tensors(allocate(problem), problem.logits)
 
 
+_KEPT = object()  # stands for a tensor that autograd keeps
+
+
+def keep(ctx, arguments) -> None:
+    """Lets autograd keep the tensors among these, so that it looks at their versions and hooks see them."""
+    ctx.save_for_backward(*(x for x in arguments if isinstance(x, Tensor)))
+    ctx.arguments = [_KEPT if isinstance(x, Tensor) else x for x in arguments]
+
+
+def kept(ctx) -> list:
+    """What was handed to `keep`."""
+    tensors = iter(ctx.saved_tensors)
+    return [next(tensors) if x is _KEPT else x for x in ctx.arguments]
+
+
 def _save(ctx, inputs, output):
-    problem = unflatten(inputs[:-1])
     ctx.set_materialize_grads(False)
-    ctx.in_forward = problem.need_gradient
-    if ctx.in_forward:
-        ctx.save_for_backward(output[1])
-        return
-    ctx.save_for_backward(*(x for x in inputs if isinstance(x, Tensor)))
-    ctx.inputs = [None if isinstance(x, Tensor) else x for x in inputs]
-    ctx.tensors = [i for i, x in enumerate(inputs) if isinstance(x, Tensor)]
+    ctx.in_forward = unflatten(inputs[:-1]).need_gradient
+    keep(ctx, output[1:2] if ctx.in_forward else inputs)
 
 
 def _backward(ctx, upstream, *_):
-    nothing = (None,) * (len(ctx.needs_input_grad) - 1)
-    if upstream is None:
-        return None, *nothing
-    if ctx.in_forward:
-        (gradient,) = ctx.saved_tensors
-        return (gradient * upstream).to(gradient.dtype), *nothing
-    inputs = list(ctx.inputs)
-    for i, x in zip(ctx.tensors, ctx.saved_tensors, strict=True):
-        inputs[i] = x
-    problem = unflatten(inputs[:-1])._replace(upstream=upstream.contiguous(), need_gradient=True, need_stats=False)
-    return _op(*flatten(problem), inputs[-1])[1], *nothing
+    gradient = None
+    if upstream is not None:
+        if ctx.in_forward:
+            (gradient,) = kept(ctx)
+            gradient = (gradient * upstream).to(gradient.dtype)
+        else:
+            *arguments, backend = kept(ctx)
+            gradient = _gradient_by_op(unflatten(arguments), upstream, backend)
+        if torch.is_grad_enabled():
+            gradient = NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())
+    return gradient, *(None,) * (len(ctx.needs_input_grad) - 1)
+
+
+def _gradient_by_op(problem: Problem, upstream: Tensor, backend: str) -> Tensor:
+    problem = problem._replace(upstream=upstream.contiguous(), need_gradient=True, need_stats=False)
+    return _op(*arguments_of_op(problem), backend)[1]
 
 
 torch.library.register_autograd("toast_kernels::blended_kl", _backward, setup_context=_save)
@@ -88,7 +103,7 @@ def traced(problem: Problem, backend: str) -> Outputs:
         raise RuntimeError('toast_loss\'s kernels have no torch.func transforms; backend="reference" has')
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(problem.logits).tangent is not None:
         raise NotImplementedError('toast_loss\'s kernels have no forward-mode derivative; backend="reference" has')
-    loss, _, stats, argmax = _op(*flatten(problem), backend)
+    loss, _, stats, argmax = _op(*arguments_of_op(problem), backend)
     return Outputs(loss, None, stats.detach(), argmax)
 
 
@@ -96,14 +111,17 @@ class BlendedKL(torch.autograd.Function):
     """Gives the loss, which is computed already, its gradient.
 
     The gradient that came with it is scaled in place and handed over, unless the graph is kept to be run again: so one
-    gradient is all the memory that it takes, and nothing that was handed over is written to.
+    gradient is all the memory that it takes.
     """
 
     @staticmethod
-    def forward(ctx, logits, outputs: Outputs, scale_, gradient_of):
-        """gradient_of(logits, upstream): where outputs have none."""
-        ctx.save_for_backward(logits if outputs.gradient is None else outputs.gradient)
-        ctx.scale_, ctx.gradient_of = scale_, gradient_of
+    def forward(ctx, logits, outputs: Outputs, plan, problem: Problem):
+        """plan.gradient(problem, upstream) is the gradient where outputs have none."""
+        ctx.in_forward, ctx.plan = outputs.gradient is not None, plan
+        if ctx.in_forward:
+            ctx.save_for_backward(outputs.gradient)
+        else:
+            keep(ctx, flatten(problem))
         return outputs.loss
 
     @staticmethod
@@ -116,13 +134,17 @@ class BlendedKL(torch.autograd.Function):
 
     @staticmethod
     def gradient(ctx, upstream):
+        batched = not torch._C._has_storage(upstream)  # is_grads_batched: several upstream gradients in one
+        if not ctx.in_forward:
+            problem = unflatten(kept(ctx))
+            if batched:
+                return _gradient_by_op(problem, upstream, ctx.plan.backend)
+            return ctx.plan.gradient(problem, upstream)
         (saved,) = ctx.saved_tensors
-        if ctx.gradient_of is not None:
-            return ctx.gradient_of(saved, upstream)
-        if _graph_is_kept():
+        if batched or _graph_is_kept():
             return saved * upstream
         gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
-        ctx.scale_(gradient, upstream)
+        ctx.plan.scale_(gradient, upstream)
         return gradient
 
 

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..arguments import Arguments, check, check_values, to_problem
+from ..arguments import Arguments, check, check_values, class_dim, to_problem
 from ..backends import choose
+from ..native import rows_of
 from ..soft_targets import SoftTargets
 from . import reference
 from .op import gradient_in_forward, kernels, traced, with_gradient
-from .problem import Outputs, Problem, Table, number
+from .problem import Outputs, Problem, flatten, number
 
 MOST_PLANS = 1024
 _plans: dict[tuple, "Plan"] = {}
@@ -50,15 +51,16 @@ class Plan:
         logits, target = given.logits, given.target
         grad = torch.is_grad_enabled()
         learns_target = isinstance(target, Tensor) and target.requires_grad and grad
-        width = logits.shape[min(1, logits.dim() - 1)]
+        width = logits.shape[class_dim(logits)]
         self.backend = choose(
             "blended_kl", given.backend, logits.device, logits.dtype, width, learns_target=learns_target
         )
         self.eager = eager
         self.differentiable = logits.requires_grad and grad
-        self.in_forward = gradient_in_forward(logits, given.reduction)
-        self.need_gradient = self.differentiable and self.in_forward and self.backend != "reference"
-        self.launch = self.launch_backward = None
+        in_forward = self.differentiable and gradient_in_forward(logits, given.reduction)
+        self.need_gradient = in_forward and self.backend != "reference"
+        self.launch = self.scale_ = None
+        self.backward_launches = {}  # by strides: hooks may give back other ones than autograd was given
 
     def __call__(self, given: Arguments) -> Outputs:
         alpha, past_weight = number(given.alpha), number(given.past_weight)
@@ -69,6 +71,7 @@ class Plan:
         if not self.eager:
             return traced(problem, self.backend)
         if self.launch is None:
+            self.scale_ = kernels(self.backend).scale_
             self.launch = kernels(self.backend).Launch(problem)
         logits = problem.logits
         if logits.is_cuda and logits.get_device() != torch.cuda.current_device():
@@ -78,41 +81,18 @@ class Plan:
             outputs = self.launch(problem)
         if not self.differentiable:
             return outputs
-        later = None if self.in_forward else _GradientLater(self, problem)
-        loss = with_gradient(logits, outputs, kernels(self.backend).scale_, later)
+        loss = with_gradient(logits, outputs, self, problem)
         return Outputs(loss, None, outputs.stats, outputs.argmax)
 
-
-class _GradientLater:
-    """Computes the gradient in the backward pass, from the logits that autograd kept and what else there was."""
-
-    def __init__(self, plan: Plan, problem: Problem):
-        self.plan, self.others = plan, problem[1:]
-        self.versions = self._versions()
-
-    def __call__(self, logits: Tensor, upstream: Tensor) -> Tensor:
-        for (name, before), (_, now) in zip(self.versions, self._versions(), strict=True):
-            if before != now:
-                raise RuntimeError(
-                    f"{name} was modified by an inplace operation after toast_loss had computed the loss from it, and "
-                    f"the gradient is computed from it again (float16 logits or reduction='none')"
-                )
-        problem = Problem(logits, *self.others)
-        upstream = upstream.to(problem.dtype).contiguous()
-        problem = problem._replace(upstream=upstream, need_gradient=True, need_stats=False)
-        plan = self.plan
-        if plan.launch_backward is None:
-            plan.launch_backward = kernels(plan.backend).Launch(problem)
-        return plan.launch_backward(problem).gradient
-
-    def _versions(self) -> list:
-        found = []
-        for name, value in zip(Problem._fields[1:], self.others, strict=True):
-            tensors = zip(Table._fields, value, strict=True) if isinstance(value, Table) else [("", value)]
-            for field, x in tensors:
-                if isinstance(x, Tensor) and not x.is_inference():
-                    found.append((f"{name} {field}".strip(), x._version))
-        return found
+    def gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
+        """In the backward pass, of a problem without a gradient in its forward pass."""
+        logits, upstream = rows_of(problem.logits), upstream.to(problem.dtype).contiguous()
+        problem = problem._replace(logits=logits, upstream=upstream, need_gradient=True, need_stats=False)
+        strides = tuple(x.stride() for x in flatten(problem) if isinstance(x, Tensor))
+        launch = self.backward_launches.get(strides)
+        if launch is None:
+            launch = self.backward_launches[strides] = kernels(self.backend).Launch(problem)
+        return launch(problem).gradient
 
 
 def kind_of_call(given: Arguments) -> tuple | None:
@@ -120,23 +100,23 @@ def kind_of_call(given: Arguments) -> tuple | None:
     another dispatch mode or transform, with tensor subclasses or settings that are no plain numbers, or wrong ones."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return None
-    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0:
+    if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch._C._get_tracing_state():
         return None
     logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
     if type(logits) not in _TENSORS:
         return None
     settings = given[8:]  # temperature to backend
-    if tuple(map(type, settings)) not in _SETTINGS:
+    if tuple(map(type, settings)) not in _SETTINGS and not all(map(isinstance, settings, _KINDS_OF_SETTINGS)):
         return None
     try:
         return (
             logits.shape, logits.stride(), logits.dtype, logits.device,
             logits.requires_grad, torch.is_grad_enabled(),
-            tuple(map(_operand, target)) if type(target) in (tuple, list) else _operand(target),
-            None if given.weight is None else _operand(given.weight),
-            None if soft is None else _table(soft), _scalar(given.alpha),
-            None if past is None else _table(past) if type(past) is SoftTargets else _matrix(past),
-            None if given.past_index is None else _operand(given.past_index), _scalar(given.past_weight),
+            tuple(map(_of_operand, target)) if type(target) in (tuple, list) else _of_operand(target),
+            None if given.weight is None else _of_operand(given.weight),
+            None if soft is None else _of_table(soft), _of_scalar(given.alpha),
+            None if past is None else _of_table(past) if type(past) is SoftTargets else _of_matrix(past),
+            None if given.past_index is None else _of_operand(given.past_index), _of_scalar(given.past_weight),
             *settings,
         )  # fmt: skip
     except _Unplanned:
@@ -149,31 +129,34 @@ class _Unplanned(Exception):
 
 _TENSORS = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
-_SETTINGS = {(a, int, b, str, bool, str) for a in _NUMBERS for b in _NUMBERS}
+_KINDS_OF_SETTINGS = (_NUMBERS, int, _NUMBERS, str, bool, str)
+_SETTINGS = {(a, int, b, str, bool, str) for a in _NUMBERS for b in _NUMBERS}  # without a look at each of them
 
 
-def _operand(x) -> tuple:
-    if type(x) in _TENSORS:
-        return x.shape, x.dtype, x.device, x.requires_grad
-    return _scalar(x)
+def _of_operand(x) -> tuple:
+    if type(x) not in _TENSORS:
+        return _of_scalar(x)
+    if x.is_floating_point() and x.dim() > 1:
+        return (*_of_matrix(x), x.requires_grad)
+    return x.shape, x.dtype, x.device
 
 
-def _matrix(x) -> tuple:
+def _of_matrix(x) -> tuple:
     if type(x) in _TENSORS:
         return x.shape, x.stride(), x.dtype, x.device
     raise _Unplanned
 
 
-def _scalar(x):
+def _of_scalar(x):
     """Its value is no part of a kind."""
-    if type(x) in _NUMBERS:
+    if isinstance(x, _NUMBERS):
         return float
     if type(x) in _TENSORS and not x.dim():
         return float if x.device.type == "cpu" else (x.dtype, x.device)
     raise _Unplanned
 
 
-def _table(x) -> tuple:
+def _of_table(x) -> tuple:
     if type(x) is SoftTargets:
         return x.kind
     raise _Unplanned

@@ -104,20 +104,20 @@ def allocate(problem: Problem) -> Outputs:
 
 
 class Allocation:
-    """Outputs for problems of one layout, made in less time than `allocate` takes."""
+    """Outputs for problems of one layout, made in less time than `allocate` takes where the loss is one number."""
 
     def __init__(self, problem: Problem):
-        self.loss, _, self.stats, self.argmax = allocate(problem._replace(need_gradient=False))
+        self.loss = None if problem.reduction == "none" else problem.logits.new_empty((), dtype=problem.dtype)
         self.need_gradient = problem.need_gradient
+        self.small = self.loss is not None and not problem.need_stats
 
-    def __call__(self, logits: Tensor) -> Outputs:
+    def __call__(self, problem: Problem) -> Outputs:
+        if not self.small:
+            return allocate(problem)
         gradient = None
         if self.need_gradient:
-            gradient = torch.empty_like(logits, memory_format=torch.contiguous_format)
-        if self.stats is None:
-            return Outputs(torch.empty_like(self.loss), gradient, None, None)
-        like = torch.empty_like
-        return Outputs(like(self.loss), gradient, like(self.stats), like(self.argmax))
+            gradient = torch.empty_like(problem.logits, memory_format=torch.contiguous_format)
+        return Outputs(torch.empty_like(self.loss), gradient, None, None)
 
 
 # The schema of the op: the fields of Problem, those of a Table with its name before them.
@@ -125,7 +125,7 @@ _TYPES = {Tensor: "Tensor", float: "float", int: "int", str: "str", bool: "bool"
 
 
 def schema() -> str:
-    """The arguments of the op that takes what `flatten` gives."""
+    """Of the op that takes what `arguments_of_op` gives."""
     arguments = []
     for name, kind in Problem.__annotations__.items():
         if kind == Table | None:
@@ -136,16 +136,22 @@ def schema() -> str:
 
 
 def flatten(problem: Problem) -> list:
-    """The arguments of the op; numbers that may be tensors as float64 tensors."""
-    arguments = []
+    """All fields, those of a table in its place."""
+    fields = []
     for name, value in zip(Problem._fields, problem, strict=True):
         if name in ("soft", "past"):
-            arguments += (None,) * 5 + (1.0,) if value is None else value
-        elif name in ("alpha", "past_weight") and value is not None:
-            arguments.append(torch.as_tensor(value, dtype=torch.float64))
+            fields += (None,) * 5 + (1.0,) if value is None else value
         else:
-            arguments.append(value)
-    return arguments
+            fields.append(value)
+    return fields
+
+
+def arguments_of_op(problem: Problem) -> list:
+    """The fields as the op takes them: numbers that may be tensors as float64 tensors."""
+    alpha, past_weight = (
+        None if x is None else torch.as_tensor(x, dtype=torch.float64) for x in (problem.alpha, problem.past_weight)
+    )
+    return flatten(problem._replace(alpha=alpha, past_weight=past_weight))
 
 
 def unflatten(arguments) -> Problem:
