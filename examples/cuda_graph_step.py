@@ -91,7 +91,7 @@ def main() -> None:
             total += trainer.step(*draw())
         mean = total.item() / steps  # waits for the GPU
         seconds = time.perf_counter() - began
-        print(f"epoch {epoch}: loss {mean:.3f}, {1e6 * seconds / steps:.0f} us a step, capture included")
+        print(f"epoch {epoch}: loss {mean:.3f}, {1e6 * seconds / steps:.0f} us a step, the first ones included")
 
 
 if __name__ == "__main__":

@@ -263,6 +263,18 @@ def test_structured_inputs():
     assert x2["extra"][1][0].dtype == torch.int32
 
 
+def test_inputs_in_a_dict_are_told_apart_by_their_keys():
+    replay = HardReplay(1.0)
+    y = torch.arange(4) % CLASSES
+    for step, names in enumerate([("a", "b"), ("b", "a"), ("a", "b")]):
+        x = {name: torch.full((4, 1), 10.0 * step + (name == "b")) for name in names}
+        x, target, _ = replay.extend(x, y)
+        if step:
+            assert x["a"][4:].tolist() == [[10.0 * (step - 1)]] * 4
+            assert x["b"][4:].tolist() == [[10.0 * (step - 1) + 1]] * 4
+        replay.keep(x, target, make_logits(8, step))
+
+
 @pytest.mark.parametrize("lam", [0.3, torch.linspace(0, 1, 8)], ids=["number", "rows"])
 def test_mixup_triples(lam):
     replay = HardReplay(0.5)
@@ -425,6 +437,13 @@ def kept(x=X, y=Y, logits=None, score=None):
     replay.keep(x, y, torch.zeros(8, CLASSES) if logits is None else logits, score)
 
 
+def after_a_step():
+    replay = HardReplay()
+    x, y, _ = replay.extend(X, Y)
+    replay.keep(x, y, make_logits(12, 0))
+    return replay
+
+
 BAD_CALLS = {
     "fraction": (lambda: HardReplay(1.5), r"fraction must be in \[0, 1\], got 1.5"),
     "nan": (lambda: HardReplay(float("nan")), r"fraction must be in \[0, 1\], got nan"),
@@ -434,6 +453,15 @@ BAD_CALLS = {
     "rows": (lambda: HardReplay().extend(X, Y[1:]), "y must have as many rows as x, 8, got 7"),
     "ragged": (lambda: HardReplay().extend((X, X[1:]), Y), r"the tensors in x must have as many rows .* got \[8, 7\]"),
     "no tensor": (lambda: HardReplay().extend({"x": "a"}, Y), "x must be a tensor with a row dimension, or a tuple"),
+    "y 2-d": (
+        lambda: HardReplay().extend(X, Y[:, None]),
+        r"y must be labels \[n\], class probabilities .* got \[8, 1\]",
+    ),
+    "another width": (lambda: after_a_step().extend(X[:, :1], Y), r"x must have rows of shape \[2\] .* got \[1\]"),
+    "probabilities after labels": (
+        lambda: after_a_step().extend(X, torch.eye(CLASSES)[Y]),
+        "y must hold labels or triples like the carried rows, .* got class probabilities",
+    ),
     "no extend": (lambda: HardReplay().keep(X, Y, torch.zeros(8, 4)), r"with N = 0 \(the rows that extend returned\)"),
     "logits": (lambda: kept(logits=torch.zeros(7, 4)), r"logits must have shape \[N, C\] with N = 8 .* got \[7, 4\]"),
     "3-d": (

@@ -235,12 +235,12 @@ WRONG = {
     "past_index of floats": (
         {"past": PAST, "past_index": INDEX.float()},
         TypeError,
-        r"past_index must be an int64 tensor, got a",
+        r"past_index must be an int64 or int32 tensor, got a",
     ),
     "past_index a list": (
         {"past": PAST, "past_index": [0] * N},
         TypeError,
-        r"past_index must be an int64 tensor, got list",
+        r"past_index must be an int64 or int32 tensor, got list",
     ),
     "past_index misshapen": (
         {"past": PAST, "past_index": INDEX[1:]},

@@ -179,7 +179,9 @@ class MedoidBank(nn.Module):
         """The class each row belongs to, or ignore_index."""
         if isinstance(target, (tuple, list)):
             y_a, y_b, lam = target
-            lam = torch.as_tensor(lam, device=y_a.device)
+            if not isinstance(lam, Tensor):
+                lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
+            lam = lam.to(y_a.device)
             mostly_b = torch.where(1 - lam >= self.min_share, y_b, self.ignore_index)
             return torch.where((lam >= self.min_share) | (y_a == y_b), y_a, mostly_b)
         if target.is_floating_point():

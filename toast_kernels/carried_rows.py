@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from .kept_rows.op import Slots
 from .soft_targets import SoftTargets
@@ -28,7 +28,7 @@ class CarriedRows:
         cls, count: int, x, y, logits: Tensor, *, num_new: int, temperature: float, top_k: int | None,
         distil_fraction: float,
     ) -> "CarriedRows":  # fmt: skip
-        """Memory for `count` rows of such a batch, with all slots empty."""
+        """Memory for `count` rows of such a batch, for carry_rows to write."""
         num_classes, device = logits.shape[1], logits.device
 
         def zeros(*shape, dtype=torch.int64):
@@ -62,7 +62,8 @@ class CarriedRows:
     ) -> "CarriedRows":  # fmt: skip
         """logits: where carry_rows puts them, if not into the targets themselves."""
         labels, labels_b, lam = y if isinstance(y, tuple) else (None if y.is_floating_point() else y, None, None)
-        distilled = torch.tensor([round(distil_fraction * count) for count in range(len(age) + 1)], device=age.device)
+        counts = torch.arange(len(age) + 1, dtype=torch.float64, device=age.device)
+        distilled = counts.mul_(distil_fraction).round_().long()  # to even, as Python's round
         entropy = None if targets.logsumexp is None else targets.entropy
         logits, row = targets.values if logits is None else logits, torch.zeros_like(age)
         slots = Slots(
@@ -110,7 +111,7 @@ def map_tree(function: Callable, x, *others):
 
 
 def tree_pairs(x, other) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of two trees of one structure, side by side."""
-    if isinstance(x, Tensor):
-        return [(x, other)]
-    return list(zip(tree_leaves(x), tree_leaves(other), strict=True))
+    """The tensors of two trees of one structure, side by side: those of a dict by their keys, in whatever order."""
+    pairs = []
+    map_tree(lambda *pair: pairs.append(pair), x, other)
+    return pairs

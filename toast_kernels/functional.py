@@ -47,7 +47,7 @@ def toast_loss(
         b_i &= T^2\, KL(q \,\|\, softmax(z / T)) \\
         l_i &= a_i + \lambda b_i
 
-    Loss and gradient are computed in one pass over the logits.
+    Loss and gradient are computed in one pass over the logits (the gradient in backward for float16 and "none").
 
     Args:
         logits: ``[C]``, ``[N, C]`` or ``[N, C, d1, ...]``; float64, float32, bfloat16 or float16; -inf is legal

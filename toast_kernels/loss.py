@@ -42,7 +42,7 @@ class ToastLoss(nn.Module):
 
     The state is complete, in the middle of an epoch too, pool included: to keep a checkpoint small, save it after
     set_epoch of the next epoch, when the pool is empty. Under torch.compile the pooling is one graph break, and
-    nothing is compiled anew from step to step.
+    from the second step of the second epoch on nothing is compiled anew.
     """
 
     def __init__(

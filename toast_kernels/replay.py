@@ -33,10 +33,11 @@ class HardReplay:
 
     That under-trained data are distilled with past predictions of half the batch size is the paper's [paper]; that
     a row is under-trained when its cross-entropy is high is this library's reading [choice]. With n new rows in a
-    step, K = round(fraction * n) rows are carried, the hardest first (of equal ones the first in the batch) among
-    those that may be: not ignored, of finite score, and not carried `max_age` times in a row already.
+    step, K = round(fraction * n) rows are carried to the next one, the hardest first (of equal ones the first in the
+    batch) among those that may be: not ignored, of finite score, and not carried `max_age` times in a row already.
 
-    Every batch has n + K rows, the first one too, and nothing waits for a GPU: a slot for which there is no row
+    Every batch has K rows more than are new, the first one too (as if one of its own size had gone before), and nothing
+    waits for a GPU: with batches of one size (drop_last=True) shapes never change; a slot for which there is no row
     repeats new row (slot mod n) with the label ignore_index. Such a row is in no loss and no mean; BatchNorm sees it.
     So a step always does the same, and a whole one can be captured in a CUDA graph once two have run. Only targets
     that are class probabilities, of which none can be ignored, come back without empty slots, and waiting for it.
@@ -105,10 +106,13 @@ class HardReplay:
         labels = _num_rows("y", y[:2] if isinstance(y, (tuple, list)) else y)
         if labels != rows:
             raise ValueError(f"y must have as many rows as x, {rows}, got {labels}")
+        probabilities = isinstance(y, Tensor) and y.is_floating_point()
+        if isinstance(y, Tensor) and y.dim() != 1 + probabilities:
+            raise ValueError(f"y must be labels [n], class probabilities [n, C] or a triple, got {list(y.shape)}")
         self._num_new = self._num_rows = rows
         device = (y if isinstance(y, Tensor) else y[0]).device
         if self._carried is None:
-            slots = 0 if isinstance(y, Tensor) and y.is_floating_point() else round(self.fraction * rows)
+            slots = 0 if probabilities else round(self.fraction * rows)
             if slots == 0:
                 return x, y, None
             x = map_tree(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
@@ -116,6 +120,12 @@ class HardReplay:
             past = PastPredictions(None, torch.full((rows + slots,), -1, device=device), rows, self.ignore_index)
         else:
             carried = self._carried = self._carried.to(device)
+            if probabilities != (carried.slots.labels is None):
+                kinds = ["labels or triples", "class probabilities"]
+                raise ValueError(
+                    f"y must hold {kinds[not probabilities]} like the carried rows, which reset() forgets, "
+                    f"got {kinds[probabilities]}"
+                )
             slots, empty = carried.slots.filled.shape[0], carried.y
             x = map_tree(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
             past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
@@ -172,12 +182,12 @@ class HardReplay:
         if count == 0:
             self._carried = None
             return
+        carried = before
         if before is None or not before.fits(count, x, y, logits):
-            self._carried = CarriedRows.like(
+            carried = CarriedRows.like(
                 count, x, y, logits, num_new=self._num_new, temperature=self.temperature, top_k=self.top_k,
                 distil_fraction=self.distil_fraction,
             )  # fmt: skip
-        carried = self._carried
         carry_rows(
             logits, labels, labels_b, lam, score, self._num_new, ages, carried.slots, self.max_age, self.ignore_index,
             self.temperature,
@@ -188,6 +198,7 @@ class HardReplay:
         for leaf, kept in gathered:
             torch.index_select(leaf, 0, carried.slots.row.to(leaf.device), out=kept)
         torch.autograd.graph.increment_version(carried.handed_out())
+        self._carried = carried
 
     def state_dict(self) -> dict:
         """The carried rows; complete between two steps (after keep, before extend). As a module's state it refers to
@@ -199,7 +210,7 @@ class HardReplay:
         return {"carried": state | {"index": c.slots.index.clone()}}  # a view: it would be saved with all behind it
 
     def load_state_dict(self, state: dict) -> None:
-        """Takes the memory of the state's rows: a CUDA graph is to be captured after it."""
+        """Copies the state's rows to memory of their own: a CUDA graph is to be captured after it."""
         self.reset()
         if (state := state["carried"]) is not None:
             targets = SoftTargets.from_state_dict(state["targets"])
@@ -236,6 +247,11 @@ def _num_rows(name: str, tree) -> int:
 
 def _with_slots(new: Tensor, kept: Tensor, filled: Tensor) -> Tensor:
     """The new rows [n, ...] and K slots: kept rows [K, ...] where filled, else new rows again."""
+    if new.shape[1:] != kept.shape[1:]:
+        raise ValueError(
+            f"x must have rows of shape {list(kept.shape[1:])} like the carried ones, which reset() forgets, "
+            f"got {list(new.shape[1:])}"
+        )
     rows, slots = new.shape[0], kept.shape[0]
     kept, filled = kept.to(new.device), filled.to(new.device)
     if slots <= rows:
@@ -252,4 +268,6 @@ def _append(new: Tensor, kept: Tensor) -> Tensor:
 def _as_triple(y) -> tuple[Tensor, Tensor, Tensor]:
     """Labels or a triple, as a triple whose lam is a tensor [N]."""
     y_a, y_b, lam = (y, y, 1.0) if isinstance(y, Tensor) else y
-    return y_a, y_b, torch.as_tensor(lam, dtype=torch.float32, device=y_a.device).expand(len(y_a))
+    if not isinstance(lam, Tensor):
+        lam = torch.full((), lam, dtype=torch.float32, device=y_a.device)  # filled there: a copy from here would wait
+    return y_a, y_b, lam.to(y_a.device, torch.float32).expand(len(y_a))

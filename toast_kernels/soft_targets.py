@@ -35,7 +35,7 @@ class SoftTargets:
         values: see above; bfloat16, float32 or float64 (logits: any floating dtype).
         entropy: [R], float32 (float64 for float64 values): -sum_c s_rc log s_rc in nats of the row as it is stored,
             after rounding; 0 log 0 is 0.
-        filled: bool [R]. A row that is not filled stands for no target at all; its values and entropy are 0.
+        filled: bool [R]. A row that is not filled stands for no target at all, whatever its values and entropy are.
         num_classes: C.
         indices: int32 [R, k], ascending within each row. Top-k only.
         logsumexp: float64 [R], logsumexp(values / temperature): in float32 its rounding would show in the probabilities

@@ -145,6 +145,7 @@ class BlendedKL(torch.autograd.Function):
             return saved * upstream
         gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
         ctx.plan.scale_(gradient, upstream)
+        torch.autograd.graph.increment_version(saved)  # run again, after a hook that raised, it would be scaled twice
         return gradient
 
 
