@@ -9,9 +9,9 @@ from scipy.special import logsumexp
 
 pytest.importorskip("triton")
 
-from toast_kernels import backends
+from toast_kernels import backends, functional
 from toast_kernels.functional import class_medoids
-from toast_kernels.medoids import op, reference
+from toast_kernels.medoids import reference
 from toast_kernels.medoids import triton as backend
 
 GPU = torch.cuda.is_available()
@@ -333,7 +333,7 @@ def test_a_metric_without_a_fast_formula_gets_exact_costs(metric, monkeypatch):
 @pytest.mark.skipif(GPU, reason="there it is a CompilationError")
 def test_a_metric_without_a_distance_is_refused(monkeypatch):
     monkeypatch.setattr(reference, "METRICS", (*reference.METRICS, "unheard of"))
-    monkeypatch.setattr(op, "METRICS", reference.METRICS)
+    monkeypatch.setattr(functional, "METRICS", reference.METRICS)
     with pytest.raises(Exception, match="exact_costs lacks this metric"):
         one_class(logits(5, 3), "unheard of")
 

@@ -111,19 +111,21 @@ int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
 
   std::vector<int64_t> positions(c.n);
   for (int64_t i = 0; i < c.n; ++i) positions[i] = i;
-  std::vector<double> cost(c.n), bound(c.n, INFINITY);  // which says nothing
+  std::vector<double> cost(c.n), bound(c.n);
   Candidates left{positions.data(), cost.data(), bound.data(), c.n};
+  bool nominated = formula != Formula::none;
   if (formula == Formula::products) {
     std::vector<double> mean(c.x.width);
     const double radius = centre(c, mean.data(), threads);
     // Out of this range squares over- or underflow: nothing is nominated, exact costs alone decide.
-    if (radius > 0x1p-400 && radius < 0x1p400)
-      costs_from_products(c, positions.data(), mean.data(), radius, cost.data(), bound.data());
+    nominated = radius > 0x1p-400 && radius < 0x1p400;
+    if (nominated) costs_from_products(c, positions.data(), mean.data(), radius, cost.data(), bound.data());
   } else if (formula == Formula::columns) {
     costs_by_columns(c, false, cost.data(), bound.data(), threads);
   } else if (formula == Formula::means) {
     costs_from_means(c, metric, cost.data(), bound.data(), threads);
   }
+  if (!nominated) std::fill(bound.begin(), bound.end(), INFINITY);  // which says nothing
   left.count = narrow(c, metric, left, threads);
   const bool few = left.count * c.n * c.x.width <= few_pairs;
   if (formula == Formula::products && !few) return needs_products;  // in float64

@@ -193,8 +193,8 @@ FAULTS = {
         ),
         (
             "distilled rows are counted of the slots",
-            "round(distil_fraction * count)",
-            "round(distil_fraction * len(age))",
+            "counts.mul_(distil_fraction)",
+            "torch.full_like(counts, len(age)).mul_(distil_fraction)",
             REPLAY + "test_distil_fraction_distils_the_hardest_of_the_carried_rows",
         ),
     ],
