@@ -2,8 +2,8 @@
 
     python bench/report.py                 (make bench and make gpu run it)
 
-The tables are of one configuration, the last row's: device, threads, malloc, version of torch. Of its runs the last
-RUNS count: times and ratios are the medians of theirs, brackets go from the lowest 20th to the highest 80th percentile
+The tables are of one configuration, the last row's: device, threads, malloc, version of torch. Of its runs at the commit
+that a suite was last run at the last RUNS count: times and ratios are the medians of theirs, brackets go from the lowest 20th to the highest 80th percentile
 of any. Tables stand in README.md and bench/README.md between <!-- table NAME --> and <!-- end -->. Devices whose name
 starts with NVIDIA or AMD Instinct are GPUs.
 """
@@ -41,10 +41,13 @@ def newest(on_gpu):
 
 
 def last_runs(suite, on_gpu=False):
-    """{(work, size, dtype): {peer: its rows in the last runs}} of the newest configuration, on CPUs or on GPUs; a
-    case's peers are those of the last run that has the case."""
+    """{(work, size, dtype): {peer: its rows in the last runs}} of the newest configuration, on CPUs or on GPUs, and of
+    the commit that the suite was last run at; a case's peers are those of the last run that has the case."""
     wanted = newest(on_gpu)
     rows = [row for row in on_kind(suite, on_gpu) if configuration(row) == wanted]
+    if rows:
+        commit = max(rows, key=lambda row: row["run"])["commit"]
+        rows = [row for row in rows if row["commit"] == commit]
     runs = sorted({row["run"] for row in rows})[-RUNS:]
     cases = {}
     for row in rows:
