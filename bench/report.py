@@ -2,9 +2,10 @@
 
     python bench/report.py                 (make bench and make gpu run it)
 
-The tables are of one configuration, the last row's: device, threads, malloc, version of torch. Of its runs at the commit
-that a suite was last run at the last RUNS count: times and ratios are the medians of theirs, brackets go from the lowest 20th to the highest 80th percentile
-of any. Tables stand in README.md and bench/README.md between <!-- table NAME --> and <!-- end -->. Devices whose name
+The tables are of one configuration, the last row's: device, threads, malloc, version of torch. Of its runs at the
+commit that a suite was last run at the last RUNS count: times and ratios are the medians of theirs, brackets go from
+the lowest 20th to the highest 80th percentile of any. Tables stand in README.md and bench/README.md between
+<!-- table NAME --> and <!-- end -->. Devices whose name
 starts with NVIDIA or AMD Instinct are GPUs.
 """
 
