@@ -235,3 +235,13 @@ def test_each_probability_is_right_to_its_last_bits(kernel):
     exact = softmax(logits[0].double().numpy())[1:]
     roundings = 2.5 if kernel == "cpu" else 2.5 - logits[0, 1:].double().numpy()
     assert (abs(gradient - exact) <= roundings * torch.finfo(torch.float32).eps * exact).all()
+
+
+def test_a_nan_of_any_bits_stays_a_nan_when_the_gradient_is_rounded(kernel):
+    """The NaN whose bits are all 1 would overflow to a number if it were rounded like one."""
+    logits = torch.zeros(2, 40, dtype=torch.bfloat16)
+    soft = SoftTargets.from_probs(torch.full((40, 40), 1 / 40))
+    soft.values[1] = torch.tensor(0x7FFFFFFF, dtype=torch.int32).view(torch.float32)
+    keywords = {"soft_targets": soft, "alpha": 0.5}
+    _, gradient, _ = run(logits, torch.tensor([0, 1]), ONE, keywords, kernel)
+    assert gradient[1].isnan().all() and gradient[0].isfinite().all()

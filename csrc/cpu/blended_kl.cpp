@@ -43,6 +43,14 @@ int thread_number() {
 #endif
 }
 
+// Calls f with value, one of first to last, as a compile-time constant.
+template <int first, int last, class F>
+void with_constant(int value, F&& f) {
+  if constexpr (first < last)
+    if (value != first) return with_constant<first + 1, last>(value, f);
+  f(std::integral_constant<int, first>{});
+}
+
 template <class Real>
 class Kernel {
  public:
@@ -52,8 +60,7 @@ class Kernel {
         upstream_(static_cast<const Real*>(p_.upstream)),
         stats_(static_cast<Real*>(p_.stats)),
         chunks_((p_.classes + kChunk - 1) / kChunk),
-        inverse_t_(Real(1 / p_.temperature)),
-        power_(p_.temperature <= 4 && p_.temperature == std::floor(p_.temperature) ? int(p_.temperature) : 0),
+        power_(p_.temperature <= kMostPower && p_.temperature == std::floor(p_.temperature) ? int(p_.temperature) : 0),
         non_temporal_(p_.rows * p_.classes * size_of(p_.dtype) >=
                       (p_.non_temporal_from < 0 ? half_of_cache() : p_.non_temporal_from)) {}
 
@@ -81,38 +88,44 @@ class Kernel {
   }
 
  private:
-  // Calls f(has_soft, has_past, power) with the row's values as compile-time constants.
+  static constexpr int kMostPower = std::is_same_v<Real, float> ? 4 : 0;  // float64 is not worth as many loops
+
+  // Calls f(tables, power) with the row's values as compile-time constants.
   template <class F>
   void with_shape(const Row<Real>& r, F&& f) const {
-    auto with_power = [&](auto soft) {
-      if (!r.has_past) return f(soft, std::false_type{}, std::integral_constant<int, 1>{});
-      switch (power_) {
-        case 1:
-          return f(soft, std::true_type{}, std::integral_constant<int, 1>{});
-        case 2:
-          return f(soft, std::true_type{}, std::integral_constant<int, 2>{});
-        case 3:
-          return f(soft, std::true_type{}, std::integral_constant<int, 3>{});
-        case 4:
-          return f(soft, std::true_type{}, std::integral_constant<int, 4>{});
-        default:
-          return f(soft, std::true_type{}, std::integral_constant<int, 0>{});
-      }
-    };
-    r.has_soft ? with_power(std::true_type{}) : with_power(std::false_type{});
+    with_constant<0, 2>(r.tables, [&](auto tables) {
+      with_constant<kNoPast, kMostPower>(r.has_past ? power_ : kNoPast, [&](auto power) { f(tables, power); });
+    });
   }
 
-  // The first loop over one chunk of a row.
-  Statistics statistics(const Row<Real>& r, std::int64_t begin, bool keep, Scratch<Real>& scratch) const {
-    Chunk<Real> c = rows_.chunk(r, begin, scratch);
-    if (p_.gradient != nullptr && !non_temporal_)
-      c.prefetch.set(Prefetch::kGradient, p_.gradient, r.index * p_.classes + begin, p_.dtype);
-    Statistics result;
-    with_shape(r, [&](auto soft, auto past, auto power) {
-      result = keep ? chunk_statistics<Real, soft, past, power, true>(c, inverse_t_, scratch.kept_at(begin))
-                    : chunk_statistics<Real, soft, past, power, false>(c, inverse_t_, {});
+  void* gradient_at(std::int64_t i, std::int64_t j) const {
+    return static_cast<char*>(p_.gradient) + (i * p_.classes + j) * size_of(p_.dtype);
+  }
+  std::int64_t width(std::int64_t begin) const { return std::min(kChunk, p_.classes - begin); }
+  Real max(std::int64_t i, std::int64_t begin) const { return chunk_max(rows_.logits(i, begin), width(begin)); }
+
+  // The first loop over the chunk of a row whose largest logit is max.
+  void statistics(const Row<Real>& r, std::int64_t begin, Real max, Scratch<Real>& scratch, Statistics& result) const {
+    Chunk<Real>& c = scratch.chunk_at(begin);
+    rows_.set_chunk(c, r, begin, scratch);
+    with_shape(r, [&](auto tables, auto power) {
+      chunk_statistics<Real, tables, power>(c, max, Real(p_.temperature), scratch.kept_at(begin), result);
     });
-    return result;
+  }
+
+  // Of a row of which these are the chunks; merged is where it may be put.
+  const Statistics& total(const Statistics* by_chunk, Statistics& merged) const {
+    if (chunks_ == 1) return *by_chunk;
+    merged = by_chunk[0];
+    for (std::int64_t k = 1; k < chunks_; ++k) merged.merge(by_chunk[k], p_.temperature);
+    return merged;
+  }
+
+  // Mass of a row's class term, or of its past term.
+  static double mass(const Row<Real>& r, const Statistics& s, bool past) {
+    double mass = r.sparse_mass[past];
+    for (int k = 0; k < r.tables; ++k) mass += (r.dense[k] == kPast) == past ? s.dense[k] : 0;
+    return mass;
   }
 
   // log softmax(z_i)_y
@@ -120,16 +133,37 @@ class Kernel {
     return double(rows_.logit(i, y)) - s.max - std::log(s.sum);
   }
 
-  double loss(const Row<Real>& r, const Statistics& s) const {
+  double loss(const Row<Real>& r, const Statistics& s, Scratch<Real>& scratch) const {
     if (!r.used) return 0;
     if (s.sum != s.sum) return s.sum;  // a NaN logit, even where the row's weight is 0
     const double t = p_.temperature;
-    double total = r.has_soft || r.has_past ? -s.dot : 0;
-    if (s.class_mass != 0) total += s.class_mass * std::log(s.sum);
-    for (int k = 0; k < r.labels; ++k)
-      if (r.hard[k] != 0) total -= r.hard[k] * log_probability(r.index, r.label[k], s);
-    if (r.has_past) total += s.past_mass * t * std::log(s.sum_at_t) - double(r.past_scale) * t * r.past_entropy;
+    double dot = s.dot;
+    r.each_listed(0, p_.classes, [&](std::int64_t j, double mass) {
+      if (mass != 0) dot += mass * (double(rows_.logit(r.index, j)) - s.max);
+    });
+    if (dot != dot) dot = guarded_dot(r, s.max, scratch);
+    double total = -dot;
+    if (const double m = mass(r, s, false); m != 0) total += m * std::log(s.sum);
+    if (r.has_past) total += mass(r, s, true) * t * std::log(s.sum_at_t) - double(r.scale[kPast]) * t * r.past_entropy;
     return total;
+  }
+
+  // The sum of mass times (z - max) where a mass of 0 met a logit of -inf: that is 0 here.
+  double guarded_dot(const Row<Real>& r, double max, Scratch<Real>& scratch) const {
+    using V = Vec<Real>;
+    WideSum<Real> dot;
+    const V shift = V::broadcast(Real(max)), zero = V::broadcast(0);
+    for (std::int64_t begin = 0; begin < p_.classes; begin += kChunk) {
+      const std::int64_t n = width(begin);
+      Real* mass = scratch.dense[0];
+      rows_.mass(r, begin, n, mass, scratch.spare);
+      const Input<Real> z = rows_.logits(r.index, begin);
+      const Input<Real> t = in_buffer(mass);
+      each_vec<V::lanes>(0, n, [&](std::int64_t j, int m) TOAST_INLINED {
+        dot.add(fma_nonzero(t.load(j, m), z.load(j, m) - shift, zero));
+      });
+    }
+    return dot.total();
   }
 
   void write_stats(const Row<Real>& r, const Statistics* by_chunk, const Statistics& s) const {
@@ -143,7 +177,7 @@ class Kernel {
     if (p_.target == nullptr) {
       Real buffer[1];
       for (std::int64_t j = 0; j < p_.classes; ++j)
-        if (const double mass = *r.target[0].chunk(j, 1, buffer); mass != 0)
+        if (const double mass = *r.soft[kSoft].chunk(j, 1, buffer); mass != 0)
           cross_entropy -= mass * log_probability(i, j, s);
     }
     stats_[i] = Real(cross_entropy);
@@ -182,38 +216,32 @@ class Kernel {
   // The second loop over one chunk of a row, from what the first kept of it.
   void gradient(const Row<Real>& r, std::int64_t begin, const Statistics& chunk, const Statistics& total,
                 Scratch<Real>& scratch) const {
-    const std::int64_t n = std::min(kChunk, p_.classes - begin);
-    with_dtype(p_.dtype, [&](auto zero) {
-      using T = decltype(zero);
-      T* out = static_cast<T*>(p_.gradient) + r.index * p_.classes + begin;
-      if (!r.used) {
-        std::fill(out, out + n, T{});
-      } else if constexpr (std::is_same_v<T, Real>) {
-        compute_gradient(r, begin, n, chunk, total, scratch.kept_at(begin), non_temporal_ ? scratch.gradient : out);
-        if (non_temporal_) copy_non_temporal(scratch.gradient, n * sizeof(T), out);
-      } else {
-        compute_gradient(r, begin, n, chunk, total, scratch.kept_at(begin), scratch.gradient);
-        T* rounded = non_temporal_ ? reinterpret_cast<T*>(scratch.spare) : out;
-        round_to(scratch.gradient, n, rounded);
-        if (non_temporal_) copy_non_temporal(rounded, n * sizeof(T), out);
-      }
-    });
-  }
+    const std::int64_t bytes = width(begin) * size_of(p_.dtype);
+    void* const out = gradient_at(r.index, begin);
+    if (!r.used) {
+      std::memset(out, 0, bytes);
+      return;
+    }
+    const auto [ahead, next] = rows_.after(r.index, begin, 1);
+    Output<Real> to{p_.dtype, out, gradient_at(ahead, next)};
+    if (non_temporal_) to.at = scratch.gradient, to.ahead = to.at;
 
-  void compute_gradient(const Row<Real>& r, std::int64_t begin, std::int64_t n, const Statistics& chunk,
-                        const Statistics& total, const Kept<Real>& kept, Real* out) const {
+    const Chunk<Real>& c = scratch.chunk_at(begin);
     const double upstream = upstream_ == nullptr ? 1 : double(upstream_[r.index * p_.upstream_stride]);
-    double class_mass = total.class_mass;
-    for (int k = 0; k < r.labels; ++k) class_mass += r.hard[k];
-    const Real coef_p = Real(upstream * class_mass / total.sum * chunk.relative_to(total));
+    const Real coef_p = Real(upstream * mass(r, total, false) / total.sum * chunk.relative_to(total));
     Real coef_e = 0;
     if (r.has_past)
-      coef_e = Real(upstream * total.past_mass / total.sum_at_t * chunk.relative_to(total, p_.temperature));
-    with_shape(r, [&](auto soft, auto past, auto power) {
-      chunk_gradient<Real, soft, past, power>(kept, n, coef_p, coef_e, Real(upstream), out);
+      coef_e = Real(upstream * mass(r, total, true) / total.sum_at_t * chunk.relative_to(total, p_.temperature));
+    with_shape(r, [&](auto tables, auto power) {
+      const ChunkGradient<Real, tables, power> second(c, scratch.kept_at(begin), coef_p, coef_e, Real(upstream));
+      second.write(to);
+      Real* const listed = scratch.listed - begin;
+      r.each_listed(begin, begin + c.n, [&](std::int64_t j, double mass) { listed[j] += Real(upstream * mass); });
+      r.each_listed(begin, begin + c.n, [&](std::int64_t j, double) {
+        if (listed[j] != 0) to.store_one(second.of(j - begin) - std::exchange(listed[j], Real(0)), j - begin);
+      });
     });
-    for (int k = 0; k < r.labels; ++k)
-      if (r.label[k] >= begin && r.label[k] < begin + n) out[r.label[k] - begin] -= Real(upstream * r.hard[k]);
+    if (non_temporal_) copy_non_temporal(scratch.gradient, bytes, out);
   }
 
   bool needs_statistics(const Row<Real>& r) const { return r.used || stats_ != nullptr; }
@@ -225,20 +253,26 @@ class Kernel {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       Scratch<Real>& own = scratch[thread_number()];
-      const bool keep = own.whole_row;
+      std::int64_t next = -1;
+      Real next_max = 0;
+      Statistics again;
 #pragma omp for schedule(dynamic, grain)
       for (std::int64_t i = 0; i < p_.rows; ++i) {
         const Row<Real> r = rows_.row(i);
-        Statistics total;
+        Real largest = i == next ? next_max : max(i, 0);
         for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
-          own.by_chunk[k] = statistics(r, k * kChunk, keep, own);
-          k == 0 ? void(total = own.by_chunk[k]) : total.merge(own.by_chunk[k], p_.temperature);
+          statistics(r, k * kChunk, largest, own, own.by_chunk[k]);
+          if (k + 1 < chunks_) largest = max(i, (k + 1) * kChunk);
         }
-        losses[i] = loss(r, total);
-        if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), total);
+        // While the row's sums and quotients are on their way the next row's maximum is found.
+        if (i + 1 < p_.rows) next_max = max(next = i + 1, 0);
+        Statistics merged;
+        const Statistics& s = total(own.by_chunk.data(), merged);
+        losses[i] = loss(r, s, own);
+        if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), s);
         for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
-          if (!keep && r.used) statistics(r, k * kChunk, true, own);
-          gradient(r, k * kChunk, own.by_chunk[k], total, own);
+          if (!own.whole_row && r.used) statistics(r, k * kChunk, Real(own.by_chunk[k].max), own, again);
+          gradient(r, k * kChunk, own.by_chunk[k], s, own);
         }
       }
       if (non_temporal_) non_temporal_fence();
@@ -254,15 +288,15 @@ class Kernel {
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       Scratch<Real>& own = scratch[thread_number()];
+      Statistics again;
 #pragma omp for schedule(static)
       for (std::int64_t k = 0; k < p_.rows * chunks_; ++k)
         if (const Row<Real>& r = rows[k / chunks_]; needs_statistics(r))
-          by_chunk[k] = statistics(r, k % chunks_ * kChunk, false, own);
+          statistics(r, k % chunks_ * kChunk, max(r.index, k % chunks_ * kChunk), own, by_chunk[k]);
 #pragma omp single
       for (std::int64_t i = 0; i < p_.rows; ++i) {
-        totals[i] = by_chunk[i * chunks_];
-        for (std::int64_t k = 1; k < chunks_; ++k) totals[i].merge(by_chunk[i * chunks_ + k], p_.temperature);
-        losses[i] = loss(rows[i], totals[i]);
+        totals[i] = total(&by_chunk[i * chunks_], totals[i]);
+        losses[i] = loss(rows[i], totals[i], own);
         if (stats_ != nullptr) write_stats(rows[i], &by_chunk[i * chunks_], totals[i]);
       }
       if (p_.gradient != nullptr) {
@@ -270,7 +304,7 @@ class Kernel {
         for (std::int64_t k = 0; k < p_.rows * chunks_; ++k) {
           const Row<Real>& r = rows[k / chunks_];
           const std::int64_t begin = k % chunks_ * kChunk;
-          if (r.used) statistics(r, begin, true, own);
+          if (r.used) statistics(r, begin, Real(by_chunk[k].max), own, again);
           gradient(r, begin, by_chunk[k], totals[r.index], own);
         }
       }
@@ -283,7 +317,6 @@ class Kernel {
   const Real* upstream_;
   Real* stats_;
   const std::int64_t chunks_;
-  const Real inverse_t_;
   const int power_;
   const bool non_temporal_;
 };

@@ -5,49 +5,23 @@
 #include <cstdint>
 #include <limits>
 
-#include "cpu/simd.h"
-#include "dtype.h"
+#include "cpu/convert.h"
 
 namespace toast {
 namespace TOAST_ISA {
 
 constexpr std::int64_t kChunk = 2048;  // classes; a fixed size, so that results do not depend on the threads
 
-// Software prefetch while a chunk is worked on, since the hardware's stops at the end of a page: of the next chunk's
-// logits, soft target and past, and of this chunk's gradient, whose lines a store reads first. An absent one repeats
-// the logits: four prefetches without a branch are the fastest.
-class Prefetch {
- public:
-  enum Which { kLogits, kSoft, kPast, kGradient, kCount };
-
-  Prefetch() = default;
-  Prefetch(const void* logits, std::int64_t element, DType dtype) {
-    for (int which = 0; which < kCount; ++which) set(Which(which), logits, element, dtype);
-  }
-  void set(Which which, const void* values, std::int64_t element, DType dtype) {
-    bytes_[which] = size_of(dtype);
-    from_[which] = static_cast<const char*>(values) + element * bytes_[which];
-  }
-  void issue(std::int64_t element) const {
-#if defined(__GNUC__)
-    for (int which = 0; which < kCount; ++which) __builtin_prefetch(from_[which] + element * bytes_[which], 0, 2);
-#endif
-  }
-
- private:
-  const char* from_[kCount];
-  std::int64_t bytes_[kCount];  // of an element
-};
-
-// A chunk of a row: logits z, and target mass t = a s (class term) + b q (past term), with s or q absent.
+// A chunk of a row: logits z, and the mass t_j that class j has: `uniform`, and of each dense table (at most two) a
+// probability times its scale. What few classes have besides (labels, top-k lists) is the row's.
 template <class Real>
 struct Chunk {
-  const Real* z;
-  const Real* s = nullptr;
-  const Real* q = nullptr;
-  Real a = 0, b = 0;
   std::int64_t n;
-  Prefetch prefetch;
+  Input<Real> z;
+  Input<Real> dense[2] = {};
+  Real scale[2] = {};
+  Real uniform;
+  bool spread;  // uniform is not 0
 };
 
 // What the first loop leaves for the second, each with room for n rounded up to a whole Vec.
@@ -55,17 +29,17 @@ template <class Real>
 struct Kept {
   Real* p = nullptr;  // exp(z - max)
   Real* e = nullptr;  // exp((z - max) / T), with a past only; p is written only where it is not a power of e
-  Real* t = nullptr;  // a s + b q, where there is one
+  Real* t = nullptr;  // the mass, where there are two tables; a single one is read again
 };
 
 // What the first loop finds for a chunk, or several. Exponentials are relative to max.
 struct Statistics {
   double max = -std::numeric_limits<double>::infinity();
-  double sum = 0;         // of exp(z - max)
-  double sum_at_t = 0;    // of exp((z - max) / T)
-  double dot = 0;         // of t (z - max)
-  double class_mass = 0;  // of a s
-  double past_mass = 0;   // of b q
+  double sum = 0;        // of exp(z - max)
+  double sum_at_t = 0;   // of exp((z - max) / T)
+  double dot = 0;        // of t (z - max); NaN where 0 meets -inf
+  double mass = 0;       // of t
+  double dense[2] = {};  // of each table's part of t
 
   // exp(max - other.max): what turns sums relative to max into sums relative to other.max
   double relative_to(const Statistics& other, double temperature = 1) const {
@@ -81,114 +55,154 @@ struct Statistics {
     max = high.max;
     sum = high.sum + (empty ? low.sum : low.sum * low.relative_to(high));
     sum_at_t = high.sum_at_t + (empty ? low.sum_at_t : low.sum_at_t * low.relative_to(high, temperature));
-    dot = high.dot + low.dot + (empty ? 0 : (low.max - high.max) * (low.class_mass + low.past_mass));
-    class_mass += next.class_mass;
-    past_mass += next.past_mass;
+    dot = high.dot + low.dot + (empty ? 0 : (low.max - high.max) * low.mass);
+    mass += next.mass;
+    for (int k = 0; k < 2; ++k) dense[k] += next.dense[k];
   }
 };
 
 template <class Real>
-Real chunk_max(const Real* z, std::int64_t n) {
+Real chunk_max(const Input<Real>& z, std::int64_t n) {
   using V = Vec<Real>;
   constexpr int lanes = V::lanes;
-  const V lowest = V::broadcast(-std::numeric_limits<Real>::infinity());
-  V m0 = lowest, m1 = lowest, m2 = lowest, m3 = lowest;
+  constexpr Real lowest = -std::numeric_limits<Real>::infinity();
+  V m0 = V::broadcast(lowest), m1 = m0, m2 = m0, m3 = m0;
   std::int64_t j = 0;
   for (; j + 4 * lanes <= n; j += 4 * lanes) {
-    m0 = max(V::load(z + j), m0);
-    m1 = max(V::load(z + j + lanes), m1);
-    m2 = max(V::load(z + j + 2 * lanes), m2);
-    m3 = max(V::load(z + j + 3 * lanes), m3);
+    m0 = max(z.load(j), m0);
+    m1 = max(z.load(j + lanes), m1);
+    m2 = max(z.load(j + 2 * lanes), m2);
+    m3 = max(z.load(j + 3 * lanes), m3);
   }
-  for (; j + lanes <= n; j += lanes) m0 = max(V::load(z + j), m0);
-  if (const int rest = int(n - j)) m1 = max(load_first(z + j, rest, -std::numeric_limits<Real>::infinity()), m1);
+  each_vec<lanes>(j, n, [&](std::int64_t i, int m) TOAST_INLINED { m0 = max(z.load(i, m, lowest), m0); });
   return lane_max(max(max(m0, m1), max(m2, m3)));
 }
 
-// The first loop. Where T is a small integer Power is T and exp(z) = exp(z / T)^T costs no second exponential; else
-// Power is 0. Nothing is kept unless Keep.
-template <class Real, bool Soft, bool Past, int Power, bool Keep>
-Statistics chunk_statistics(const Chunk<Real>& c, Real inverse_t, const Kept<Real>& kept) {
+// e^Power
+template <int Power, class V>
+V to_the_power(V e) {
+  V p = e;
+  for (int i = 1; i < Power; ++i) p = p * e;
+  return p;
+}
+
+constexpr int kNoPast = -1;  // as a Power; 0: any T; else T, and exp(z) = exp(z / T)^T costs no second exponential
+
+// The first loop, of a chunk whose largest logit is max.
+template <class Real, int Tables, int Power>
+void chunk_statistics(const Chunk<Real>& chunk, Real max, Real temperature, const Kept<Real>& kept_at,
+                      Statistics& result) {
   using V = Vec<Real>;
   constexpr int lanes = V::lanes;
-  Statistics result;
-  result.max = chunk_max(c.z, c.n);
+  const Chunk<Real> c = chunk;  // and a copy of its own of this, which no store can change
+  const Kept<Real> kept = kept_at;
   // A chunk of -inf alone would subtract -inf from itself. A NaN that the maximum passed over shows in the sums.
-  const bool empty = result.max == -std::numeric_limits<double>::infinity();
-  const V shift = V::broadcast(empty ? Real(0) : Real(result.max));
-  const V inverse = V::broadcast(inverse_t), a = V::broadcast(c.a), b = V::broadcast(c.b);
-  const V zero = V::broadcast(0);
-  const Prefetch prefetch = c.prefetch;
+  const V shift = V::broadcast(max == -std::numeric_limits<Real>::infinity() ? Real(0) : max);
+  const V uniform = V::broadcast(c.uniform);
+  const V scale[2] = {V::broadcast(c.scale[0]), V::broadcast(c.scale[1])};
   // Added up in blocks: rounding grows with how many a lane adds up one after the other.
   struct Sums {
-    V p = V::broadcast(0), e = p, dot = p, s = p, q = p;
+    V p = V::broadcast(0), e = p, dot = p, dense[2] = {p, p};
   } total;
-  auto step = [&](Sums& sum, V z, V s, V q, std::int64_t j) {
-    prefetch.issue(j);
-    const V d = z - shift;
-    V e = zero, p;
-    if constexpr (Past) {
-      e = exp(d * inverse);
-      p = Power == 0 ? exp(d) : e;
-      for (int i = 1; i < Power; ++i) p = p * e;
-      sum.e = sum.e + e;
-      sum.q = sum.q + q;
-    } else {
+  const auto step = [&](Sums& sum, std::int64_t j, int n) TOAST_INLINED {
+    V d = c.z.load_and_prefetch(j, n, -std::numeric_limits<Real>::infinity()) - shift, p;
+    if constexpr (Power == kNoPast) {
       p = exp(d);
+    } else {
+      const V e = exp_over(d, temperature);
+      sum.e = sum.e + e;
+      e.store(kept.e + j);
+      p = Power == 0 ? exp(d) : to_the_power<Power>(e);
     }
     sum.p = sum.p + p;
-    if constexpr (Soft) sum.s = sum.s + s;
-    V t = zero;
-    if constexpr (Past) t = b * q;
-    if constexpr (Soft) t = Past ? fma(a, s, t) : a * s;
-    if constexpr (Soft || Past) sum.dot = fma_nonzero(t, d, sum.dot);
-    if constexpr (Keep && (!Past || Power == 0)) p.store(kept.p + j);
-    if constexpr (Keep && Past) e.store(kept.e + j);
-    if constexpr (Keep && (Soft || Past)) t.store(kept.t + j);
+    if constexpr (Power <= 0) p.store(kept.p + j);
+    if (n < lanes) d = keep_first(d, n, Real(0));
+    if constexpr (Tables == 0) {
+      if (c.spread) sum.dot = sum.dot + d;
+      return;
+    }
+    V t = uniform;
+    for (int k = 0; k < Tables; ++k) {
+      const V probability = c.dense[k].load_and_prefetch(j, n);
+      sum.dense[k] = sum.dense[k] + probability;
+      t = fma(scale[k], probability, t);
+    }
+    if constexpr (Tables == 2) t.store(kept.t + j);
+    sum.dot = fma(t, d, sum.dot);
   };
   for (std::int64_t j = 0; j < c.n;) {
     const std::int64_t end = std::min(c.n, j + 16 * lanes);
     Sums block;
-    for (; j + lanes <= end; j += lanes)
-      step(block, V::load(c.z + j), Soft ? V::load(c.s + j) : zero, Past ? V::load(c.q + j) : zero, j);
-    if (const int rest = int(end - j)) {
-      step(block, load_first(c.z + j, rest, -std::numeric_limits<Real>::infinity()),
-           Soft ? load_first(c.s + j, rest, Real(0)) : zero, Past ? load_first(c.q + j, rest, Real(0)) : zero, j);
-      j = end;
-    }
-    total = {total.p + block.p, total.e + block.e, total.dot + block.dot, total.s + block.s, total.q + block.q};
+    each_vec<lanes>(j, end, [&](std::int64_t i, int n) TOAST_INLINED { step(block, i, n); });
+    j = end;
+    total = {total.p + block.p,
+             total.e + block.e,
+             total.dot + block.dot,
+             {total.dense[0] + block.dense[0], total.dense[1] + block.dense[1]}};
   }
+  c.z.prefetch(c.n - 1);
+  for (int k = 0; k < Tables; ++k) c.dense[k].prefetch(c.n - 1);
+
+  result.max = max;
   result.sum = lane_sum(total.p);
-  if constexpr (Past) result.sum_at_t = lane_sum(total.e);
-  if constexpr (Soft || Past) result.dot = lane_sum(total.dot);
-  if constexpr (Soft) result.class_mass = double(c.a) * lane_sum(total.s);
-  if constexpr (Past) result.past_mass = double(c.b) * lane_sum(total.q);
-  return result;
+  result.sum_at_t = Power == kNoPast ? 0 : lane_sum(total.e);
+  result.mass = double(c.uniform) * double(c.n);
+  for (int k = 0; k < Tables; ++k) result.mass += result.dense[k] = double(c.scale[k]) * lane_sum(total.dense[k]);
+  result.dot = Tables > 0 ? lane_sum(total.dot) : c.spread ? double(c.uniform) * lane_sum(total.dot) : 0;
 }
 
-// The second loop: out[n] = coef_p p + coef_e e - coef_t t
-template <class Real, bool Soft, bool Past, int Power>
-void chunk_gradient(const Kept<Real>& kept, std::int64_t n, Real coef_p, Real coef_e, Real coef_t, Real* out) {
+// The second loop: coef_p p + coef_e e - coef_t t.
+template <class Real, int Tables, int Power>
+class ChunkGradient {
+ public:
+  ChunkGradient(const Chunk<Real>& c, const Kept<Real>& kept, Real coef_p, Real coef_e, Real coef_t)
+      : n_(c.n),
+        kept_(kept),
+        dense_(c.dense[0]),
+        coef_p_(V::broadcast(coef_p)),
+        coef_e_(V::broadcast(coef_e)),
+        coef_t_(V::broadcast(-coef_t * (Tables == 2 ? Real(1) : c.scale[0]))),
+        uniform_(V::broadcast(-coef_t * c.uniform)) {}
+
+  void write(const Output<Real>& out) const {
+    const ChunkGradient own = *this;  // which no store can change
+    const Output<Real> to = out;
+    each_vec<lanes>(0, own.n_, [&](std::int64_t j, int n) TOAST_INLINED { to.store_and_prefetch(own.at(j, n), j, n); });
+    to.prefetch(own.n_ - 1);
+  }
+
+  // Of one class, before it is rounded to what is stored.
+  Real of(std::int64_t j) const {
+    Real lane[lanes];
+    const std::int64_t begin = j / lanes * lanes;
+    at(begin, int(std::min<std::int64_t>(n_ - begin, lanes))).store(lane);
+    return lane[j % lanes];
+  }
+
+ private:
   using V = Vec<Real>;
-  constexpr int lanes = V::lanes;
-  const V by_p = V::broadcast(coef_p), by_e = V::broadcast(coef_e), by_t = V::broadcast(-coef_t);
-  auto step = [&](std::int64_t j) {
-    V g;
-    if constexpr (Past) {
-      const V e = V::load(kept.e + j);
-      V p = Power == 0 ? V::load(kept.p + j) : e;
-      for (int i = 1; i < Power; ++i) p = p * e;
-      g = fma(by_e, e, by_p * p);
-    } else {
-      g = by_p * V::load(kept.p + j);
+  static constexpr int lanes = V::lanes;
+
+  TOAST_INLINE V at(std::int64_t j, int n) const {
+    V g = uniform_;  // less the mass
+    if constexpr (Tables == 1) g = fma(coef_t_, dense_.load(j, n), g);
+    if constexpr (Tables == 2) g = coef_t_ * V::load(kept_.t + j);
+    if constexpr (Power <= 0) g = fma(coef_p_, V::load(kept_.p + j), g);
+    if constexpr (Power == 0) g = fma(coef_e_, V::load(kept_.e + j), g);
+    if constexpr (Power > 0) {
+      const V e = V::load(kept_.e + j);
+      V factor = coef_p_ + coef_e_;
+      if constexpr (Power > 1) factor = fma(coef_p_, to_the_power<Power - 1>(e), coef_e_);
+      g = fma(factor, e, g);
     }
-    if constexpr (Soft || Past) g = fma(by_t, V::load(kept.t + j), g);
     return g;
-  };
-  std::int64_t j = 0;
-  for (; j + lanes <= n; j += lanes) step(j).store(out + j);
-  if (const int rest = int(n - j)) store_first(step(j), out + j, rest);
-}
+  }
+
+  std::int64_t n_;
+  Kept<Real> kept_;
+  Input<Real> dense_;
+  V coef_p_, coef_e_, coef_t_, uniform_;
+};
 
 }  // namespace TOAST_ISA
 }  // namespace toast

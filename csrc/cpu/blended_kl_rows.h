@@ -19,27 +19,28 @@
 namespace toast {
 namespace TOAST_ISA {
 
-// Rows up to this many classes keep their exponentials and target between the two loops; that of a longer row would
-// fall out of the second-level cache, and the first loop runs again.
+// Rows up to this many classes keep their exponentials and mass between the two loops; those of a longer row would fall
+// out of the second-level cache, and the first loop runs again.
 constexpr std::int64_t kKeptRow = 32768;
 
 // A thread's working memory.
 template <class Real>
 struct Scratch {
   Scratch(std::int64_t classes, std::int64_t chunks, bool keep, bool past)
-      : by_chunk(chunks), whole_row(keep && classes <= kKeptRow) {
+      : by_chunk(chunks), chunks(chunks), whole_row(keep && classes <= kKeptRow) {
     constexpr std::int64_t lanes = Vec<Real>::lanes;
     const auto padded = [&](std::int64_t n) { return (n + lanes - 1) / lanes * lanes; };
     const std::int64_t chunk = padded(std::min(classes, kChunk)), row = whole_row ? padded(classes) : chunk;
-    const std::int64_t total = 5 * chunk + (keep ? (past ? 3 : 2) * row : 0);
+    const std::int64_t total = 5 * chunk + (past ? 3 : 2) * row;
     memory.reset(static_cast<Real*>(std::aligned_alloc(64, total * sizeof(Real))));
     if (memory == nullptr) throw std::bad_alloc();
     Real* next = memory.get();
-    for (Real** buffer : {&z, &s, &q, &spare, &gradient}) *buffer = std::exchange(next, next + chunk);
-    if (!keep) return;
+    for (Real** buffer : {&dense[0], &dense[1], &spare, &gradient, &listed})
+      *buffer = std::exchange(next, next + chunk);
     kept.p = std::exchange(next, next + row);
     kept.t = std::exchange(next, next + row);
     if (past) kept.e = next;
+    std::fill(listed, listed + chunk, Real(0));
   }
 
   // Where the chunk that begins there is kept.
@@ -47,33 +48,55 @@ struct Scratch {
     const std::int64_t at = whole_row ? begin : 0;
     return {kept.p + at, kept.e + at, kept.t + at};
   }
+  Chunk<Real>& chunk_at(std::int64_t begin) { return chunks[begin / kChunk]; }
 
   struct Free {
     void operator()(Real* p) const { std::free(p); }
   };
   std::vector<Statistics> by_chunk;  // of the row
+  std::vector<Chunk<Real>> chunks;   // of the row
   const bool whole_row;              // kept holds all of a row, else only its last chunk
   std::unique_ptr<Real, Free> memory;
-  Real *z, *s, *q, *spare, *gradient;  // [chunk] each
+  Real *dense[2], *spare, *gradient;  // [chunk] each
+  Real* listed;                       // [chunk]: zeros, but while listed mass is added up in it
   Kept<Real> kept;
 };
+
+// Where mass comes from: the soft row of the first or second label (or the row of probabilities), the past, or all that
+// the class term has besides the labels, summed.
+enum Source { kSoft, kSoftB, kPast, kClassTerm };
 
 // A row as the formulas see it, scaled by the reduction.
 template <class Real>
 struct Row {
   std::int64_t index;
-  bool used = false;
+  bool used = false, has_past = false;
   int labels = 0;
   std::int64_t label[2];
-  double hard[2];           // mass at label
-  Real soft[2];             // weight of S[label]; 0 where it is not filled
-  Real smooth = 0;          // mass that label smoothing gives each class, times its class weight
-  SoftRow<Real> target[2];  // S[label], or the row of probabilities
-  bool has_soft = false;    // the class term has more than its hard mass
-  bool has_past = false;
-  SoftRow<Real> past;
-  Real past_scale = 0;  // lambda T / P
+  double hard[2];         // mass at label
+  Real smooth = 0;        // mass that label smoothing gives each class, times its class weight
+  SoftRow<Real> soft[3];  // by Source
+  Real scale[3] = {};     // of their probabilities: lambda T / P for the past; 0 where there is none
   double past_entropy = 0;
+
+  // The same mass as the loops take it. Listed: classes that are worked on one by one.
+  double uniform = 0;
+  Source dense[2], listed[3];
+  int tables = 0, lists = 0;
+  double sparse_mass[2] = {};  // all that is not dense, of the class term and of the past
+
+  // Calls f(class, mass) for the labels and the listed classes of [begin, end), which may be the same: mass that they
+  // have besides the uniform and the dense.
+  template <class F>
+  void each_listed(std::int64_t begin, std::int64_t end, F&& f) const {
+    for (int k = 0; k < labels; ++k)
+      if (label[k] >= begin && label[k] < end) f(label[k], hard[k]);
+    for (int k = 0; k < lists; ++k) {
+      const double each = scale[listed[k]], tail = soft[listed[k]].tail();
+      soft[listed[k]].each_listed(begin, end,
+                                  [&](std::int64_t j, Real listed) { f(j, each * (double(listed) - tail)); });
+    }
+  }
 };
 
 template <class Real>
@@ -97,8 +120,8 @@ class Rows {
     const double eps = p_.label_smoothing;
     double smooth = 0;
     if (p_.target == nullptr) {
-      r.target[0] = SoftRow<Real>(p_.probabilities, i, p_.classes);
-      r.has_soft = true;
+      r.soft[kSoft] = SoftRow<Real>(p_.probabilities, i, p_.classes);
+      r.scale[kSoft] = Real(class_scale_ * (1 - eps));
       smooth = eps;
     }
     for (int which = 0; which < 2 && labels(which) != nullptr; ++which) {
@@ -110,54 +133,80 @@ class Rows {
       const int k = r.labels++;
       r.label[k] = y;
       r.hard[k] = class_scale_ * share * (1 - alpha) * (1 - eps) * weight_of(y);
-      r.soft[k] = 0;
+      r.sparse_mass[0] += r.hard[k];
       if (alpha != 0) {
-        r.soft[k] = Real(class_scale_ * share * alpha * weight_of(y));
-        r.target[k] = SoftRow<Real>(p_.soft, y, p_.classes);
-        r.has_soft = true;
+        r.scale[which] = Real(class_scale_ * share * alpha * weight_of(y));
+        r.soft[which] = SoftRow<Real>(p_.soft, y, p_.classes);
       }
       smooth += share * (1 - alpha) * eps;
     }
     r.smooth = Real(class_scale_ * smooth / double(p_.classes));
-    r.has_soft = r.has_soft || r.smooth != 0;
     r.has_past = has_past(i);
     if (r.has_past) {
       const std::int64_t row = p_.past_index[i];
-      r.past = SoftRow<Real>(p_.past, row, p_.classes);
-      r.past_scale = Real(past_term_scale_ * p_.past_weight * p_.temperature);
+      r.soft[kPast] = SoftRow<Real>(p_.past, row, p_.classes);
+      r.scale[kPast] = Real(past_term_scale_ * p_.past_weight * p_.temperature);
       r.past_entropy = double(static_cast<const Real*>(p_.past.entropy)[row]);
     }
+    lay_out(r);
     return r;
   }
 
-  Chunk<Real> chunk(const Row<Real>& r, std::int64_t begin, Scratch<Real>& scratch) const {
-    Chunk<Real> c;
+  // Sets a chunk to what the loops read. Mass that is computed goes where it lasts until the second loop, if that reads
+  // it. (Set in place, as Statistics are: a copy would be loaded before what was stored has arrived.)
+  void set_chunk(Chunk<Real>& c, const Row<Real>& r, std::int64_t begin, Scratch<Real>& scratch) const {
     c.n = std::min(kChunk, p_.classes - begin);
-    const bool last = begin + c.n == p_.classes;
-    c.prefetch = last ? prefetch(std::min(r.index + 1, p_.rows - 1), 0) : prefetch(r.index, begin + c.n);
-    c.z = as_real(p_.dtype, p_.logits, r.index * p_.stride + begin, c.n, scratch.z);
-    if (r.has_soft) class_target(r, begin, c, scratch);
-    if (r.has_past) {
-      c.q = r.past.chunk(begin, c.n, scratch.q);
-      c.b = r.past_scale;
+    const auto [ahead, next] = after(r.index, begin, p_.classes <= kChunk ? 2 : 1);
+    c.z = {p_.dtype, logits_at(r.index, begin), logits_at(ahead, next)};
+    c.uniform = Real(r.uniform);
+    c.spread = c.uniform != 0;
+    for (int k = 0; k < r.tables; ++k) {
+      const Source source = r.dense[k];
+      Real* buffer = r.tables == 1 ? scratch.kept_at(begin).t : scratch.dense[k];
+      if (source == kClassTerm) {
+        class_mass(r, begin, c.n, buffer, scratch.spare);
+        c.dense[k] = in_buffer<Real>(buffer);
+        c.scale[k] = 1;
+      } else {
+        c.dense[k] = r.soft[source].chunk(begin, c.n, buffer, table_row(source, r.index, ahead), next);
+        c.scale[k] = r.scale[source];
+      }
     }
-    return c;
   }
 
-  // Of all that the chunk of row i beginning there is computed from.
-  Prefetch prefetch(std::int64_t i, std::int64_t begin) const {
-    Prefetch result(p_.logits, i * p_.stride + begin, p_.dtype);
-    const auto set = [&](Prefetch::Which which, const SoftRows& table, std::int64_t row) {
-      if (table.values != nullptr && table.indices == nullptr)
-        result.set(which, table.values, row * table.stride + begin, table.dtype);
-    };
-    if (p_.target == nullptr)
-      set(Prefetch::kSoft, p_.probabilities, i);
-    else if (p_.target[i] != p_.ignore_index)
-      set(Prefetch::kSoft, p_.soft, p_.target[i]);
-    if (has_past(i)) set(Prefetch::kPast, p_.past, p_.past_index[i]);
-    return result;
+  // What to prefetch while a chunk is worked on, as many elements: {row, class}. A row of one chunk is over before
+  // memory has answered, so that its logits and tables are those of the row after next.
+  std::pair<std::int64_t, std::int64_t> after(std::int64_t i, std::int64_t begin, std::int64_t rows) const {
+    const std::int64_t n = std::min(kChunk, p_.classes - begin);
+    if (begin + n == p_.classes) return {std::min(i + rows, p_.rows - 1), 0};
+    return {i, std::min(begin + n, p_.classes - n)};
   }
+
+  // Mass of the class term without the labels' hard mass, class by class.
+  void class_mass(const Row<Real>& r, std::int64_t begin, std::int64_t n, Real* mass, Real* spare) const {
+    std::fill(mass, mass + n, r.smooth);
+    const auto add = [&](Source source) {
+      if (r.scale[source] == 0) return;
+      const Real* soft = r.soft[source].chunk(begin, n, spare);
+      for (std::int64_t j = 0; j < n; ++j) mass[j] += r.scale[source] * soft[j];
+    };
+    if (p_.target == nullptr) add(kSoft);
+    if (weight_ != nullptr)
+      for (std::int64_t j = 0; j < n; ++j) mass[j] *= weight_[begin + j];
+    if (p_.target != nullptr) add(kSoft), add(kSoftB);
+  }
+
+  // All of its mass, class by class.
+  void mass(const Row<Real>& r, std::int64_t begin, std::int64_t n, Real* mass, Real* spare) const {
+    class_mass(r, begin, n, mass, spare);
+    for (int k = 0; k < r.labels; ++k)
+      if (r.label[k] >= begin && r.label[k] < begin + n) mass[r.label[k] - begin] += Real(r.hard[k]);
+    if (!r.has_past) return;
+    const Real* past = r.soft[kPast].chunk(begin, n, spare);
+    for (std::int64_t j = 0; j < n; ++j) mass[j] += r.scale[kPast] * past[j];
+  }
+
+  Input<Real> logits(std::int64_t i, std::int64_t begin) const { return {p_.dtype, logits_at(i, begin), nullptr}; }
 
   // The label's share of its row's class term.
   double share_of(std::int64_t i, int which) const {
@@ -215,30 +264,42 @@ class Rows {
     past_term_scale_ = past_rows == 0 ? 0 : 1 / past_rows;
   }
 
-  // The class term's target mass besides the labels' hard mass: a single soft row is used in place, anything else is
-  // summed into scratch.
-  void class_target(const Row<Real>& r, std::int64_t begin, Chunk<Real>& c, Scratch<Real>& scratch) const {
-    if (p_.target != nullptr && r.labels == 1 && r.smooth == 0) {
-      c.s = r.target[0].chunk(begin, c.n, scratch.s);
-      c.a = r.soft[0];
-      return;
+  // Decides how the loops take a row's mass: what is uniform, in a list or in a table is taken as it is; only class
+  // weights of soft mass, and a third table, have the class term summed beforehand.
+  void lay_out(Row<Real>& r) const {
+    const auto has = [&](Source source) { return r.scale[source] != 0; };
+    const auto dense = [&](Source source) { return has(source) && !r.soft[source].is_sparse(p_.classes); };
+    const bool weighted = weight_ != nullptr && (p_.target == nullptr || r.smooth != 0);
+    const auto take = [&](Source source, double& mass) {
+      if (!has(source)) return;
+      if (dense(source)) {
+        r.dense[r.tables++] = source;
+        return;
+      }
+      r.listed[r.lists++] = source;
+      r.uniform += double(r.scale[source]) * double(r.soft[source].tail());
+      mass += double(r.scale[source]) * r.soft[source].mass();
+    };
+    if (weighted || dense(kSoft) + dense(kSoftB) + dense(kPast) == 3) {
+      r.dense[r.tables++] = kClassTerm;
+    } else {
+      r.uniform = r.smooth;
+      r.sparse_mass[0] += double(r.smooth) * double(p_.classes);
+      take(kSoft, r.sparse_mass[0]);
+      take(kSoftB, r.sparse_mass[0]);
     }
-    Real* mass = scratch.s;
-    for (std::int64_t j = 0; j < c.n; ++j) mass[j] = r.smooth;
-    if (p_.target == nullptr) {
-      const Real* probabilities = r.target[0].chunk(begin, c.n, scratch.spare);
-      const Real scale = Real(class_scale_ * (1 - p_.label_smoothing));
-      for (std::int64_t j = 0; j < c.n; ++j) mass[j] += scale * probabilities[j];
-    }
-    if (weight_ != nullptr)
-      for (std::int64_t j = 0; j < c.n; ++j) mass[j] *= weight_[begin + j];
-    for (int k = 0; k < r.labels; ++k) {
-      if (r.soft[k] == 0) continue;
-      const Real* soft = r.target[k].chunk(begin, c.n, scratch.spare);
-      for (std::int64_t j = 0; j < c.n; ++j) mass[j] += r.soft[k] * soft[j];
-    }
-    c.s = mass;
-    c.a = 1;
+    take(kPast, r.sparse_mass[1]);
+  }
+
+  const void* logits_at(std::int64_t i, std::int64_t j) const {
+    return static_cast<const char*>(p_.logits) + (i * p_.stride + j) * size_of(p_.dtype);
+  }
+
+  // The row of its table that row i takes; that of row `otherwise` where it takes none.
+  std::int64_t table_row(Source source, std::int64_t otherwise, std::int64_t i) const {
+    if (source == kPast) return p_.past_index[has_past(i) ? i : otherwise];
+    if (p_.target == nullptr) return i;
+    return labels(source)[labels(source)[i] != p_.ignore_index ? i : otherwise];
   }
 
   const BlendedKL& p_;

@@ -8,10 +8,19 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 #if defined(__AVX2__)
 #include <immintrin.h>
 #endif
+
+// For what is called in a loop, a lambda too: the compiler, left alone, makes calls of them that spill every register.
+#if defined(__GNUC__)
+#define TOAST_INLINED __attribute__((always_inline))
+#else
+#define TOAST_INLINED
+#endif
+#define TOAST_INLINE TOAST_INLINED inline
 
 namespace toast {
 namespace TOAST_ISA {
@@ -65,6 +74,12 @@ struct Vec {
   }
 };
 
+#if defined(__AVX2__)
+// The bits of 2^(i / 8), less i << 20.
+alignas(32) inline constexpr std::uint32_t kEighths[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                                          0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+#endif
+
 #if defined(__AVX512F__)
 
 template <>
@@ -86,10 +101,15 @@ struct Vec<float> {
     const __mmask16 nonzero = _mm512_cmp_ps_mask(a.v, _mm512_setzero_ps(), _CMP_NEQ_UQ);
     return {_mm512_mask3_fmadd_ps(a.v, b.v, c.v, nonzero)};
   }
-  friend Vec times_power_or_zero(Vec a, Vec exponent, Vec x, Vec least) {
-    const __m512i power = _mm512_slli_epi32(_mm512_castps_si512(exponent.v), 23);
-    const __mmask16 keep = _mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ);
-    return {_mm512_maskz_mul_ps(keep, a.v, _mm512_castsi512_ps(power))};
+  // 2^(k / 8) of the integer k in the last bits
+  friend Vec power_of_eighths(Vec k) {
+    const __m512i table = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(kEighths)));
+    const __m512i bits = _mm512_castps_si512(k.v);
+    return {_mm512_castsi512_ps(_mm512_add_epi32(_mm512_permutexvar_epi32(bits, table), _mm512_slli_epi32(bits, 20)))};
+  }
+  // v, or 0 where x < least
+  friend Vec zero_below(Vec x, Vec least, Vec v) {
+    return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x.v, least.v, _CMP_NLT_UQ), v.v)};
   }
   friend float lane_max(Vec a) { return _mm512_reduce_max_ps(a.v); }
 };
@@ -118,9 +138,10 @@ struct Vec<float> {
   friend Vec max(Vec a, Vec b) { return {_mm256_max_ps(a.lo, b.lo), _mm256_max_ps(a.hi, b.hi)}; }
   friend Vec fma(Vec a, Vec b, Vec c) { return {_mm256_fmadd_ps(a.lo, b.lo, c.lo), _mm256_fmadd_ps(a.hi, b.hi, c.hi)}; }
   friend Vec fma_nonzero(Vec a, Vec b, Vec c) { return {fma_nonzero(a.lo, b.lo, c.lo), fma_nonzero(a.hi, b.hi, c.hi)}; }
-  friend Vec times_power_or_zero(Vec a, Vec exponent, Vec x, Vec least) {
-    return {times_power_or_zero(a.lo, exponent.lo, x.lo, least.lo),
-            times_power_or_zero(a.hi, exponent.hi, x.hi, least.hi)};
+  friend Vec power_of_eighths(Vec k) { return {power_of_eighths(k.lo), power_of_eighths(k.hi)}; }
+  friend Vec zero_below(Vec x, Vec least, Vec v) {
+    return {_mm256_and_ps(_mm256_cmp_ps(x.lo, least.lo, _CMP_NLT_UQ), v.lo),
+            _mm256_and_ps(_mm256_cmp_ps(x.hi, least.hi, _CMP_NLT_UQ), v.hi)};
   }
 
  private:
@@ -128,34 +149,40 @@ struct Vec<float> {
     const __m256 nonzero = _mm256_cmp_ps(a, _mm256_setzero_ps(), _CMP_NEQ_UQ);
     return _mm256_blendv_ps(c, _mm256_fmadd_ps(a, b, c), nonzero);
   }
-  static __m256 times_power_or_zero(__m256 a, __m256 exponent, __m256 x, __m256 least) {
-    const __m256i power = _mm256_slli_epi32(_mm256_castps_si256(exponent), 23);
-    const __m256 keep = _mm256_cmp_ps(x, least, _CMP_NLT_UQ);
-    return _mm256_and_ps(keep, _mm256_mul_ps(a, _mm256_castsi256_ps(power)));
+  static __m256 power_of_eighths(__m256 k) {
+    const __m256i table = _mm256_load_si256(reinterpret_cast<const __m256i*>(kEighths));
+    const __m256i bits = _mm256_castps_si256(k);
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_permutevar8x32_epi32(table, bits), _mm256_slli_epi32(bits, 20)));
   }
 };
 
 #endif
 
-#if defined(__AVX2__)
-// exp for x <= 0 (and a little above): below -87.3 the result is 0, NaN stays NaN. exp(x) = 2^n exp(r) with n = x / ln
-// 2 rounded to an integer, |r| <= ln 2 / 2, exp(r) = 1 + r + r^2 P(r), P of degree 4 (Chebyshev fit, relative error
-// 8e-9). Adding 1.5 * 2^23 rounds: n + 127, the biased exponent of 2^n, is left in the last bits of the sum. ln 2 in
-// one float adds a relative error of 2.7e-9 |x|, a tenth of what rounding x to a float does: 1.0 units in the last
-// place down to -10, 4 at -87.
-inline Vec<float> exp(Vec<float> x) {
-  using V = Vec<float>;
-  const V rounding = V::broadcast(12582912.0f + 127.0f), one = V::broadcast(1.0f);
-  const V exponent = fma(x, V::broadcast(1.44269504f), rounding);
-  const V r = fma(exponent - rounding, V::broadcast(-0.693147181f), x);
-  V p = V::broadcast(1.39261761e-3f);
-  p = fma(p, r, V::broadcast(8.36317307e-3f));
-  p = fma(p, r, V::broadcast(4.16665547e-2f));
-  p = fma(p, r, V::broadcast(1.66665770e-1f));
-  p = fma(p, r, V::broadcast(0.5f));
-  p = fma(fma(p, r, one), r, one);
-  return times_power_or_zero(p, exponent, x, V::broadcast(-87.3f));  // p * 2^n, or 0 where x < -87.3
+// exp(d / t)
+template <class T>
+Vec<T> exp_over(Vec<T> d, T t) {
+  return exp(d * Vec<T>::broadcast(1 / t));
 }
+#if defined(__AVX2__)
+// For d <= 0 (and a little above): below -87.3 t the result is 0, never a denormal; NaN stays NaN. With k = 8 d / (t ln
+// 2) rounded to an integer, exp(d / t) = 2^(k / 8) exp(r / t), |r| <= t ln 2 / 16, exp(x) = 1 + x + x^2 (c2 + c3 x) to
+// a relative 2.6e-8 (Chebyshev fit). Adding 1.5 * 2^23 rounds: k is left in the last bits of the sum, so that shifted
+// left by 20 it is a float's exponent and, in the next three bits, k % 8, which the table has taken off beforehand. ln
+// 2 t / 8 in one float adds a relative error of 2.7e-9 |d| where t is a power of two, else of 3e-8 |d| / t, as rounding
+// d / t would: 1.5 units in the last place down to -10, 5 at -87.
+inline Vec<float> exp_over(Vec<float> d, float t) {
+  using V = Vec<float>;
+  const double inverse = 1 / double(t);
+  const V rounding = V::broadcast(12582912.0f);
+  const V k = fma(d, V::broadcast(float(11.541560327111707 * inverse)), rounding);
+  const V r = fma(k - rounding, V::broadcast(float(-0.086643397569993164 * t)), d);
+  V x = fma(V::broadcast(float(0.166668580 * inverse * inverse * inverse)), r,
+            V::broadcast(float(0.500064470 * inverse * inverse)));
+  x = fma(x, r, V::broadcast(float(inverse))) * r;
+  const V power = power_of_eighths(k);
+  return zero_below(d, V::broadcast(-87.3f * t), fma(x, power, power));
+}
+inline Vec<float> exp(Vec<float> x) { return exp_over(x, 1.0f); }
 #endif
 
 // The sum of lanes in double, halves first: the same order on every instruction set.
@@ -251,6 +278,46 @@ void store_first(Vec<T> v, T* p, int n) {
   T lane[Vec<T>::lanes];
   v.store(lane);
   std::memcpy(p, lane, n * sizeof(T));
+}
+
+// v in the first n lanes, fill in the others
+template <class T>
+Vec<T> keep_first(Vec<T> v, int n, T fill) {
+  T lane[Vec<T>::lanes];
+  v.store(lane);
+  return load_first(lane, n, fill);
+}
+
+#if defined(__AVX512F__)
+inline __mmask16 first_lanes(int n) { return __mmask16((1u << n) - 1); }
+inline Vec<float> load_first(const float* p, int n, float fill) {
+  return {_mm512_mask_loadu_ps(_mm512_set1_ps(fill), first_lanes(n), p)};
+}
+inline void store_first(Vec<float> v, float* p, int n) { _mm512_mask_storeu_ps(p, first_lanes(n), v.v); }
+inline Vec<float> keep_first(Vec<float> v, int n, float fill) {
+  return {_mm512_mask_mov_ps(_mm512_set1_ps(fill), first_lanes(n), v.v)};
+}
+#elif defined(__AVX2__)
+inline __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline Vec<float> keep_first(Vec<float> v, int n, float fill) {
+  const __m256 other = _mm256_set1_ps(fill);
+  return {_mm256_blendv_ps(other, v.lo, _mm256_castsi256_ps(first_lanes(n))),
+          _mm256_blendv_ps(other, v.hi, _mm256_castsi256_ps(first_lanes(n - 8)))};
+}
+inline Vec<float> load_first(const float* p, int n, float fill) {
+  return keep_first({_mm256_maskload_ps(p, first_lanes(n)), _mm256_maskload_ps(p + 8, first_lanes(n - 8))}, n, fill);
+}
+#endif
+
+// Calls f(j, n) for the first element j of each Vec of [begin, end) and how many it has: all lanes, as a constant, but
+// for the last.
+template <int lanes, class F>
+TOAST_INLINE void each_vec(std::int64_t begin, std::int64_t end, F&& f) {
+  std::int64_t j = begin;
+  for (; j + lanes <= end; j += lanes) f(j, std::integral_constant<int, lanes>{});
+  if (j < end) f(j, int(end - j));
 }
 
 }  // namespace TOAST_ISA

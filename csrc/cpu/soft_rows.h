@@ -17,14 +17,10 @@ class SoftRow {
   SoftRow(const SoftRows& rows, std::int64_t row, std::int64_t classes) : rows_(&rows), start_(row * rows.stride) {
     if (rows.indices != nullptr) {
       indices_ = rows.indices + row * rows.width;
-      Real listed[kBatch];
-      double mass = 0;
-      for (std::int64_t i = 0; i < rows.width; i += kBatch) {
-        const std::int64_t n = std::min(kBatch, rows.width - i);
-        const Real* values = as_real(rows.dtype, rows.values, start_ + i, n, listed);
-        for (std::int64_t j = 0; j < n; ++j) mass += values[j];
-      }
-      tail_ = Real(std::max(0.0, 1 - mass) / double(std::max<std::int64_t>(classes - rows.width, 1)));
+      each_listed(0, classes, [&](std::int64_t, Real probability) { mass_ += probability; });
+      const double unlisted = double(std::max<std::int64_t>(classes - rows.width, 1));
+      tail_ = Real(std::max(0.0, 1 - mass_) / unlisted);
+      mass_ += double(tail_) * double(classes - rows.width);
     }
     if (rows.logsumexp != nullptr) {
       // exp(z / T - logsumexp) = exp((z - shift) / T - remainder): the rounding of logits far from 0 stays out of it.
@@ -34,28 +30,46 @@ class SoftRow {
     }
   }
 
-  // Probabilities of the classes [begin, begin + n): where they lie, or written to buffer.
+  // Whether it is a list so short that it is cheaper to add its classes one by one to the uniform tail.
+  bool is_sparse(std::int64_t classes) const { return indices_ != nullptr && rows_->width * kSparse <= classes; }
+  Real tail() const { return tail_; }    // of a list: the probability of each class that is not on it
+  double mass() const { return mass_; }  // of a list and its tail
+
+  // Probabilities of the classes [begin, begin + n): where they lie, or written to buffer. To prefetch: those from
+  // class `next` of row `ahead` on.
+  Input<Real> chunk(std::int64_t begin, std::int64_t n, Real* buffer, std::int64_t ahead, std::int64_t next) const {
+    if (indices_ == nullptr && rows_->logsumexp == nullptr && Input<Real>::takes(rows_->dtype))
+      return {rows_->dtype, element(start_ + begin), element(ahead * rows_->stride + next)};
+    return in_buffer<Real>(chunk(begin, n, buffer));
+  }
   const Real* chunk(std::int64_t begin, std::int64_t n, Real* buffer) const {
-    if (indices_ != nullptr) return top_k_chunk(begin, n, buffer);
+    if (indices_ != nullptr) {
+      std::fill(buffer, buffer + n, tail_);
+      each_listed(begin, begin + n, [&](std::int64_t j, Real probability) { buffer[j - begin] = probability; });
+      return buffer;
+    }
     const Real* values = as_real(rows_->dtype, rows_->values, start_ + begin, n, buffer);
     return rows_->logsumexp == nullptr ? values : softmax_chunk(values, n, buffer);
   }
 
- private:
-  static constexpr std::int64_t kBatch = 64;
-
-  const Real* top_k_chunk(std::int64_t begin, std::int64_t n, Real* buffer) const {
-    std::fill(buffer, buffer + n, tail_);
-    const std::int32_t* end = indices_ + rows_->width;
-    const std::int32_t* first = std::lower_bound(indices_, end, begin);
-    const std::int32_t* last = std::lower_bound(first, end, begin + n);
-    Real listed[kBatch];
-    for (const std::int32_t* index = first; index < last; index += kBatch) {
-      const std::int64_t count = std::min<std::int64_t>(kBatch, last - index);
-      const Real* values = as_real(rows_->dtype, rows_->values, start_ + (index - indices_), count, listed);
-      for (std::int64_t j = 0; j < count; ++j) buffer[index[j] - begin] = values[j];
+  // Calls f(class, probability) for the classes of [begin, end) that it lists.
+  template <class F>
+  void each_listed(std::int64_t begin, std::int64_t end, F&& f) const {
+    const std::int32_t* const all = indices_ + rows_->width;
+    const std::int32_t* const first = begin == 0 ? indices_ : std::lower_bound(indices_, all, begin);
+    Real some[kBatch];
+    for (const std::int32_t* index = first; index < all && *index < end; index += kBatch) {
+      const std::int64_t count = std::min<std::int64_t>(kBatch, all - index);
+      const Real* values = as_real(rows_->dtype, rows_->values, start_ + (index - indices_), count, some);
+      for (std::int64_t k = 0; k < count && index[k] < end; ++k) f(index[k], values[k]);
     }
-    return buffer;
+  }
+
+ private:
+  static constexpr std::int64_t kBatch = 64, kSparse = 64;
+
+  const void* element(std::int64_t i) const {
+    return static_cast<const char*>(rows_->values) + i * size_of(rows_->dtype);
   }
 
   const Real* softmax_chunk(const Real* logits, std::int64_t n, Real* buffer) const {
@@ -63,16 +77,17 @@ class SoftRow {
     const V inverse = V::broadcast(Real(1 / rows_->temperature));
     const V shift = V::broadcast(shift_), remainder = V::broadcast(-remainder_);
     const auto softmax = [&](V z) { return exp(fma(z - shift, inverse, remainder)); };
-    std::int64_t j = 0;
-    for (; j + V::lanes <= n; j += V::lanes) softmax(V::load(logits + j)).store(buffer + j);
-    if (const int rest = int(n - j)) store_first(softmax(load_first(logits + j, rest, Real(0))), buffer + j, rest);
+    each_vec<V::lanes>(0, n, [&](std::int64_t j, int m) TOAST_INLINED {
+      store_as(softmax(load_as<Real>(logits + j, m, Real(0))), buffer + j, m);
+    });
     return buffer;
   }
 
   const SoftRows* rows_ = nullptr;
   std::int64_t start_ = 0;  // of the row in values
   const std::int32_t* indices_ = nullptr;
-  Real tail_ = 0;                   // of a top-k row: probability of each class that it does not list
+  Real tail_ = 0;
+  double mass_ = 0;
   Real shift_ = 0, remainder_ = 0;  // of logits: logsumexp times the temperature, in two terms
 };
 

@@ -49,7 +49,7 @@ void run(const SoftmaxStatistics& p) {
       }
     };
     Real max = -std::numeric_limits<Real>::infinity();
-    each_chunk([&](const Real* z, std::int64_t n) { max = std::max(max, chunk_max(z, n)); });
+    each_chunk([&](const Real* z, std::int64_t n) { max = std::max(max, chunk_max(in_buffer(z), n)); });
     Sums sums;
     each_chunk([&](const Real* z, std::int64_t n) {
       const Sums next = chunk_sums(z, n, max, Real(1 / p.temperature));

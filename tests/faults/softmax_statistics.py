@@ -30,8 +30,8 @@ FAULTS = {
         ),
         (
             "only the last chunk's maximum counts",
-            "max = std::max(max, chunk_max(z, n));",
-            "max = chunk_max(z, n);",
+            "max = std::max(max, chunk_max(in_buffer(z), n));",
+            "max = chunk_max(in_buffer(z), n);",
             CPP,
         ),
         (
