@@ -1,4 +1,5 @@
-// toast_kernels._C: the kernels for CPUs as Python functions over raw addresses, sizes and strides. No torch in here.
+// toast_kernels._C: the kernels for CPUs as Python functions over addresses, sizes and strides. No torch in here: of a
+// tensor nothing is asked but its data_ptr().
 #include "bindings.h"
 
 #include "cpu/dispatch.h"
@@ -12,9 +13,8 @@ namespace {
 
 using toast::pointer;
 
-void blended_kl(const toast::BlendedKLLayout& layout, const py::list& addresses, double alpha, double past_weight,
-                int threads) {
-  toast::BlendedKL p = layout.at(addresses, alpha, past_weight);
+void blended_kl(const toast::BlendedKLLayout& layout, const py::tuple& problem, const py::tuple& outputs, int threads) {
+  toast::BlendedKL p = layout.at(problem, outputs);
   p.threads = threads;
   py::gil_scoped_release release;
   toast::blended_kl_cpu(p);

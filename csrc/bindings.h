@@ -1,5 +1,5 @@
-// How Python hands problems to the modules: sizes and strides once, addresses at each call.
-// toast_kernels/blended_kl/problem.py packs them in the same order and keeps the tensors alive during a call.
+// How Python hands problems to the modules: sizes, strides and where the tensors stand once, the tensors at each call,
+// of which only the address is asked. toast_kernels/blended_kl/problem.py packs them in the same order.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -10,6 +10,7 @@
 #include <cstring>
 #include <map>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "blended_kl.h"
@@ -21,7 +22,16 @@ T* pointer(std::uintptr_t address) {
   return reinterpret_cast<T*>(address);
 }
 
-// The fields of a tuple, one after another.
+// Where a tensor lies: what its data_ptr() returns. Null for None.
+inline void* address(pybind11::handle tensor) {
+  static PyObject* const data_ptr = PyUnicode_InternFromString("data_ptr");
+  if (tensor.is_none()) return nullptr;
+  PyObject* result = PyObject_CallMethodNoArgs(tensor.ptr(), data_ptr);
+  if (result == nullptr) throw pybind11::error_already_set();
+  return PyLong_AsVoidPtr(pybind11::reinterpret_steal<pybind11::object>(result).ptr());
+}
+
+// The fields of a tuple, one after another; tensors and None as their addresses.
 class Fields {
  public:
   explicit Fields(const pybind11::object& tuple) : tuple_(pybind11::reinterpret_borrow<pybind11::tuple>(tuple)) {}
@@ -37,7 +47,7 @@ class Fields {
   }
   template <class T>
   void set(T*& field) {
-    field = pointer<T>(value<std::uintptr_t>());
+    field = static_cast<T*>(address(object()));
   }
 
  private:
@@ -63,7 +73,10 @@ class BlendedKLLayout {
  public:
   explicit BlendedKLLayout(const pybind11::args& layout) {
     Fields f(layout);
-    for (const auto& name : f.value<std::vector<std::string>>()) offsets_.push_back(offset_of(name));
+    for (const auto& [name, field, column] : f.value<std::vector<std::tuple<std::string, int, int>>>())
+      places_.push_back({field, column, offset_of(name)});
+    f.set(alpha_);
+    f.set(past_weight_);
     problem_.dtype = DType(f.value<int>());
     f.set(problem_.rows);
     f.set(problem_.classes);
@@ -78,15 +91,19 @@ class BlendedKLLayout {
     f.set(problem_.upstream_stride);
   }
 
-  // One of these problems: `addresses` of the same file.
-  BlendedKL at(const pybind11::list& addresses, double alpha, double past_weight) const {
+  // One of these problems: a Problem and its Outputs of the same file.
+  BlendedKL at(const pybind11::tuple& problem, const pybind11::tuple& outputs) const {
     BlendedKL p = problem_;
-    p.alpha = alpha;
-    p.past_weight = past_weight;
-    for (std::size_t i = 0; i < offsets_.size(); ++i) {
-      void* address = pointer<void>(addresses[i].cast<std::uintptr_t>());
-      std::memcpy(reinterpret_cast<char*>(&p) + offsets_[i], &address, sizeof address);
+    const int fields = int(problem.size());
+    for (const Place& place : places_) {
+      PyObject* x = place.field < fields ? PyTuple_GET_ITEM(problem.ptr(), place.field)
+                                         : PyTuple_GET_ITEM(outputs.ptr(), place.field - fields);
+      if (place.column >= 0) x = PyTuple_GET_ITEM(x, place.column);
+      void* const lies_at = address(x);
+      std::memcpy(reinterpret_cast<char*>(&p) + place.offset, &lies_at, sizeof lies_at);
     }
+    if (p.alpha_on_device == nullptr) p.alpha = number(problem[alpha_]);
+    if (p.past_weight_on_device == nullptr) p.past_weight = number(problem[past_weight_]);
     return p;
   }
 
@@ -101,7 +118,7 @@ class BlendedKLLayout {
     static const std::map<std::string, std::size_t> offsets = {
         {"logits", offsetof(BlendedKL, logits)},
         {"target", offsetof(BlendedKL, target)},
-        {"probabilities_values", offsetof(BlendedKL, probabilities.values)},
+        {"probabilities", offsetof(BlendedKL, probabilities.values)},
         {"target_b", offsetof(BlendedKL, target_b)},
         {"lam", offsetof(BlendedKL, lam)},
         {"weight", offsetof(BlendedKL, weight)},
@@ -127,8 +144,18 @@ class BlendedKLLayout {
     return offsets.at(name);
   }
 
+  static double number(pybind11::handle value) { return value.is_none() ? 0 : value.cast<double>(); }
+
+  // A tensor: of which field of Problem or, counted on, of Outputs; of which of its table's, or -1; and where the
+  // pointer to it lies in a BlendedKL.
+  struct Place {
+    int field, column;
+    std::size_t offset;
+  };
+
   BlendedKL problem_{};
-  std::vector<std::size_t> offsets_;  // of the pointers that addresses are given for
+  std::vector<Place> places_;
+  std::size_t alpha_, past_weight_;  // fields of Problem
 };
 
 }  // namespace toast

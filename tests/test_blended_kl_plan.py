@@ -197,6 +197,25 @@ def test_a_call_that_finds_a_plan_raises_what_a_first_call_does(good, bad, messa
     functional.toast_loss(**call)
 
 
+def test_a_plan_of_plain_logits_is_not_that_of_negated_ones():
+    logits = normal(6, 9, seed=1).float()
+    expected = functional.toast_loss(logits, torch.arange(6))
+    assert torch.equal(functional.toast_loss((-logits)._neg_view(), torch.arange(6)), expected)
+
+
+@pytest.mark.parametrize("temperature", [torch.tensor(2.0), np.array(2.0), [2.0]], ids=type)
+def test_settings_that_are_no_plain_numbers_are_looked_at_anew(temperature):
+    logits, target = normal(6, 9, seed=1).float(), torch.arange(6)
+    for value in (2.0, 3.0):
+        if not isinstance(temperature, list):
+            temperature.fill_(value) if isinstance(temperature, torch.Tensor) else temperature.fill(value)
+            expected = functional.toast_loss(logits, target, past=-logits, temperature=value)
+            assert torch.equal(functional.toast_loss(logits, target, past=-logits, temperature=temperature), expected)
+        else:
+            with pytest.raises(TypeError):
+                functional.toast_loss(logits, target, temperature=temperature)
+
+
 @pytest.mark.parametrize("reduction", ["none", "mean"])
 def test_hooks_may_give_back_what_lies_otherwise_in_memory(reduction):
     wide = normal(6, 45, seed=0).to(torch.float16)

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 
-from .arguments import Arguments, label_shape, type_of
+from .arguments import label_shape, type_of
 from .backends import FLOATS
 from .blended_kl.plan import blended_kl
 from .medoids import op as medoids
@@ -87,12 +87,10 @@ def toast_loss(
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The
     convex blend is PS-KD's (ICCV 2021), T^2 KL with T = 3 and lambda = 1 is DLB's (CVPR 2022).
     """
-    loss, _, stats, argmax = blended_kl(
-        Arguments(
-            logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
-            label_smoothing, reduction, return_stats, backend,
-        )
-    )  # fmt: skip
+    loss, _, stats, argmax = blended_kl((
+        logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
+        label_smoothing, reduction, return_stats, backend,
+    ))  # fmt: skip
     shape = None if logits.dim() == 2 else label_shape(logits)
     if shape is not None and reduction == "none":
         loss = loss.reshape(shape)

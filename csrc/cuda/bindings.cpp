@@ -10,9 +10,9 @@ namespace {
 
 cudaStream_t stream_at(std::uintptr_t stream) { return toast::pointer<CUstream_st>(stream); }
 
-void blended_kl(const toast::BlendedKLLayout& layout, const py::list& addresses, double alpha, double past_weight,
+void blended_kl(const toast::BlendedKLLayout& layout, const py::tuple& problem, const py::tuple& outputs,
                 std::uintptr_t workspace, std::uintptr_t stream) {
-  const toast::BlendedKL p = layout.at(addresses, alpha, past_weight);
+  const toast::BlendedKL p = layout.at(problem, outputs);
   py::gil_scoped_release release;
   toast::blended_kl_cuda(p, toast::pointer<double>(workspace), stream_at(stream));
 }

@@ -20,8 +20,8 @@ FAULTS = {
         ),
         (
             "backward ignores the upstream",
-            "ctx.plan.scale_(gradient, upstream)",
-            "pass",
+            "        plan.scale_(gradient, upstream)",
+            "        pass",
             AUTOGRAD + "test_scalar_upstream",
         ),
         (
@@ -45,21 +45,21 @@ FAULTS = {
     ],
     "toast_kernels/blended_kl/plan.py": [
         (
-            "a plan is found for logits of other strides",
-            "logits.shape, logits.stride(), logits.dtype,",
-            "logits.shape, logits.dtype,",
+            "a plan is found for tensors of other strides",
+            "return x.shape, x.stride(), x.dtype,",
+            "return x.shape, x.dtype,",
             PLAN + "test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew",
         ),
         (
             "a plan is found for another grad mode",
-            "logits.requires_grad, torch.is_grad_enabled(),",
-            "logits.requires_grad,",
+            "_of_tensor(logits), torch.is_grad_enabled(),",
+            "_of_tensor(logits),",
             PLAN + "test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew",
         ),
         (
             "a plan is found for other settings",
-            "            *settings,",
-            "            *settings[1:],",
+            "            temperature, type(ignore_index),",
+            "            type(ignore_index),",
             PLAN + "test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew",
         ),
         (
@@ -70,8 +70,8 @@ FAULTS = {
         ),
         (
             "values are checked in the first call of a kind only",
-            "        check_values(given, alpha, past_weight)",
-            "        self.launch or check_values(given, alpha, past_weight)",
+            "        alpha, past_weight = numbers(given)",
+            "        alpha, past_weight = (0.5, 1.0) if self.launch else numbers(given)",
             PLAN + "test_a_call_that_finds_a_plan_raises_what_a_first_call_does",
         ),
         (
@@ -81,9 +81,21 @@ FAULTS = {
             PLAN + "test_there_are_only_so_many_plans_and_threads_may_make_them",
         ),
         (
-            "a plan is found for class probabilities of other strides",
-            "return (*_of_matrix(x), x.requires_grad)",
-            "return x.shape, x.dtype, x.device, x.requires_grad",
+            "a plan is found for an ignore_index that is no int",
+            "type(ignore_index), ",
+            "",
+            PLAN + "test_a_call_that_finds_a_plan_raises_what_a_first_call_does",
+        ),
+        (
+            "a plan is found for logits that are to be negated",
+            ", x.is_neg()",
+            "",
+            PLAN + "test_a_plan_of_plain_logits_is_not_that_of_negated_ones",
+        ),
+        (
+            "labels of another dtype go to the kernel as they are",
+            "problem.logits is given[0] and problem.target is given[1] and",
+            "problem.logits is given[0] and",
             PLAN + "test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew",
         ),
         (

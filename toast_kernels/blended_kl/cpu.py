@@ -3,7 +3,7 @@
 import torch
 
 from ..backends import _C
-from .problem import Allocation, Outputs, Problem, addresses, layout
+from .problem import Allocation, Outputs, Problem, layout
 
 
 class Launch:
@@ -15,7 +15,7 @@ class Launch:
 
     def __call__(self, problem: Problem) -> Outputs:
         outputs = self.allocate(problem)
-        _C.blended_kl(self.layout, *addresses(problem, outputs), torch.get_num_threads())
+        _C.blended_kl(self.layout, problem, outputs, torch.get_num_threads())
         return outputs
 
 

@@ -4,7 +4,7 @@ import torch
 
 from .. import backends
 from ..native import DTYPE
-from .problem import Allocation, Outputs, Problem, addresses, layout
+from .problem import Allocation, Outputs, Problem, layout
 
 
 class Launch:
@@ -19,12 +19,13 @@ class Launch:
         outputs = self.allocate(problem)
         workspace = problem.logits.new_empty(self.workspace_size, dtype=torch.float64)
         stream = _stream(problem.logits)
-        backends._cuda.blended_kl(self.layout, *addresses(problem, outputs), workspace.data_ptr(), stream)
+        backends._cuda.blended_kl(self.layout, problem, outputs, workspace.data_ptr(), stream)
         return outputs
 
 
 def scale_(gradient, upstream):
     """Multiplies the gradient in place by a number on the device; returns at once where that is 1."""
+    torch.autograd.graph.increment_version(gradient)
     factor = upstream.float()
     number = DTYPE[gradient.dtype]
     backends._cuda.scale(number, gradient.data_ptr(), gradient.numel(), factor.data_ptr(), _stream(gradient))

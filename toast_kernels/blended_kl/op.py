@@ -117,12 +117,13 @@ class BlendedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, logits, outputs: Outputs, plan, problem: Problem):
         """plan.gradient(problem, upstream) is the gradient where outputs have none."""
-        ctx.in_forward, ctx.plan = outputs.gradient is not None, plan
-        if ctx.in_forward:
-            ctx.save_for_backward(outputs.gradient)
+        loss, gradient, _, _ = outputs
+        ctx.plan = plan
+        if plan.need_gradient:
+            ctx.save_for_backward(gradient)
         else:
             keep(ctx, flatten(problem))
-        return outputs.loss
+        return loss
 
     @staticmethod
     def backward(ctx, upstream):
@@ -134,23 +135,21 @@ class BlendedKL(torch.autograd.Function):
 
     @staticmethod
     def gradient(ctx, upstream):
-        batched = not torch._C._has_storage(upstream)  # is_grads_batched: several upstream gradients in one
-        if not ctx.in_forward:
+        plan, batched = ctx.plan, not _has_storage(upstream)  # is_grads_batched: several upstream gradients in one
+        if not plan.need_gradient:
             problem = unflatten(kept(ctx))
-            if batched:
-                return _gradient_by_op(problem, upstream, ctx.plan.backend)
-            return ctx.plan.gradient(problem, upstream)
+            return _gradient_by_op(problem, upstream, plan.backend) if batched else plan.gradient(problem, upstream)
         (saved,) = ctx.saved_tensors
         if batched or _graph_is_kept():
             return saved * upstream
         gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
-        ctx.plan.scale_(gradient, upstream)
-        torch.autograd.graph.increment_version(saved)  # run again, after a hook that raised, it would be scaled twice
+        plan.scale_(gradient, upstream)  # a new version: run again, after a hook that raised, it would be scaled twice
         return gradient
 
 
 # Function.apply less its look for torch.func transforms, under which no plan is found.
 with_gradient = super(torch.autograd.Function, BlendedKL).apply
+_has_storage = torch._C._has_storage
 # Whether the backward pass that runs may be run again: retain_graph, create_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 

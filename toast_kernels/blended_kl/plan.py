@@ -10,31 +10,36 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..arguments import Arguments, check, check_values, class_dim, to_problem
+from ..arguments import Arguments, check, class_dim, numbers, to_problem
 from ..backends import choose
 from ..native import rows_of
 from ..soft_targets import SoftTargets
 from . import reference
 from .op import gradient_in_forward, kernels, traced, with_gradient
-from .problem import Outputs, Problem, flatten, number
+from .problem import Outputs, Problem, flatten, make
 
 MOST_PLANS = 1024
 _plans: dict[tuple, "Plan"] = {}
 _adding = threading.Lock()
 
 
-def blended_kl(given: Arguments) -> Outputs:
-    """Loss [] or [N] with its graph, and stats, of what toast_loss was given."""
+def blended_kl(given: tuple) -> Outputs:
+    """Loss [] or [N] with its graph, and stats, of what toast_loss was given: Arguments in order."""
     kind = kind_of_call(given)
-    plan = _plans.get(kind) if kind is not None else None
-    if plan is None:
-        check(given)
-        plan = Plan(given, eager=kind is not None)
-        outputs = plan(given)
-        if kind is not None:
-            _keep(kind, plan)
-        return outputs
-    return plan(given)
+    try:
+        plan = None if kind is None else _plans.get(kind)
+    except TypeError:  # a setting that cannot be hashed
+        plan = None
+    if plan is not None:
+        return plan.run(given)
+    arguments = Arguments(*given)
+    check(arguments)
+    eager = kind is not None and all(map(isinstance, given[8:], _KINDS_OF_SETTINGS))
+    plan = Plan(arguments, eager)
+    outputs = plan.run(given)
+    if eager:
+        _keep(kind, plan)
+    return outputs
 
 
 def _keep(kind: tuple, plan: "Plan") -> None:
@@ -60,20 +65,25 @@ class Plan:
         in_forward = self.differentiable and gradient_in_forward(logits, given.reduction)
         self.need_gradient = in_forward and self.backend != "reference"
         self.launch = self.scale_ = None
+        self.rest = None  # where nothing else changes from call to call: the Problem but for its logits and labels
         self.backward_launches = {}  # by strides: hooks may give back other ones than autograd was given
 
-    def __call__(self, given: Arguments) -> Outputs:
-        alpha, past_weight = number(given.alpha), number(given.past_weight)
-        check_values(given, alpha, past_weight)
-        problem = to_problem(given, alpha, past_weight, self.need_gradient)
-        if self.backend == "reference":
-            return reference.blended_kl(problem)
-        if not self.eager:
-            return traced(problem, self.backend)
-        if self.launch is None:
-            self.scale_ = kernels(self.backend).scale_
-            self.launch = kernels(self.backend).Launch(problem)
-        logits = problem.logits
+    def run(self, given: tuple) -> Outputs:
+        alpha, past_weight = numbers(given)
+        if self.rest is not None:
+            problem = make(Problem, given[:2] + self.rest)
+        else:
+            problem = to_problem(given, alpha, past_weight, self.need_gradient)
+            if self.launch is None:
+                if self.backend == "reference":
+                    return reference.blended_kl(problem)
+                if not self.eager:
+                    return traced(problem, self.backend)
+                self.scale_ = kernels(self.backend).scale_
+                self.launch = kernels(self.backend).Launch(problem)
+                if _is_plain(problem, given):
+                    self.rest = problem[2:]
+        logits = problem[0]
         if logits.is_cuda and logits.get_device() != torch.cuda.current_device():
             with torch.cuda.device_of(logits):
                 outputs = self.launch(problem)
@@ -81,8 +91,8 @@ class Plan:
             outputs = self.launch(problem)
         if not self.differentiable:
             return outputs
-        loss = with_gradient(logits, outputs, self, problem)
-        return Outputs(loss, None, outputs.stats, outputs.argmax)
+        _, _, stats, argmax = outputs
+        return make(Outputs, (with_gradient(logits, outputs, self, problem), None, stats, argmax))
 
     def gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
         """In the backward pass, of a problem without a gradient in its forward pass."""
@@ -95,29 +105,33 @@ class Plan:
         return launch(problem).gradient
 
 
-def kind_of_call(given: Arguments) -> tuple | None:
+def _is_plain(problem: Problem, given: tuple) -> bool:
+    """Whether only logits and labels change from call to call of the kind, and go to the kernel as they are given."""
+    others = problem[2 : Problem._fields.index("upstream")]
+    return problem.logits is given[0] and problem.target is given[1] and all(x is None for x in others)
+
+
+def kind_of_call(given: tuple) -> tuple | None:
     """What the plan of a call is found by; None for a call that is to be looked at anew each time: under a compiler,
     another dispatch mode or transform, with tensor subclasses or settings that are no plain numbers, or wrong ones."""
     if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch._C._get_tracing_state():
         return None
-    logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
-    if type(logits) not in _TENSORS:
-        return None
-    settings = given[8:]  # temperature to backend
-    if tuple(map(type, settings)) not in _SETTINGS and not all(map(isinstance, settings, _KINDS_OF_SETTINGS)):
-        return None
+    (
+        logits, target, weight, soft, alpha, past, past_index, past_weight, temperature, ignore_index, label_smoothing,
+        reduction, return_stats, backend,
+    ) = given  # fmt: skip
     try:
         return (
-            logits.shape, logits.stride(), logits.dtype, logits.device,
-            logits.requires_grad, torch.is_grad_enabled(),
-            tuple(map(_of_operand, target)) if type(target) in (tuple, list) else _of_operand(target),
-            None if given.weight is None else _of_operand(given.weight),
-            None if soft is None else _of_table(soft), _of_scalar(given.alpha),
-            None if past is None else _of_table(past) if type(past) is SoftTargets else _of_matrix(past),
-            None if given.past_index is None else _of_operand(given.past_index), _of_scalar(given.past_weight),
-            *settings,
+            _of_tensor(logits), torch.is_grad_enabled(),
+            tuple(map(_of_operand, target)) if type(target) in (tuple, list) else _of_tensor(target),
+            None if weight is None else _of_tensor(weight),
+            None if soft is None else _of_table(soft), float if type(alpha) is float else _of_number(alpha),
+            None if past is None else _of_table(past) if type(past) is SoftTargets else _of_tensor(past),
+            None if past_index is None else _of_tensor(past_index),
+            float if type(past_weight) is float else _of_number(past_weight),
+            temperature, type(ignore_index), ignore_index, label_smoothing, reduction, return_stats, backend,
         )  # fmt: skip
     except _Unplanned:
         return None
@@ -130,30 +144,25 @@ class _Unplanned(Exception):
 _TENSORS = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
 _KINDS_OF_SETTINGS = (_NUMBERS, int, _NUMBERS, str, bool, str)
-_SETTINGS = {(a, int, b, str, bool, str) for a in _NUMBERS for b in _NUMBERS}  # without a look at each of them
 
 
-def _of_operand(x) -> tuple:
-    if type(x) not in _TENSORS:
-        return _of_scalar(x)
-    if x.is_floating_point() and x.dim() > 1:
-        return (*_of_matrix(x), x.requires_grad)
-    return x.shape, x.dtype, x.device
-
-
-def _of_matrix(x) -> tuple:
+def _of_tensor(x) -> tuple:
     if type(x) in _TENSORS:
-        return x.shape, x.stride(), x.dtype, x.device
+        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg()
     raise _Unplanned
 
 
-def _of_scalar(x):
+def _of_number(x):
     """Its value is no part of a kind."""
     if isinstance(x, _NUMBERS):
         return float
     if type(x) in _TENSORS and not x.dim():
         return float if x.device.type == "cpu" else (x.dtype, x.device)
     raise _Unplanned
+
+
+def _of_operand(x):
+    return _of_tensor(x) if isinstance(x, Tensor) else _of_number(x)
 
 
 def _of_table(x) -> tuple:

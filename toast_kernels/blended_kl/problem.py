@@ -1,5 +1,6 @@
 """What blended_kl is asked and what it answers, declared once: every backend takes a Problem and returns Outputs."""
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,8 @@ from torch import Tensor
 from ..native import DTYPE
 
 REDUCTION = {"none": 0, "mean": 1, "sum": 2}  # as Reduction in csrc/blended_kl.h
+
+make = tuple.__new__  # make(Outputs, (loss, ...)) is Outputs(loss, ...) in half the time
 
 
 class Table(NamedTuple):
@@ -86,9 +89,9 @@ def loss_dtype(logits: torch.dtype) -> torch.dtype:
 
 def number(value):
     """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown while a compiler traces, stays a tensor."""
-    if not isinstance(value, Tensor) or value.device.type != "cpu" or torch.compiler.is_compiling():
+    if type(value) is float or not isinstance(value, Tensor) or torch.compiler.is_compiling():  # floats take no time
         return value
-    return value.item()
+    return value.item() if value.device.type == "cpu" else value
 
 
 def allocate(problem: Problem) -> Outputs:
@@ -108,16 +111,15 @@ class Allocation:
 
     def __init__(self, problem: Problem):
         self.loss = None if problem.reduction == "none" else problem.logits.new_empty((), dtype=problem.dtype)
-        self.need_gradient = problem.need_gradient
         self.small = self.loss is not None and not problem.need_stats
 
     def __call__(self, problem: Problem) -> Outputs:
         if not self.small:
             return allocate(problem)
         gradient = None
-        if self.need_gradient:
+        if problem.need_gradient:
             gradient = torch.empty_like(problem.logits, memory_format=torch.contiguous_format)
-        return Outputs(torch.empty_like(self.loss), gradient, None, None)
+        return make(Outputs, (torch.empty_like(self.loss), gradient, None, None))
 
 
 # The schema of the op: the fields of Problem, those of a Table with its name before them.
@@ -168,14 +170,12 @@ def unflatten(arguments) -> Problem:
 
 
 def layout(problem: Problem, outputs: Outputs) -> tuple:
-    """What the kernels in C++ and CUDA are told once of problems of one kind, in the order of csrc/bindings.h: sizes,
-    strides and settings, and which tensors there are."""
+    """What the kernels in C++ and CUDA are told once of problems of one kind, in the order of csrc/bindings.h: where
+    tensors and numbers stand in a Problem and its Outputs, which they get in each call; sizes, strides and settings."""
     logits, upstream = problem.logits, problem.upstream
-    names = [name for name, x in zip(_NAMES, _operands(problem, outputs), strict=True) if isinstance(x, Tensor)]
-    if not problem.has_labels:
-        names[names.index("target")] = "probabilities_values"
     return (
-        names, DTYPE[logits.dtype], *logits.shape, logits.stride(0),
+        list(_places(problem, outputs)), Problem._fields.index("alpha"), Problem._fields.index("past_weight"),
+        DTYPE[logits.dtype], *logits.shape, logits.stride(0),
         None if problem.has_labels else _rows(problem.target, 1.0),
         None if problem.soft is None else _rows(problem.soft.values, problem.soft.temperature),
         None if problem.past is None else _rows(problem.past.values, problem.past.temperature),
@@ -188,27 +188,11 @@ def _rows(values: Tensor, temperature: float) -> tuple:
     return (DTYPE[values.dtype], *values.shape, values.stride(0), temperature)
 
 
-def addresses(problem: Problem, outputs: Outputs) -> tuple:
-    """And what they are told at each call: where these tensors lie, and two numbers."""
-    alpha, past_weight = problem.alpha, problem.past_weight
-    return (
-        [x.data_ptr() for x in _operands(problem, outputs) if isinstance(x, Tensor)],
-        0.0 if alpha is None or isinstance(alpha, Tensor) else alpha,
-        0.0 if past_weight is None or isinstance(past_weight, Tensor) else past_weight,
-    )
-
-
-# All that a problem may have, by the names of csrc/bindings.h.
-_NAMES = (
-    *Problem._fields[: Problem._fields.index("soft")], *(f"soft_{field}" for field in Table._fields[:-1]), "alpha",
-    *(f"past_{field}" for field in Table._fields[:-1]), "past_index", "past_weight", "upstream", *Outputs._fields,
-)  # fmt: skip
-_NO_TABLE = (None,) * len(Table._fields[:-1])
-
-
-def _operands(problem: Problem, outputs: Outputs) -> tuple:
-    logits, target, target_b, lam, weight, soft, alpha, past, past_index, past_weight, upstream, *_ = problem
-    return (
-        logits, target, target_b, lam, weight, *(_NO_TABLE if soft is None else soft[:-1]), alpha,
-        *(_NO_TABLE if past is None else past[:-1]), past_index, past_weight, upstream, *outputs,
-    )  # fmt: skip
+def _places(problem: Problem, outputs: Outputs) -> Iterator[tuple[str, int, int]]:
+    """Of each tensor that there is: its name in csrc/bindings.h, its field of Problem or, counted on, of Outputs, and
+    its field of a Table there, or -1."""
+    for field, (name, x) in enumerate(zip(Problem._fields + Outputs._fields, problem + outputs, strict=True)):
+        if isinstance(x, Table):
+            yield from ((f"{name}_{x._fields[i]}", field, i) for i in range(len(x)) if isinstance(x[i], Tensor))
+        elif isinstance(x, Tensor):
+            yield "probabilities" if name == "target" and not problem.has_labels else name, field, -1

@@ -195,6 +195,7 @@ def scale_(gradient, upstream):
     size, block = gradient.numel(), 2048
     if not size:
         return
+    torch.autograd.graph.increment_version(gradient)
     kind = size, gradient.dtype, upstream.dtype, gradient.device
     launch = _scale_launches.get(kind)
     if launch is not None:

@@ -1,9 +1,9 @@
-"""pool_rows and carry_rows on the CPU: hand addresses, sizes and strides to the C++ kernels."""
+"""pool_rows and carry_rows on the CPU: hand tensors, sizes and strides to the C++ kernels."""
 
 import torch
 
 from ..backends import _C
-from ..native import DTYPE, address, rows_of
+from ..native import DTYPE, rows_of
 from .op import raise_label
 
 
@@ -41,12 +41,8 @@ def carry_rows(
     if score.dtype not in (torch.float32, torch.float64):
         score = score.float()
     batch = (
-        DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0),
-        address(labels), address(labels_b), address(lam), DTYPE[score.dtype], score.data_ptr(), num_new, address(ages),
+        DTYPE[logits.dtype], logits, *logits.shape, logits.stride(0),
+        labels, labels_b, lam, DTYPE[score.dtype], score, num_new, ages,
     )  # fmt: skip
-    _C.carry_rows(
-        batch,
-        (max_age, ignore_index, temperature),
-        (slots.filled.shape[0], *map(address, slots)),
-        torch.get_num_threads(),
-    )
+    settings = max_age, ignore_index, temperature
+    _C.carry_rows(batch, settings, (slots.filled.shape[0], *slots), torch.get_num_threads())
