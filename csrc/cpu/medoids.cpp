@@ -102,6 +102,19 @@ bool products_are_small(const ClassRows& c) {
   return c.n * c.x.width < large_class && c.n * c.n * c.x.width <= int64_t(1) << 27;
 }
 
+// By a formula that needs no products. The coarse ones: cityblock's buckets, jeffreys' exponentials in float.
+void nominate(const ClassRows& c, Metric metric, bool finely, double* cost, double* bound, int threads) {
+  with_metric(metric, [&](auto known) {
+    constexpr Metric m = known.value;
+    if constexpr (formula_of(m) == Formula::columns) costs_by_columns(c, finely, cost, bound, threads);
+    if constexpr (formula_of(m) == Formula::means) {
+      if constexpr (m == Metric::jeffreys)
+        if (!finely) return costs_from_means<m, float>(c, cost, bound, threads);
+      costs_from_means<m, double>(c, cost, bound, threads);
+    }
+  });
+}
+
 int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   if (c.n == 0) return -1;
   if (c.n <= 2) return c.rows[0];  // two rows have the same cost
@@ -114,24 +127,23 @@ int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   std::vector<double> cost(c.n), bound(c.n);
   Candidates left{positions.data(), cost.data(), bound.data(), c.n};
   bool nominated = formula != Formula::none;
+  const bool has_finer = formula == Formula::columns || metric == Metric::jeffreys;
   if (formula == Formula::products) {
     std::vector<double> mean(c.x.width);
     const double radius = centre(c, mean.data(), threads);
     // Out of this range squares over- or underflow: nothing is nominated, exact costs alone decide.
     nominated = radius > 0x1p-400 && radius < 0x1p400;
     if (nominated) costs_from_products(c, positions.data(), mean.data(), radius, cost.data(), bound.data());
-  } else if (formula == Formula::columns) {
-    costs_by_columns(c, false, cost.data(), bound.data(), threads);
-  } else if (formula == Formula::means) {
-    costs_from_means(c, metric, cost.data(), bound.data(), threads);
+  } else if (nominated) {
+    nominate(c, metric, !has_finer, cost.data(), bound.data(), threads);
   }
   if (!nominated) std::fill(bound.begin(), bound.end(), INFINITY);  // which says nothing
   left.count = narrow(c, metric, left, threads);
   const bool few = left.count * c.n * c.x.width <= few_pairs;
   if (formula == Formula::products && !few) return needs_products;  // in float64
-  if (formula == Formula::columns && !few) {
+  if (has_finer && !few) {
     std::vector<double> finer_cost(c.n), finer_bound(c.n);
-    costs_by_columns(c, true, finer_cost.data(), finer_bound.data(), threads);
+    nominate(c, metric, true, finer_cost.data(), finer_bound.data(), threads);
     for (int64_t i = 0; i < left.count; ++i) {
       cost[i] = finer_cost[positions[i]];
       bound[i] = finer_bound[positions[i]];

@@ -58,7 +58,7 @@ void distances(const double* a, const double* b, int64_t stride, int64_t count, 
   int64_t i = 0;
   for (; i + 4 <= count; i += 4) {
     const double *b0 = b + i * stride, *b1 = b0 + stride, *b2 = b1 + stride, *b3 = b2 + stride;
-    Lanes s0{}, s1{}, s2{}, s3{};
+    Lanes s0, s1, s2, s3;
     for (int64_t k = 0; k < w; k += 8) {
       add_terms<metric>(s0, a, b0, k, w);
       add_terms<metric>(s1, a, b1, k, w);
@@ -71,7 +71,7 @@ void distances(const double* a, const double* b, int64_t stride, int64_t count, 
     out[i + 3] = finish<metric>(s3, a, b3, w);
   }
   for (; i < count; ++i) {
-    Lanes sum{};
+    Lanes sum;
     for (int64_t k = 0; k < w; k += 8) add_terms<metric>(sum, a, b + i * stride, k, w);
     out[i] = finish<metric>(sum, a, b + i * stride, w);
   }
@@ -97,12 +97,14 @@ inline void exact_costs(const ClassRows& c, Metric metric, const int64_t* positi
 #pragma omp parallel for num_threads(groups) schedule(static) if (groups > 1)
   for (int64_t group = 0; group < groups; ++group) {
     const int64_t begin = count * group / groups, m = count * (group + 1) / groups - begin;
-    std::vector<double> mine(m * stride), row(stride), d(m);
-    for (int64_t i = 0; i < m; ++i) load_features(c.x, metric, c.rows[positions[begin + i]], mine.data() + i * stride);
+    LaneVector mine(m * stride), row(stride);
+    std::vector<double> d(m);
     std::fill(cost + begin, cost + begin + m, 0.0);
     with_metric(metric, [&](auto known) {
+      for (int64_t i = 0; i < m; ++i)
+        load_features<known.value>(c.x, c.rows[positions[begin + i]], mine.data() + i * stride);
       for (int64_t j = 0; j < c.n; ++j) {
-        load_features(c.x, metric, c.rows[j], row.data());
+        load_features<known.value>(c.x, c.rows[j], row.data());
         distances<known.value>(row.data(), mine.data(), stride, m, w, d.data());
         for (int64_t i = 0; i < m; ++i)
           if (positions[begin + i] != j) cost[begin + i] += d[i];
@@ -116,9 +118,10 @@ inline void exact_costs(const ClassRows& c, Metric metric, const int64_t* positi
 // up in the order of the rows. For classes whose features fit in the cache.
 inline int64_t small_class_medoid(const ClassRows& c, Metric metric) {
   const int64_t w = padded(c.x.width), stride = feature_width(metric, c.x.width);
-  std::vector<double> features(c.n * stride), d(c.n), cost(c.n);
-  for (int64_t i = 0; i < c.n; ++i) load_features(c.x, metric, c.rows[i], features.data() + i * stride);
+  LaneVector features(c.n * stride);
+  std::vector<double> d(c.n), cost(c.n);
   with_metric(metric, [&](auto known) {
+    for (int64_t i = 0; i < c.n; ++i) load_features<known.value>(c.x, c.rows[i], features.data() + i * stride);
     for (int64_t i = 0; i < c.n; ++i) {
       const double* row = features.data() + i * stride;
       distances<known.value>(row, row + stride, stride, c.n - i - 1, w, d.data());

@@ -12,18 +12,25 @@ namespace TOAST_ISA {
 // number of threads.
 inline int64_t run_count(int64_t n) { return std::max<int64_t>(1, std::min<int64_t>(16, n / 64)); }
 
-// mean [feature_width] of the features; a zero row (cosine) does not count. Returns how many rows do.
-inline int64_t mean_features(const ClassRows& c, Metric metric, double* mean, int threads) {
-  const int64_t stride = feature_width(metric, c.x.width), runs = run_count(c.n);
-  std::vector<double> sums(runs * stride);
+// mean [feature_width] of the features, and norms [n]; a zero row (cosine) does not count. Returns how many rows do.
+template <Metric metric, class Exp = double>
+int64_t mean_features(const ClassRows& c, double* mean, Norm* norms, int threads) {
+  const int64_t w = padded(c.x.width), stride = feature_width(metric, c.x.width), runs = run_count(c.n);
+  LaneVector sums(runs * stride);
   std::vector<int64_t> counts(runs);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t run = 0; run < runs; ++run) {
-    std::vector<double> row(stride);
+    LaneVector scratch(stride);
+    FeatureRow<metric, Exp> row(c.x, scratch.data());
     double* sum = sums.data() + run * stride;
     for (int64_t i = c.n * run / runs; i < c.n * (run + 1) / runs; ++i) {
-      if (load_features(c.x, metric, c.rows[i], row.data())) continue;
-      for (int64_t k = 0; k < stride; k += 8) store(load(sum + k) + load(row.data() + k), sum + k);
+      prefetch_row(c.x, c.rows[std::min(i + 2, c.n - 1)]);
+      norms[i] = row.load_first(c.rows[i]);
+      if (norms[i].zero) continue;
+      for (int64_t k = 0; k < w; k += 8) {
+        store(load(sum + k) + row.f(k), sum + k);
+        if constexpr (metric == Metric::jeffreys) store(load(sum + w + k) + row.g(k), sum + w + k);
+      }
       ++counts[run];
     }
   }
@@ -42,31 +49,33 @@ struct Deviation {
   double dot, f, g;  // F . G, |F|, |G|; |F| < 0 for a zero row
 };
 
-inline void deviations(const ClassRows& c, Metric metric, const double* mean, Deviation* out, int threads) {
+template <Metric metric, class Exp = double>
+void deviations(const ClassRows& c, const double* mean, const Norm* norms, Deviation* out, int threads) {
   const int64_t w = padded(c.x.width), runs = run_count(c.n);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t run = 0; run < runs; ++run) {
-    std::vector<double> row(feature_width(metric, c.x.width));
+    LaneVector scratch(feature_width(metric, c.x.width));
+    FeatureRow<metric, Exp> row(c.x, scratch.data());
     for (int64_t i = c.n * run / runs; i < c.n * (run + 1) / runs; ++i) {
-      if (load_features(c.x, metric, c.rows[i], row.data())) {
+      if (norms[i].zero) {
         out[i] = {0, -1, -1};
         continue;
       }
-      Lanes dot{}, ff{}, gg{};
-      if (metric == Metric::jeffreys) {
+      row.load_again(c.rows[i], norms[i]);
+      if constexpr (metric == Metric::jeffreys) {
+        Lanes dot, ff, gg;
         for (int64_t k = 0; k < w; k += 8) {
-          const Lanes f = load(row.data() + k) - load(mean + k), g = load(row.data() + w + k) - load(mean + w + k);
+          const Lanes f = row.f(k) - load(mean + k), g = row.g(k) - load(mean + w + k);
           dot += f * g;
           ff += f * f;
           gg += g * g;
         }
         out[i] = {add_lanes(dot), std::sqrt(add_lanes(ff)), std::sqrt(add_lanes(gg))};
       } else {
-        for (int64_t k = 0; k < w; k += 8) {
-          const Lanes f = load(row.data() + k) - load(mean + k);
-          ff += f * f;
-        }
-        out[i].dot = add_lanes(ff);
+        out[i].dot = sum_columns(w, [&](int64_t k) {
+          const Lanes f = row.f(k) - load(mean + k);
+          return f * f;
+        });
         out[i].f = out[i].g = std::sqrt(out[i].dot);
       }
     }
@@ -74,13 +83,16 @@ inline void deviations(const ClassRows& c, Metric metric, const double* mean, De
 }
 
 // cost [n] and bound [n] on its error. The bound's terms: rounding of the dots and of their sum, and
-// of the means, which the identity takes as exact (their entries are sums of numbers that are at most |mean| + |F|).
-inline void costs_from_means(const ClassRows& c, Metric metric, double* cost, double* bound, int threads) {
+// of the means, which the identity takes as exact (their entries are sums of numbers that are at most |mean| + |F|),
+// and of exponentials in float.
+template <Metric metric, class Exp = double>
+void costs_from_means(const ClassRows& c, double* cost, double* bound, int threads) {
   const int64_t w = padded(c.x.width);
-  std::vector<double> mean(feature_width(metric, c.x.width));
+  LaneVector mean(feature_width(metric, c.x.width));
+  std::vector<Norm> norms(c.n);
   std::vector<Deviation> rows(c.n);
-  const double count = mean_features(c, metric, mean.data(), threads), zeros = c.n - count;
-  deviations(c, metric, mean.data(), rows.data(), threads);
+  const double count = mean_features<metric, Exp>(c, mean.data(), norms.data(), threads), zeros = c.n - count;
+  deviations<metric, Exp>(c, mean.data(), norms.data(), rows.data(), threads);
 
   double dots = 0, products = 0, ff = 0, gg = 0;
   for (const Deviation& r : rows) {
@@ -96,13 +108,21 @@ inline void costs_from_means(const ClassRows& c, Metric metric, double* cost, do
                             : std::sqrt(squared_length(mean.data() + w, w)) + std::sqrt(gg / std::max(count, 1.0));
   const double error = rounding(c.n, c.x.width), half = metric == Metric::cosine ? 0.5 : 1.0;
   const double underflow = double(c.n) * w * DBL_MIN;
+  // The length by which f may be off where its exponentials are float's: see README.md.
+  constexpr double unit = std::is_same_v<Exp, float> ? 0x1p-24 : 0;
+  const auto off = [&](const Deviation& r) { return unit * ((24 + 2 * std::log(w + 1.0)) * (r.f + mean_f) + 2); };
+  double mean_off = 0, off_products = 0;
+  for (const Deviation& r : rows) {
+    mean_off += off(r) / c.n;
+    off_products += off(r) * r.g;
+  }
   for (int64_t i = 0; i < c.n; ++i) {
     const Deviation& r = rows[i];
     const bool zero = r.f < 0;
     cost[i] = zero ? c.n - 1.0 : half * (count * r.dot + dots) + zeros;
-    bound[i] =
-        zero ? error * c.n
-             : error * (half * (count * (r.f * r.g + r.f * mean_g + r.g * mean_f) + products) + zeros) + underflow;
+    bound[i] = zero ? error * c.n
+                    : error * (half * (count * (r.f * r.g + r.f * mean_g + r.g * mean_f) + products) + zeros) +
+                          underflow + count * (off(r) + mean_off) * r.g + off_products;
   }
 }
 

@@ -8,10 +8,11 @@ namespace TOAST_ISA {
 
 // The class mean [D]; returns the largest distance of a row from it.
 inline double centre(const ClassRows& c, double* mean, int threads) {
-  std::vector<double> features(padded(c.x.width));
+  LaneVector features(padded(c.x.width));
+  std::vector<Norm> norms(c.n);
   std::vector<Deviation> rows(c.n);
-  mean_features(c, Metric::sqeuclidean, features.data(), threads);
-  deviations(c, Metric::sqeuclidean, features.data(), rows.data(), threads);
+  mean_features<Metric::sqeuclidean>(c, features.data(), norms.data(), threads);
+  deviations<Metric::sqeuclidean>(c, features.data(), norms.data(), rows.data(), threads);
   std::copy(features.begin(), features.begin() + c.x.width, mean);
   double radius = 0;
   for (const Deviation& r : rows) radius = r.f <= radius ? radius : r.f;  // NaN, from an overflow, comes through

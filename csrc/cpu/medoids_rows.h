@@ -1,35 +1,15 @@
-// Rows as what the metrics compare, in double: 8 lanes at a time with the same arithmetic on every instruction set, so
-// that every build adds in the same order and gives the same bits.
+// Rows as what the metrics compare, in double.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
-#include <cstring>
-#include <vector>
 
 #include "cpu/convert.h"
+#include "cpu/medoids_lanes.h"
 #include "medoids.h"
 
 namespace toast {
 namespace TOAST_ISA {
-
-using std::int64_t;
-
-#pragma GCC diagnostic ignored "-Wpsabi"  // these vectors pass between inlined functions only
-typedef double Lanes __attribute__((vector_size(64)));
-typedef int64_t LaneBits __attribute__((vector_size(64)));
-
-[[gnu::always_inline]] inline Lanes load(const double* p) {
-  Lanes v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
-[[gnu::always_inline]] inline void store(const Lanes& v, double* p) { std::memcpy(p, &v, sizeof v); }
-[[gnu::always_inline]] inline Lanes absolute(const Lanes& v) { return Lanes(LaneBits(v) & 0x7fffffffffffffff); }
-[[gnu::always_inline]] inline double add_lanes(const Lanes& v) {
-  return ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]));
-}
 
 inline int64_t padded(int64_t width) { return (width + 7) / 8 * 8; }
 
@@ -62,81 +42,138 @@ inline void load_row(const Matrix& x, int64_t row, double* out) {
   std::fill(out + x.width, out + padded(x.width), 0.0);
 }
 
-// exp for x <= 0; 0 below -708. 2^n from the bits of n + 1.5 * 2^52, then Taylor's series of degree 13 on
-// |r| <= ln 2 / 2, whose next term is below 5e-18.
-[[gnu::always_inline]] inline Lanes exp_lanes(const Lanes& x) {
-  const LaneBits tiny = x < -708.0;
-  const Lanes shifted = x * 1.4426950408889634 + 0x1.8p52;
-  const Lanes n = shifted - 0x1.8p52;
-  const Lanes r = (x - n * 0x1.62e42fefap-1) - n * 0x1.cf79abc9e3b3ap-40;
-  constexpr double inverse_factorials[] = {
-      1. / 6227020800, 1. / 479001600, 1. / 39916800, 1. / 3628800, 1. / 362880, 1. / 40320, 1. / 5040,
-      1. / 720,        1. / 120,       1. / 24,       1. / 6,       0.5,         1.0,        1.0};
-  Lanes p = r * 0.0;
-  for (double c : inverse_factorials) p = p * r + c;
-  const Lanes power = Lanes((LaneBits(shifted) + 1023) << 52);
-  return Lanes(LaneBits(p * power) & ~tiny);
+// The begin of a row into the level 1 cache (the processor reads on by itself), some rows before it is read: a class's
+// rows lie anywhere in x. Inlined: GCC takes a call that does nothing else for one that may be left out.
+[[gnu::always_inline]] inline void prefetch_row(const Matrix& x, int64_t row) {
+  const int64_t size = size_of(x.dtype), bytes = x.column_stride == 1 ? std::min<int64_t>(x.width * size, 1024) : 1;
+  const char* p = static_cast<const char*>(x.data) + row * x.row_stride * size;
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);
+}
+
+// The sum of term(k), the lanes from column k on, over a row. Two sums, so that additions need not wait for each other.
+template <class F>
+double sum_columns(int64_t padded_width, F&& term) {
+  Lanes even, odd;
+  int64_t k = 0;
+  for (; k + 16 <= padded_width; k += 16) {
+    even += term(k);
+    odd += term(k + 8);
+  }
+  if (k < padded_width) even += term(k);
+  return add_lanes(even + odd);
 }
 
 inline double squared_length(const double* x, int64_t padded_width) {
-  Lanes sum{};
-  for (int64_t k = 0; k < padded_width; k += 8) sum += load(x + k) * load(x + k);
-  return add_lanes(sum);
+  return sum_columns(padded_width, [&](int64_t k) { return load(x + k) * load(x + k); });
 }
 
-// In place: x / |x|. Returns whether x is a zero row, which stays one.
-inline bool normalise(double* x, int64_t padded_width) {
-  double square = squared_length(x, padded_width);
-  if (!(square > 1e-280 && square < 1e280)) {  // squares under- or overflowed: scale by a power of two first
-    double largest = 0;
-    for (int64_t k = 0; k < padded_width; ++k) largest = std::max(largest, std::fabs(x[k]));
-    if (largest == 0) return true;
-    const int exponent = std::ilogb(largest);
-    for (int64_t k = 0; k < padded_width; ++k) x[k] = std::scalbn(x[k], -exponent);
-    square = squared_length(x, padded_width);
-  }
-  const double inverse = 1 / std::sqrt(square);
-  for (int64_t k = 0; k < padded_width; k += 8) store(load(x + k) * inverse, x + k);
-  return false;
+inline double largest_of(const double* x, int64_t padded_width) {
+  Lanes largest = -INFINITY;
+  for (int64_t k = 0; k < padded_width; k += 8) largest = max(largest, load(x + k));
+  double lane[8];
+  store(largest, lane);
+  return *std::max_element(lane, lane + 8);
 }
 
-// In place: x becomes log softmax(x), p softmax(x). The lanes beyond width become 0.
-inline void log_softmax(double* x, double* p, int64_t width) {
-  const int64_t w = padded(width);
-  if (width == 0) return;
-  Lanes highest = Lanes{} + x[0];
-  for (int64_t k = width; k < w; ++k) x[k] = -INFINITY;
-  for (int64_t k = 0; k < w; k += 8) highest = load(x + k) > highest ? load(x + k) : highest;
-  double top = highest[0];
-  for (int i = 1; i < 8; ++i) top = std::max(top, highest[i]);
+// What a row's features need of the whole row; kept, so that a second pass over the class need not compute it again.
+struct Norm {
+  bool zero = false;            // cosine: a zero row
+  int exponent = 0;             // cosine: x is divided by 2^exponent first, where squares would under- or overflow
+  double inverse = 1;           // cosine: 1 / |x|; jeffreys: 1 / sum exp(x - top)
+  double top = 0, log_sum = 0;  // jeffreys
+};
 
-  Lanes sum{};
-  for (int64_t k = 0; k < w; k += 8) {
-    const Lanes e = exp_lanes(load(x + k) - top);
-    store(e, p + k);
-    sum += e;
-  }
-  const double total = add_lanes(sum), log_total = std::log(total), inverse = 1 / total;
-  for (int64_t k = 0; k < w; k += 8) {
-    store((load(x + k) - top) - log_total, x + k);
-    store(load(p + k) * inverse, p + k);
-  }
-  for (int64_t k = width; k < w; ++k) x[k] = p[k] = 0;
-}
+// A row's features f and g, 8 columns at a time: x; cosine: x / |x|, a zero row stays one; jeffreys: f = p =
+// softmax(x), g = log p. Beyond the width f is 0. Exponentials are computed in Exp and have errors of Exp's size
+// relative to p.
+template <Metric metric, class Exp = double>
+class FeatureRow {
+ public:
+  FeatureRow(const Matrix& matrix, double* scratch /* [feature_width] */)
+      : matrix_(matrix), w_(padded(matrix.width)), exp_(scratch), x_(jeffreys ? scratch + w_ : scratch) {}
 
-// The features of row number `row` of x, feature_width of them. Returns whether it is a zero row (cosine only).
-inline bool load_features(const Matrix& x, Metric metric, int64_t row, double* out) {
+  Lanes f(int64_t k) const {
+    if constexpr (jeffreys) return load(exp_ + k) * norm_.inverse;
+    if constexpr (metric == Metric::cosine) return load(x_ + k) * norm_.inverse;
+    return load(x_ + k);
+  }
+  Lanes g(int64_t k) const { return jeffreys ? (load(x_ + k) - norm_.top) - norm_.log_sum : f(k); }
+
+  const Norm& load_first(int64_t row) {
+    load_row(matrix_, row, x_);
+    norm_ = {};
+    if constexpr (metric == Metric::cosine) {
+      double square = squared_length(x_, w_);
+      if (!(square > 1e-280 && square < 1e280)) {
+        double largest = 0;
+        for (int64_t k = 0; k < w_; ++k) largest = std::max(largest, std::fabs(x_[k]));
+        norm_.zero = largest == 0;
+        if (norm_.zero) return norm_;
+        norm_.exponent = std::ilogb(largest);
+        divide_by_power();
+        square = squared_length(x_, w_);
+      }
+      norm_.inverse = 1 / std::sqrt(square);
+    }
+    if constexpr (jeffreys) {
+      for (int64_t k = matrix_.width; k < w_; ++k) x_[k] = x_[0];  // which changes no maximum
+      norm_.top = largest_of(x_, w_);
+      exponentials();
+      const double sum = sum_columns(w_, [&](int64_t k) { return load(exp_ + k); });
+      norm_.log_sum = std::log(sum);
+      norm_.inverse = 1 / sum;
+    }
+    return norm_;
+  }
+
+  void load_again(int64_t row, const Norm& norm) {
+    load_row(matrix_, row, x_);
+    norm_ = norm;
+    if (metric == Metric::cosine && norm.exponent != 0) divide_by_power();
+    if constexpr (jeffreys) exponentials();
+  }
+
+ private:
+  static constexpr bool jeffreys = metric == Metric::jeffreys;
+
+  void divide_by_power() {
+    for (int64_t k = 0; k < w_; ++k) x_[k] = std::scalbn(x_[k], -norm_.exponent);
+  }
+  void exponentials() {
+    const Lanes top = norm_.top;
+    if constexpr (std::is_same_v<Exp, double>) {
+      for (int64_t k = 0; k < w_; k += 8) store(exp(load(x_ + k) - top), exp_ + k);
+    } else {
+      float chunk[256];
+      for (int64_t k = 0; k < w_; k += 256) {
+        const int64_t count = std::min<int64_t>(256, w_ - k);
+        for (int64_t i = 0; i < count; ++i) chunk[i] = float(x_[k + i] - norm_.top);
+        std::fill(chunk + count, chunk + (count + 8) / 16 * 16, 0.0f);
+        for (int64_t i = 0; i < count; i += Vec<float>::lanes) exp(Vec<float>::load(chunk + i)).store(chunk + i);
+        widen(chunk, count, exp_ + k);
+      }
+    }
+    std::fill(exp_ + matrix_.width, exp_ + w_, 0.0);
+  }
+
+  const Matrix& matrix_;
+  int64_t w_;
+  double *exp_, *x_;
+  Norm norm_;
+};
+
+// The features of row number `row` of x, feature_width of them.
+template <Metric metric>
+void load_features(const Matrix& x, int64_t row, double* out) {
   const int64_t w = padded(x.width);
-  if (metric == Metric::jeffreys) {
-    load_row(x, row, out + w);
-    log_softmax(out + w, out, x.width);
-    return false;
+  FeatureRow<metric> features(x, out);
+  const bool zero = features.load_first(row).zero;
+  for (int64_t k = 0; k < w; k += 8) {
+    const Lanes f = features.f(k), g = features.g(k);
+    store(f, out + k);
+    if (metric == Metric::jeffreys) store(g, out + w + k);
   }
-  load_row(x, row, out);
-  if (metric != Metric::cosine) return false;
-  const bool zero = normalise(out, w);
-  out[w] = zero;
-  return zero;
+  if (metric == Metric::cosine) out[w] = zero;
 }
 
 }  // namespace TOAST_ISA
