@@ -127,12 +127,13 @@ def test_uninitialised_memory_is_never_read(monkeypatch):
 
 
 @every_metric
-def test_near_ties_are_decided_in_float64(metric):
-    """A hundred rows whose costs differ by a relative 1e-9 and less: float32 cannot tell them apart."""
-    x = logits(400, 110, dtype=torch.float64)
+@pytest.mark.parametrize("ties", [100, 400], ids=["few", "many"])  # many: a finer formula comes before exact costs
+def test_near_ties_are_decided_in_float64(metric, ties):
+    """Rows whose costs differ by a relative 1e-9 and less: float32 cannot tell them apart."""
+    x = logits(300 + ties, 110, dtype=torch.float64)
     best = one_class(x, metric)
-    x[300:] = x[best] + 1e-9 * logits(100, 110, 1, torch.float64)
-    assert one_class(x, metric) == scipy_medoids(x, torch.zeros(400), 1, metric).item()
+    x[300:] = x[best] + 1e-9 * logits(ties, 110, 1, torch.float64)
+    assert one_class(x, metric) == scipy_medoids(x, torch.zeros(300 + ties), 1, metric).item()
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cityblock", "cosine"])

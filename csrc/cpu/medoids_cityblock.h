@@ -12,7 +12,7 @@ namespace TOAST_ISA {
 // relative to.
 class Columns {
  public:
-  Columns(int64_t n, double* cost) : n_(n), cost_(cost), bucket_of_(n), sorted_(n), lines_(buckets) {}
+  Columns(int64_t n, double* cost) : n_(n), cost_(cost), bucket_of_(n), slopes_(buckets), offsets_(buckets) {}
 
   double bound() const { return bound_; }
   double spread() const { return spread_; }
@@ -26,30 +26,30 @@ class Columns {
     }
     if (low == high) return;
     const double middle = low + (high - low) / 2;
-    double distances = 0;
-#pragma omp simd reduction(+ : distances)
+    double distances = 0, total = 0;
+#pragma omp simd reduction(+ : distances, total)
     for (int64_t i = 0; i < n_; ++i) {
       column[i] -= middle;
       distances += std::fabs(column[i]);
+      total += column[i];
     }
     spread_ += distances;
     if (exactly)
       add_sorted(column);
     else
-      add_buckets(column, low - middle, high - low);
+      add_buckets(column, low - middle, high - low, total);
   }
 
  private:
-  static constexpr std::int32_t buckets = 1024;  // 16 KB of sums: the level 1 cache
+  static constexpr std::int32_t buckets = 1024;     // 16 KB of sums: the level 1 cache
+  static constexpr std::int32_t run = buckets / 8;  // buckets that one lane adds up
   struct Entry {
     double value;
     int64_t row;
   };
-  struct Line {
-    double slope, offset;
-  };
 
   void add_sorted(const double* column) {
+    sorted_.resize(n_);
     for (int64_t i = 0; i < n_; ++i) sorted_[i] = {column[i], i};
     std::sort(sorted_.begin(), sorted_.end(), [](const Entry& a, const Entry& b) { return a.value < b.value; });
     double total = 0, before = 0;
@@ -61,40 +61,55 @@ class Columns {
     }
   }
 
-  // Two values of one bucket are taken to lie half its width apart.
-  void add_buckets(const double* column, double low, double range) {
+  // Two values of one bucket are taken to lie half its width apart. Bucket b is kept in lane b / run of the Lanes at
+  // 8 (b % run), so that the sums before each come from 8 runs of buckets side by side.
+  void add_buckets(const double* column, double low, double range, double total) {
     const double scale = buckets / range, half = 0.5 * range / buckets;
     if (!(scale < 1e300 && range < 1e300)) {  // beyond double's range: leaves everything open
       bound_ = INFINITY;
       return;
     }
-    for (int64_t i = 0; i < n_; ++i) bucket_of_[i] = std::min(buckets - 1, std::int32_t((column[i] - low) * scale));
-    std::fill(lines_.begin(), lines_.end(), Line{});
+    double *slopes = slopes_.data(), *offsets = offsets_.data();
+    std::fill(slopes, slopes + buckets, 0.0);
+    std::fill(offsets, offsets + buckets, 0.0);
     for (int64_t i = 0; i < n_; ++i) {
-      Line& sums = lines_[bucket_of_[i]];  // count and sum of values, for now
-      sums.slope += 1;
-      sums.offset += column[i];
+      const std::int32_t bucket = std::min(buckets - 1, std::int32_t((column[i] - low) * scale));
+      bucket_of_[i] = bucket % run * 8 + bucket / run;
     }
-    double total = 0, fullest = 0;
-    for (const Line& sums : lines_) {
-      total += sums.offset;
-      fullest = std::max(fullest, sums.slope);
+    for (int64_t i = 0; i < n_; ++i) {
+      slopes[bucket_of_[i]] += 1;  // count and sum of values, for now
+      offsets[bucket_of_[i]] += column[i];
+    }
+    Lanes count, sum, fullest;
+    for (int64_t k = 0; k < buckets; k += 8) {
+      count += load(slopes + k);
+      sum += load(offsets + k);
+      fullest = max(fullest, load(slopes + k));
     }
     // What a column adds to a row's cost is a line in its value: slope = count below - count above, offset = sum above
     // - sum below.
-    Line before{};
-    for (Line& line : lines_) {
-      const Line here = line;
-      line.slope = 2 * before.slope + here.slope - n_;
-      line.offset = (total - here.offset - 2 * before.offset) + half * (here.slope - 1);
-      before.slope += here.slope;
-      before.offset += here.offset;
+    Lanes count_before = before(count), sum_before = before(sum);
+    for (int64_t k = 0; k < buckets; k += 8) {
+      const Lanes count_here = load(slopes + k), sum_here = load(offsets + k);
+      store(2 * count_before + count_here - n_, slopes + k);
+      store((total - sum_here - 2 * sum_before) + half * (count_here - 1), offsets + k);
+      count_before += count_here;
+      sum_before += sum_here;
     }
-    for (int64_t i = 0; i < n_; ++i) {
-      const Line& line = lines_[bucket_of_[i]];
-      cost_[i] += column[i] * line.slope + line.offset;
+    for (int64_t i = 0; i < n_; ++i) cost_[i] += column[i] * slopes[bucket_of_[i]] + offsets[bucket_of_[i]];
+    bound_ += 2 * half * (largest_lane(fullest) - 1);
+  }
+
+  // Of each lane, the sum of the lanes before it.
+  static Lanes before(const Lanes& v) {
+    double lane[8], sum = 0;
+    store(v, lane);
+    for (double& x : lane) {
+      const double here = x;
+      x = sum;
+      sum += here;
     }
-    bound_ += 2 * half * (fullest - 1);
+    return load(lane);
   }
 
   int64_t n_;
@@ -102,7 +117,7 @@ class Columns {
   double bound_ = 0, spread_ = 0;
   std::vector<std::int32_t> bucket_of_;
   std::vector<Entry> sorted_;
-  std::vector<Line> lines_;
+  LaneVector slopes_, offsets_;
 };
 
 // cost [n] and bound [n] on its error, by sorting or by buckets. Columns are added up in at most 16 groups, whose

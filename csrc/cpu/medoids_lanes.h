@@ -2,6 +2,7 @@
 // gives the same bits: no fused multiply-adds.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #include <new>
@@ -83,6 +84,11 @@ inline Lanes load(const double* p) {
   });
 }
 inline void store(const Lanes& v, double* p) { std::memcpy(p, v.part, sizeof v.part); }
+inline double largest_lane(const Lanes& v) {
+  double x[8];
+  store(v, x);
+  return *std::max_element(x, x + 8);
+}
 inline double add_lanes(const Lanes& v) {
   double x[8];
   store(v, x);

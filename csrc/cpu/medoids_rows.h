@@ -70,9 +70,7 @@ inline double squared_length(const double* x, int64_t padded_width) {
 inline double largest_of(const double* x, int64_t padded_width) {
   Lanes largest = -INFINITY;
   for (int64_t k = 0; k < padded_width; k += 8) largest = max(largest, load(x + k));
-  double lane[8];
-  store(largest, lane);
-  return *std::max_element(lane, lane + 8);
+  return largest_lane(largest);
 }
 
 // What a row's features need of the whole row; kept, so that a second pass over the class need not compute it again.

@@ -27,6 +27,12 @@ FAULTS = {
             "",
             "tests/test_medoids_op.py::test_label_out_of_range_names_the_row_and_the_value",
         ),
+        (
+            "a finer formula's costs go to other rows",
+            "cost[i] = finer_cost[positions[i]];",
+            "cost[i] = finer_cost[i];",
+            CERTIFIED + "test_near_ties_are_decided_in_float64",
+        ),
         ("large classes are left out", "if (large(k)) medoids", "if (false) medoids", CPP),
         (
             "a metric without a fast formula gets that of the means (C++)",
@@ -102,12 +108,18 @@ FAULTS = {
             "+ row * x.width, 1,",
             MEDOIDS + "test_layouts",
         ),
-        ("softmax's padding counts", "for (int64_t k = width; k < w; ++k) x[k] = -INFINITY;", "", CPP),
+        ("softmax's padding counts", "std::fill(exp_ + matrix_.width, exp_ + w_, 0.0);", "", CPP),
         (
             "softmax does not subtract the largest logit",
-            "top = std::max(top, highest[i]);",
-            "top = 0;",
+            "norm_.top = largest_of(x_, w_);",
+            "norm_.top = 0;",
             MEDOIDS + "test_jeffreys_of_large_logits",
+        ),
+        (
+            "a row whose squares overflow is another one in the second pass",
+            "if (metric == Metric::cosine && norm.exponent != 0) divide_by_power();",
+            "",
+            CERTIFIED + "test_extreme_magnitudes",
         ),
     ],
     "csrc/cpu/medoids_means.h": [
@@ -117,6 +129,12 @@ FAULTS = {
             "(count * (r.f * r.g + r.f * mean_g + r.g * mean_f) + products)",
             "0",
             CPP,
+        ),
+        (
+            "exponentials in float are trusted as double's",
+            "count * (off(r) + mean_off) * r.g + off_products",
+            "0",
+            CERTIFIED + "test_near_ties_are_decided_in_float64",
         ),
         (
             "a zero row costs nothing",
@@ -133,13 +151,14 @@ FAULTS = {
     ],
     "csrc/cpu/medoids_cityblock.h": [
         ("ranks count half", "double(2 * rank - n_)", "double(rank - n_)", CPP),
-        ("buckets leave nothing open", "bound_ += 2 * half * (fullest - 1);", "", CPP),
+        ("buckets leave nothing open", "bound_ += 2 * half * (largest_lane(fullest) - 1);", "", CPP),
         (
             "values above a bucket do not count",
-            "2 * before.slope + here.slope - n_",
-            "2 * before.slope + here.slope",
+            "2 * count_before + count_here - n_",
+            "2 * count_before + count_here",
             CPP,
         ),
+        ("a run of buckets knows none before it", "sum_before = before(sum);", "sum_before = 0;", CPP),
     ],
     "csrc/cpu/medoids_small_products.h": [
         ("products of the last columns are forgotten", "else if (left > 0)", "else if (left > lanes)", CPP),
