@@ -28,14 +28,13 @@ CHEBYSHEV = {
         (
             "  if constexpr (metric == Metric::cityblock) {\n",
             "  if constexpr (metric == Metric::chebyshev) {\n"
-            "    sum = absolute(difference) > sum ? absolute(difference) : sum;\n"
+            "    sum = max(sum, absolute(difference));\n"
             "  } else if constexpr (metric == Metric::cityblock) {\n",
         ),
         (
             "  const double total = add_lanes(sum);\n",
-            "  if constexpr (metric == Metric::chebyshev) {\n"
-            "    double largest = 0;\n    for (int i = 0; i < 8; ++i) largest = std::max(largest, sum[i]);\n"
-            "    return largest;\n  }\n  const double total = add_lanes(sum);\n",
+            "  if constexpr (metric == Metric::chebyshev) return largest_lane(sum);\n"
+            "  const double total = add_lanes(sum);\n",
         ),
     ],
     "toast_kernels/medoids/triton_pairs.py": [

@@ -108,7 +108,9 @@ void costs_from_means(const ClassRows& c, double* cost, double* bound, int threa
                             : std::sqrt(squared_length(mean.data() + w, w)) + std::sqrt(gg / std::max(count, 1.0));
   const double error = rounding(c.n, c.x.width), half = metric == Metric::cosine ? 0.5 : 1.0;
   const double underflow = double(c.n) * w * DBL_MIN;
-  // The length by which f may be off where its exponentials are float's: see README.md.
+  // The length by which f = p may be off where its exponentials are float's. With d = x - top and u = 2^-24 an
+  // exponential errs by a relative (10 + 2 |d|) u, their sum by (10 + 2 log w) u, since sum p |d| <= log w, and |p d| <
+  // 0.74. (What is off in log_sum is common to a row and vanishes: each p sums to 1.) |p| <= |F| + |mean p|.
   constexpr double unit = std::is_same_v<Exp, float> ? 0x1p-24 : 0;
   const auto off = [&](const Deviation& r) { return unit * ((24 + 2 * std::log(w + 1.0)) * (r.f + mean_f) + 2); };
   double mean_off = 0, off_products = 0;
