@@ -148,6 +148,16 @@ def test_extreme_magnitudes(metric, exponent):
     assert class_medoids(x, labels, 1, metric=metric, backend="reference").item() == expected
 
 
+@pytest.mark.parametrize("exponent", [-600, 600])
+def test_cosine_of_rows_of_very_different_lengths(exponent):
+    """Squares of all rows but the best leave float64's range."""
+    x = logits(400, 20, dtype=torch.float64)
+    best = one_class(x, "cosine")
+    others = torch.arange(400) != best
+    x[others] = torch.ldexp(x[others], torch.tensor(exponent))
+    assert one_class(x, "cosine") == best
+
+
 @every_metric
 def test_thread_counts(metric, threads):
     x, labels = logits(6000, 60), random_labels(6000, 3) // 2 * 2  # a class worth all threads, and a small one
