@@ -36,7 +36,7 @@ std::int64_t pool_rows(int dtype, std::uintptr_t logits, std::int64_t rows, std:
                                pointer<void>(pool), pointer<std::int64_t>(pool_labels), start, threads});
 }
 
-void carry_rows(const py::tuple& batch, const py::tuple& settings, const py::tuple& slots, int threads) {
+std::int64_t carry_rows(const py::tuple& batch, const py::tuple& settings, const py::tuple& slots, int threads) {
   toast::CarryRows p{};
   toast::Fields b(batch), s(settings), out(slots);
   p.dtype = toast::DType(b.value<int>());
@@ -50,7 +50,7 @@ void carry_rows(const py::tuple& batch, const py::tuple& settings, const py::tup
   out.set(p.index), out.set(p.slot_ages), out.set(p.slot_rows);
   p.threads = threads;
   py::gil_scoped_release release;
-  toast::carry_rows_cpu(p);
+  return toast::carry_rows_cpu(p);
 }
 
 const toast::MedoidKernels& medoid_kernels() {

@@ -50,7 +50,8 @@ struct CarryRows {
 
 // Slot j takes the j-th hardest row (of equal ones the first) of those whose age is below max_age, whose score is
 // finite and that have a label. Slots for which there is none: filled = false, label ignore_index, index -1, age and
-// row 0; their logits and statistics stay as they are. index is j for distilled rows, else -1.
-void carry_rows_cpu(const CarryRows& problem);
+// row 0; their logits and statistics stay as they are. index is j for distilled rows, else -1. Returns how many slots
+// have a row.
+std::int64_t carry_rows_cpu(const CarryRows& problem);
 
 }  // namespace toast

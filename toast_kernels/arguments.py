@@ -61,7 +61,7 @@ def numbers(given: tuple) -> tuple:
 
     Raises for what values tell. Those on a GPU are not read: that would wait for it.
     """
-    _, target, _, soft_targets, given_alpha, _, _, past_weight, *_ = given
+    target, soft_targets, given_alpha, past_weight = given[1], given[3], given[4], given[7]
     alpha, past_weight = number(given_alpha), number(past_weight)
     if type(alpha) is float or not isinstance(alpha, Tensor):
         if not 0 <= alpha <= 1:
@@ -96,7 +96,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
     ) = given  # fmt: skip
     temperature = float(temperature)
     dtype = loss_dtype(logits.dtype)
-    rows = rows_of(_as_rows(logits.resolve_neg() if logits.is_neg() else logits))
+    rows = rows_of(_as_rows(logits.resolve_neg()))
     y_b = lam = None
     if isinstance(target, Tensor):
         target = rows_of(_as_rows(target)) if target.is_floating_point() else _labels(target)

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from .arguments import label_shape
 from .functional import class_medoids
 from .kept_rows.op import pool_rows as copy_to_pool
 from .soft_targets import SoftTargets, check_temperature, default_dtype
@@ -103,21 +104,25 @@ class MedoidBank(nn.Module):
         """
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
-        logits = logits.detach()
+        if logits.requires_grad:
+            logits = logits.detach()
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.num_classes}"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
         labels = self._labels_of(target)
-        shape = logits.shape[:1] + logits.shape[2:]
+        shape = label_shape(logits)
         if labels.shape != shape:
             raise ValueError(f"target must have shape {list(shape)} (from logits), got {list(labels.shape)}")
         if self.correct_only:
             labels = torch.where(logits.argmax(dim=1) == labels, labels, self.ignore_index)
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
-        labels = labels.reshape(-1).to(logits.device, torch.int64)
+        labels = (labels if labels.dim() == 1 else labels.reshape(-1)).to(logits.device, torch.int64)
         start = self._reserve(rows.shape[0], logits.device)
         copy_to_pool(rows, labels, self._logits, self._labels, start, self.ignore_index)
-        self._count += rows.shape[0]
+        if self.pool_rows is None:
+            self._count += rows.shape[0]
+        else:
+            self._count.add_(rows.shape[0])
         if self.dtype is None:
             self.dtype = default_dtype(logits.dtype, self.top_k)
 

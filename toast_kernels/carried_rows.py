@@ -22,6 +22,7 @@ class CarriedRows:
     index: Tensor  # int64 [n + K]: -1 for n new rows, then slots.index
     slots: Slots
     distil_fraction: float
+    all_filled: bool = False  # as carry_rows knows it
 
     @classmethod
     def like(
@@ -112,6 +113,8 @@ def map_tree(function: Callable, x, *others):
 
 def tree_pairs(x, other) -> list[tuple[Tensor, Tensor]]:
     """The tensors of two trees of one structure, side by side: those of a dict by their keys, in whatever order."""
+    if isinstance(x, Tensor):
+        return [(x, other)]
     pairs = []
-    map_tree(lambda *pair: pairs.append(pair), x, other)
+    tree_map(lambda *pair: pairs.append(pair), x, other)
     return pairs

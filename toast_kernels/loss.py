@@ -105,10 +105,11 @@ class ToastLoss(nn.Module):
         """
         if logits.dim() < 2:
             raise ValueError(f"logits must have shape [N, C] or [N, C, d1, ...], got {list(logits.shape)}")
-        if self.alpha.device != logits.device:
-            self.alpha = self.alpha.to(logits.device)
-        if self.soft_targets is not None and self.soft_targets.device != logits.device:
-            self.soft_targets = self.soft_targets.to(logits.device)
+        alpha, soft_targets = self.alpha, self.soft_targets
+        if alpha.device != logits.device:
+            alpha = self.alpha = alpha.to(logits.device)
+        if soft_targets is not None and soft_targets.device != logits.device:
+            soft_targets = self.soft_targets = soft_targets.to(logits.device)
         targets = index = None
         if past is not None:
             if past.ignore_index not in (None, self.ignore_index):
@@ -122,8 +123,8 @@ class ToastLoss(nn.Module):
             logits,
             target,
             self.weight,
-            soft_targets=self.soft_targets,
-            alpha=self.alpha,
+            soft_targets=soft_targets,
+            alpha=alpha,
             past=targets,
             past_index=index,
             past_weight=self.past_weight,
@@ -142,8 +143,10 @@ class ToastLoss(nn.Module):
                     "or use toast_loss if no class soft targets are wanted",
                     stacklevel=2,
                 )
-            num_new = len(logits) if past is None else past.num_new
-            self.bank.update(logits[:num_new], _first_rows(target, num_new))
+            new = logits.detach()
+            if past is not None:
+                new, target = new[: past.num_new], _first_rows(target, past.num_new)
+            self.bank.update(new, target)
         return result
 
     @torch.no_grad()

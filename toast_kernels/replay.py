@@ -127,7 +127,8 @@ class HardReplay:
                     f"got {kinds[probabilities]}"
                 )
             slots, empty = carried.slots.filled.shape[0], carried.y
-            x = map_tree(lambda leaf, kept: _with_slots(leaf, kept, carried.slots.filled), x, carried.x)
+            filled = None if carried.all_filled else carried.slots.filled
+            x = map_tree(lambda leaf, kept: _with_slots(leaf, kept, filled), x, carried.x)
             past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
         if isinstance(y, (tuple, list)) or isinstance(empty, tuple):
             y = tuple(map(_append, _as_triple(y), _as_triple(empty)))
@@ -188,7 +189,7 @@ class HardReplay:
                 count, x, y, logits, num_new=self._num_new, temperature=self.temperature, top_k=self.top_k,
                 distil_fraction=self.distil_fraction,
             )  # fmt: skip
-        carry_rows(
+        carried.all_filled = carry_rows(
             logits, labels, labels_b, lam, score, self._num_new, ages, carried.slots, self.max_age, self.ignore_index,
             self.temperature,
         )  # fmt: skip
@@ -245,13 +246,15 @@ def _num_rows(name: str, tree) -> int:
     return len(leaves[0])
 
 
-def _with_slots(new: Tensor, kept: Tensor, filled: Tensor) -> Tensor:
-    """The new rows [n, ...] and K slots: kept rows [K, ...] where filled, else new rows again."""
+def _with_slots(new: Tensor, kept: Tensor, filled: Tensor | None) -> Tensor:
+    """The new rows [n, ...] and K slots: kept rows [K, ...] where filled (None: everywhere), else new rows again."""
     if new.shape[1:] != kept.shape[1:]:
         raise ValueError(
             f"x must have rows of shape {list(kept.shape[1:])} like the carried ones, which reset() forgets, "
             f"got {list(new.shape[1:])}"
         )
+    if filled is None:
+        return _append(new, kept)
     rows, slots = new.shape[0], kept.shape[0]
     kept, filled = kept.to(new.device), filled.to(new.device)
     if slots <= rows:

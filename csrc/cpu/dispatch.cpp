@@ -50,8 +50,8 @@ void softmax_statistics_cpu(const SoftmaxStatistics& problem) { TOAST_CALL_BEST(
 TOAST_FOR_EACH_ISA(std::int64_t pool_rows(const PoolRows&))
 std::int64_t pool_rows_cpu(const PoolRows& problem) { TOAST_CALL_BEST(pool_rows(problem)); }
 
-TOAST_FOR_EACH_ISA(void carry_rows(const CarryRows&))
-void carry_rows_cpu(const CarryRows& problem) { TOAST_CALL_BEST(carry_rows(problem)); }
+TOAST_FOR_EACH_ISA(std::int64_t carry_rows(const CarryRows&))
+std::int64_t carry_rows_cpu(const CarryRows& problem) { TOAST_CALL_BEST(carry_rows(problem)); }
 
 TOAST_FOR_EACH_ISA(void get_medoid_kernels(MedoidKernels&))
 void get_medoid_kernels_cpu(MedoidKernels& kernels) { TOAST_CALL_BEST(get_medoid_kernels(kernels)); }

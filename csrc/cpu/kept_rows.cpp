@@ -84,7 +84,7 @@ std::int64_t pool_rows(const PoolRows& p) {
   return -1;
 }
 
-void carry_rows(const CarryRows& p) {
+std::int64_t carry_rows(const CarryRows& p) {
   std::vector<Candidate> chosen = candidates(p);  // all ages are read before any is written: ages may be slot_ages
   const std::int64_t count = std::min<std::int64_t>(p.slots, chosen.size());
   std::partial_sort(chosen.begin(), chosen.begin() + count, chosen.end(), harder);
@@ -106,6 +106,7 @@ void carry_rows(const CarryRows& p) {
   if (p.logsumexp != nullptr)
     softmax_statistics(
         {p.dtype, p.slot_logits, count, p.classes, p.classes, p.temperature, p.logsumexp, p.entropy, p.threads});
+  return count;
 }
 
 }  // namespace TOAST_ISA

@@ -120,7 +120,7 @@ void test_carry(unsigned seed, DType dtype, int64_t new_rows, int64_t others, in
     p.slot_logits = slot_logits.data(), p.logsumexp = statistics ? logsumexp.data() : nullptr;
     p.entropy = entropy.data(), p.filled = filled.data(), p.index = index.data(), p.slot_ages = slot_ages.data();
     p.slot_rows = slot_rows.data(), p.threads = threads;
-    toast::carry_rows_cpu(p);
+    CHECK(toast::carry_rows_cpu(p) == count);
     CHECK(slot_labels.intact() && slot_labels_b.intact() && index.intact() && slot_ages.intact() && slot_rows.intact());
     CHECK(slot_lam.intact() && filled.intact() && slot_logits.intact() && entropy.intact() && logsumexp.intact());
     for (int64_t j = 0; j < slots; ++j) {

@@ -52,8 +52,8 @@ FAULTS = {
         ),
         (
             "a plan is found for another grad mode",
-            "_of_tensor(logits), torch.is_grad_enabled(),",
-            "_of_tensor(logits),",
+            "logits.is_neg(), torch.is_grad_enabled(),",
+            "logits.is_neg(),",
             PLAN + "test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew",
         ),
         (
@@ -88,8 +88,8 @@ FAULTS = {
         ),
         (
             "a plan is found for logits that are to be negated",
-            ", x.is_neg()",
-            "",
+            "_of_tensor(logits), logits.is_neg(),",
+            "_of_tensor(logits),",
             PLAN + "test_a_plan_of_plain_logits_is_not_that_of_negated_ones",
         ),
         (

@@ -124,7 +124,7 @@ def kind_of_call(given: tuple) -> tuple | None:
     ) = given  # fmt: skip
     try:
         return (
-            _of_tensor(logits), torch.is_grad_enabled(),
+            _of_tensor(logits), logits.is_neg(), torch.is_grad_enabled(),
             tuple(map(_of_operand, target)) if type(target) in (tuple, list) else _of_tensor(target),
             None if weight is None else _of_tensor(weight),
             None if soft is None else _of_table(soft), float if type(alpha) is float else _of_number(alpha),
@@ -148,7 +148,7 @@ _KINDS_OF_SETTINGS = (_NUMBERS, int, _NUMBERS, str, bool, str)
 
 def _of_tensor(x) -> tuple:
     if type(x) in _TENSORS:
-        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg()
+        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
     raise _Unplanned
 
 

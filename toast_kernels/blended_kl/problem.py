@@ -110,16 +110,21 @@ class Allocation:
     """Outputs for problems of one layout, made in less time than `allocate` takes where the loss is one number."""
 
     def __init__(self, problem: Problem):
-        self.loss = None if problem.reduction == "none" else problem.logits.new_empty((), dtype=problem.dtype)
-        self.small = self.loss is not None and not problem.need_stats
+        logits = problem.logits
+        self.loss = None if problem.reduction == "none" else logits.new_empty((), dtype=problem.dtype)
+        self.contiguous = logits.is_contiguous()
+        self.argmax = logits.new_empty(0, dtype=torch.int64) if problem.need_stats else None
 
     def __call__(self, problem: Problem) -> Outputs:
-        if not self.small:
+        if self.loss is None:
             return allocate(problem)
-        gradient = None
+        logits, gradient, stats, argmax = problem[0], None, None, None
         if problem.need_gradient:
-            gradient = torch.empty_like(problem.logits, memory_format=torch.contiguous_format)
-        return make(Outputs, (torch.empty_like(self.loss), gradient, None, None))
+            gradient = torch.empty_like(logits) if self.contiguous else logits.new_empty(logits.shape)
+        if self.argmax is not None:
+            num_rows = logits.shape[0]
+            stats, argmax = self.loss.new_empty(2, num_rows), self.argmax.new_empty(num_rows)
+        return make(Outputs, (torch.empty_like(self.loss), gradient, stats, argmax))
 
 
 # The schema of the op: the fields of Problem, those of a Table with its name before them.

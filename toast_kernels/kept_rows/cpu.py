@@ -45,4 +45,5 @@ def carry_rows(
         labels, labels_b, lam, DTYPE[score.dtype], score, num_new, ages,
     )  # fmt: skip
     settings = max_age, ignore_index, temperature
-    _C.carry_rows(batch, settings, (slots.filled.shape[0], *slots), torch.get_num_threads())
+    num_slots = slots.filled.shape[0]
+    return _C.carry_rows(batch, settings, (num_slots, *slots), torch.get_num_threads()) == num_slots

@@ -70,7 +70,8 @@ def carry_rows(
     temperature,
     backend="auto",
 ):
-    """Fills slot j with the j-th hardest row that may be carried; of equal scores the first row comes first.
+    """Fills slot j with the j-th hardest row that may be carried; of equal scores the first row comes first. Returns
+    whether it is known that all slots have a row: False on a GPU, which would have to be waited for.
 
     A row may be carried if its age is below max_age (a new row's is 0), its score finite, and one of its labels not
     ignore_index.
@@ -78,7 +79,8 @@ def carry_rows(
     backend = _backend(backend, logits)
     score = score if score.is_floating_point() else score.float()
     batch = (None if part is None else part.contiguous() for part in (labels, labels_b, lam, score))
-    _implementation(backend).carry_rows(logits, *batch, num_new, ages, slots, max_age, ignore_index, temperature)
+    carry = _implementation(backend).carry_rows
+    return bool(carry(logits, *batch, num_new, ages, slots, max_age, ignore_index, temperature))
 
 
 def raise_label(label, num_classes, ignore_index):
