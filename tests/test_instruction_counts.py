@@ -24,18 +24,18 @@ MARGIN = 1.05 if COMPILER == "12" else 1.2  # the counts are of GCC 12; for othe
 # Instructions for an element of the logits (forward and backward; an instruction works on eight), of x, or of a tile of
 # products. Who makes a kernel cheaper lowers its number here.
 COUNTS = {
-    ("plain", 1000): 6.07,
-    ("blended", 1000): 9.39,
-    ("blended-bfloat16", 1000): 11.9,
-    ("top-k", 20_000): 7.56,
-    ("euclidean", 100): 212,
-    ("euclidean", 200): 116,
+    ("plain", 1000): 5.88,
+    ("blended", 1000): 8.99,
+    ("blended-bfloat16", 1000): 10.5,
+    ("top-k", 20_000): 5.55,
+    ("euclidean", 100): 80.9,
+    ("euclidean", 200): 115,
     ("distance sums", 1000): 4.03,
-    ("sqeuclidean", 100): 15.4,
-    ("cosine", 100): 28.1,
-    ("cityblock", 100): 76.7,
-    ("jeffreys", 100): 93.5,
-    ("softmax statistics", 3250): 5.52,
+    ("sqeuclidean", 100): 13.9,
+    ("cosine", 100): 15.7,
+    ("cityblock", 100): 63.2,
+    ("jeffreys", 100): 36.2,
+    ("softmax statistics", 3250): 5.59,
 }
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -29,8 +29,9 @@
     case Isa::avx2:           \
       return avx2::call;      \
     case Isa::generic:        \
-      return generic::call;   \
-  }
+      break;                  \
+  }                           \
+  return generic::call;
 #else
 #define TOAST_FOR_EACH_ISA(declaration) \
   namespace generic {                   \
