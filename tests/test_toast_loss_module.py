@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from toast_kernels import HardReplay, PredictionMemory, SoftTargets, ToastLoss
 
@@ -187,15 +189,37 @@ def test_prediction_memory_pools_every_row():
     assert criterion.bank.num_rows == 40
 
 
-def test_eval_mode_pools_nothing_and_gives_the_same_loss():
-    criterion = exact()
+@pytest.mark.parametrize("how", ["eval", "no_grad", "inference_mode"])
+def test_an_evaluation_pools_nothing_and_is_plain_cross_entropy(how):
+    weight = torch.rand(CLASSES, dtype=torch.float64)
+    criterion = exact(weight=weight, label_smoothing=0.1)
     logits, labels = make_rows()
+    labels[3] = -100
     criterion.set_epoch(0, 2)
     criterion(logits, labels)
     criterion.set_epoch(1, 2)
-    loss = criterion.eval()(logits, labels)
+    trained = criterion(logits, labels)
+    criterion.bank.reset()
+    past = PredictionMemory(5, CLASSES).past(torch.zeros(40, dtype=torch.int64))
+    modes = {"eval": nullcontext, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}
+    criterion.train(how != "eval")
+    with modes[how]():
+        loss = criterion(logits, labels, past)
+    equal(loss, F.cross_entropy(logits, labels, weight, label_smoothing=0.1))
     assert criterion.bank.num_rows == 0
-    assert torch.equal(loss, criterion.train()(logits, labels))
+    logits.requires_grad_()
+    again = criterion.train()(logits, labels)
+    again.backward()
+    assert torch.equal(again, trained)
+    assert criterion.bank.num_rows == 40
+
+
+def test_a_checkpointed_loss_pools_its_rows_once():
+    criterion = exact()
+    criterion.set_epoch(0, 2)
+    logits, labels = make_rows()
+    logits.requires_grad_()
+    checkpoint(lambda z: criterion(z * 1, labels), logits, use_reentrant=False).backward()
     assert criterion.bank.num_rows == 40
 
 
@@ -352,7 +376,7 @@ def test_compiled_forward_is_compiled_once_for_all_epochs():
     assert counts[-1] == counts[0]
     assert criterion.bank.num_rows == 40
     full = torch.compile(criterion.eval(), backend=backend, fullgraph=True)
-    equal(full(logits, labels), criterion(logits, labels))
+    equal(full(logits, labels), F.cross_entropy(logits, labels))
 
 
 def test_soft_targets_may_come_from_elsewhere():

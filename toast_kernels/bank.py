@@ -92,7 +92,8 @@ class MedoidBank(nn.Module):
         return int(self._count)
 
     def update(self, logits: Tensor, target) -> None:
-        """Adds a copy of the rows to the pool. Does not wait for a GPU; torch.compile leaves it out.
+        """Adds a copy of the rows to the pool. Does not wait for a GPU; torch.compile leaves it out. In a backward pass
+        it adds nothing: that is a checkpoint's second forward pass, over the rows of the first.
 
         Args:
             logits: [N, C] or [N, C, d1, ...] (each position is a row).
@@ -104,6 +105,8 @@ class MedoidBank(nn.Module):
         """
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        if torch._C._current_graph_task_id() != -1:
+            return
         if logits.requires_grad:
             logits = logits.detach()
         if logits.dim() < 2 or logits.shape[1] != self.num_classes:

@@ -20,10 +20,14 @@ class ToastLoss(nn.Module):
             for x, y in loader:
                 loss = criterion(model(x), y)                 # with HardReplay: criterion(model(x), y, past)
 
-    In training mode each call also pools a copy of the logits and labels (:class:`MedoidBank`; replayed rows are not
+    Each training call also pools a copy of the logits and labels (:class:`MedoidBank`; replayed rows are not
     pooled again). :meth:`set_epoch` turns the pool into soft targets for the coming epoch. A class without a pooled
-    row keeps its last soft target, and has none (alpha = 0) until its first [choice]. In eval mode nothing is pooled
-    and the loss is the same. :func:`toast_loss` has the formulas.
+    row keeps its last soft target, and has none (alpha = 0) until its first [choice]. :func:`toast_loss` has the
+    formulas.
+
+    In eval mode, and where gradients are disabled, a call is an evaluation: it pools nothing and gives plain
+    cross-entropy (the same weight, ignore_index, label_smoothing and reduction; past is ignored), which can be
+    compared from epoch to epoch. So held-out rows are not pooled where a trainer never calls `criterion.eval()`.
 
     Args:
         num_classes: C.
@@ -105,6 +109,17 @@ class ToastLoss(nn.Module):
         """
         if logits.dim() < 2:
             raise ValueError(f"logits must have shape [N, C] or [N, C, d1, ...], got {list(logits.shape)}")
+        if not (self.training and torch.is_grad_enabled()):
+            return toast_loss(
+                logits,
+                target,
+                self.weight,
+                ignore_index=self.ignore_index,
+                label_smoothing=self.label_smoothing,
+                reduction=self.reduction,
+                return_stats=return_stats,
+                backend=self.backend,
+            )
         alpha, soft_targets = self.alpha, self.soft_targets
         if alpha.device != logits.device:
             alpha = self.alpha = alpha.to(logits.device)
@@ -135,7 +150,7 @@ class ToastLoss(nn.Module):
             return_stats=return_stats,
             backend=self.backend,
         )
-        if self.training and self.max_alpha > 0:
+        if self.max_alpha > 0:
             if not torch.compiler.is_compiling() and self.epoch is None and not self._warned:
                 self._warned = True
                 warnings.warn(

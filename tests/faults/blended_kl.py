@@ -32,8 +32,8 @@ FAULTS = {
         ),
         (
             "the row's last lanes are stored whole",
-            "to.store(own.at(j, n), j, n);",
-            "to.store(own.at(j, n), j, lanes);",
+            "own.at(j, n), j, n);",
+            "own.at(j, n), j, lanes);",
             CPP,
         ),
         (
