@@ -8,6 +8,8 @@
 #include <new>
 #include <vector>
 
+#include "cpu/simd.h"
+
 namespace toast {
 namespace TOAST_ISA {
 
@@ -28,38 +30,38 @@ struct Lanes {
   static constexpr int registers = 64 / register_bytes;
   Register part[registers];
 
-  Lanes(double x = 0) {
+  TOAST_INLINE Lanes(double x = 0) {
 #pragma GCC unroll 4
     for (Register& p : part) p = x - Register{};
   }
   template <class F>
-  [[gnu::always_inline]] static inline Lanes map(F&& f) {
+  TOAST_INLINE static Lanes map(F&& f) {
     Lanes v;
 #pragma GCC unroll 4
     for (int i = 0; i < registers; ++i) v.part[i] = f(i);
     return v;
   }
-  friend Lanes operator+(const Lanes& a, const Lanes& b) {
-    return map([&](int i) { return a.part[i] + b.part[i]; });
+  TOAST_INLINE friend Lanes operator+(const Lanes& a, const Lanes& b) {
+    return map([&](int i) TOAST_INLINED { return a.part[i] + b.part[i]; });
   }
-  friend Lanes operator-(const Lanes& a, const Lanes& b) {
-    return map([&](int i) { return a.part[i] - b.part[i]; });
+  TOAST_INLINE friend Lanes operator-(const Lanes& a, const Lanes& b) {
+    return map([&](int i) TOAST_INLINED { return a.part[i] - b.part[i]; });
   }
-  friend Lanes operator*(const Lanes& a, const Lanes& b) {
-    return map([&](int i) { return a.part[i] * b.part[i]; });
+  TOAST_INLINE friend Lanes operator*(const Lanes& a, const Lanes& b) {
+    return map([&](int i) TOAST_INLINED { return a.part[i] * b.part[i]; });
   }
-  Lanes& operator+=(const Lanes& b) { return *this = *this + b; }
+  TOAST_INLINE Lanes& operator+=(const Lanes& b) { return *this = *this + b; }
 
-  friend Lanes max(const Lanes& a, const Lanes& b) {
-    return map([&](int i) { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
+  TOAST_INLINE friend Lanes max(const Lanes& a, const Lanes& b) {
+    return map([&](int i) TOAST_INLINED { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
   }
-  friend Lanes absolute(const Lanes& a) {
-    return map([&](int i) { return Register(RegisterBits(a.part[i]) & 0x7fffffffffffffff); });
+  TOAST_INLINE friend Lanes absolute(const Lanes& a) {
+    return map([&](int i) TOAST_INLINED { return Register(RegisterBits(a.part[i]) & 0x7fffffffffffffff); });
   }
   // exp for x <= 0; 0 below -708. 2^n from the bits of n + 1.5 * 2^52, then Taylor's series of degree 13 on
   // |r| <= ln 2 / 2, whose next term is below 5e-18; in pairs, then pairs of pairs: a processor looks too few
   // instructions ahead to hide 26 that wait for each other.
-  [[gnu::always_inline]] friend inline Lanes exp(const Lanes& x) {
+  TOAST_INLINE friend Lanes exp(const Lanes& x) {
     const Lanes shifted = x * 1.4426950408889634 + 0x1.8p52;
     const Lanes n = shifted - 0x1.8p52;
     const Lanes r = (x - n * 0x1.62e42fefap-1) - n * 0x1.cf79abc9e3b3ap-40;
@@ -69,21 +71,21 @@ struct Lanes {
     const Lanes to_11 = (r * (1. / 362880) + 1. / 40320) + (r * (1. / 39916800) + 1. / 3628800) * r2;
     const Lanes to_13 = r * (1. / 6227020800) + 1. / 479001600;
     const Lanes p = (to_3 + to_7 * r4) + (to_11 + to_13 * r4) * r8;
-    return map([&](int i) {
+    return map([&](int i) TOAST_INLINED {
       const Register power = Register((RegisterBits(shifted.part[i]) + 1023) << 52);
       return Register(RegisterBits(p.part[i] * power) & ~RegisterBits(x.part[i] < -708.0));
     });
   }
 };
 
-inline Lanes load(const double* p) {
-  return Lanes::map([&](int i) {
+TOAST_INLINE Lanes load(const double* p) {
+  return Lanes::map([&](int i) TOAST_INLINED {
     Register r;
     std::memcpy(&r, p + i * (register_bytes / 8), sizeof r);
     return r;
   });
 }
-inline void store(const Lanes& v, double* p) { std::memcpy(p, v.part, sizeof v.part); }
+TOAST_INLINE void store(const Lanes& v, double* p) { std::memcpy(p, v.part, sizeof v.part); }
 inline double largest_lane(const Lanes& v) {
   double x[8];
   store(v, x);
