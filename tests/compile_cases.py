@@ -1,5 +1,6 @@
 """What the compile gate compiles, and what each case promises (test_compile_targets.py holds it to that)."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 from unittest.mock import patch
@@ -29,6 +30,8 @@ class Loss:
     name: str
     rows: int
     classes: int
+    instructions_at_most: float  # promise for sm_90: a logit, those for the row and for what is rare included
+    warps: int  # promise for sm_90: on a multiprocessor, at least
     dtype: torch.dtype = torch.bfloat16
     soft: str | None = None  # "dense", "top-k" (64 of them), "logits"
     past: str | None = None
@@ -38,10 +41,10 @@ class Loss:
     stats: bool = False
     reduction: str = "mean"
     wide: bool = True  # promise: dense logits and targets are read in 128 bits, and no more of them than there are
-    exps: int = 1  # promise: exponentials a logit
-    warps = 8  # promise: on a multiprocessor, at least
+    exps: int = 1  # promise: exponentials a logit, without those of old logits
+    spills: int = 0  # promise: at most. With Triton 3.6 none; 3.9 does not quite keep to what 3.6 needs
     op = "blended_kl"
-    kernel = "blended_kl_kernel"
+    kernels = ("row_kernel", "short_rows_kernel")
 
     def __call__(self):
         n, c = self.rows, self.classes
@@ -75,45 +78,71 @@ class Loss:
         )  # fmt: skip
 
     @property
-    def read(self):
+    def rows_compiled(self):
+        """Whether a row has a past, for each kind of row that there is code for: one that works on several has one."""
+        return [True, False] if self.past and self.classes > 512 else [self.past is not None]
+
+    def read(self, past):
         """Bytes a logit that one pass reads."""
         soft = (self.soft in ("dense", "logits")) * (2 if self.target == "mixup" else 1)
-        dense = 1 + soft + (self.past in ("dense", "logits")) + (self.target == "probabilities")
+        dense = 1 + soft + (past and self.past in ("dense", "logits")) + (self.target == "probabilities")
         class_weights = self.weighted and self.label_smoothing > 0
         return dense * self.dtype.itemsize + class_weights * torch.float32.itemsize
 
+    def old_exps(self, past):
+        """Exponentials a logit of tables of old logits."""
+        return (self.soft == "logits") * (2 if self.target == "mixup" else 1) + (past and self.past == "logits")
+
     def logits(self, kernel):
-        """Logits of a thread, with the padding; of a row in blocks, in one block."""
-        return kernel.constants["ROWS"] * kernel.constants["BLOCK"] / kernel.threads
+        """Logits of a thread in a tile, with the padding."""
+        constants = kernel.constants
+        sides = ("ROWS", "SEGMENTS", "WIDTH") if "ROWS" in constants else ("LANES", "VECTORS", "WIDTH")
+        return math.prod(constants[side] for side in sides) / kernel.threads
 
     def in_flight(self, kernel):
         """Bytes that a multiprocessor has asked for when every thread has issued a tile's loads."""
-        return kernel.blocks * kernel.threads * self.logits(kernel) * self.read
+        return kernel.blocks * kernel.threads * self.logits(kernel) * self.read(self.past is not None)
 
     def passes(self, kernel):
-        """[(opcodes, logits of a thread they are for)] of each reading of the row: straight code, or two loops."""
+        """[(opcodes, logits of a thread they are for)] of each reading of the row: straight code, or loops."""
         logits = self.logits(kernel)
-        if kernel.constants["SINGLE_PASS"]:
+        if kernel.constants.get("HELD", True):
             return [(kernel.opcodes - sum(kernel.loops, Counter()), logits)]
-        turns = [(body, count(body, EXP) // (self.exps * logits) * logits) for body in kernel.loops]
-        return [(body, unrolled) for body, unrolled in turns if unrolled]
+        return [(body, logits) for body in kernel.loops if count(body, EXP) >= logits]
+
+    def needed(self, kernel):
+        """What stands in the code of a thread for its logits: (passes, bytes read of logits and targets, exponentials).
+        Where a row is held, rows with and without a past share what they read. Statistics of rows that take no part are
+        one more pass without a past."""
+        logits = self.logits(kernel)
+        if kernel.constants.get("HELD", True):
+            kinds = len(self.rows_compiled) + (self.stats and self.classes > 512)
+            past = self.past is not None
+            return 1, logits * self.read(past), logits * (self.exps * kinds + self.old_exps(past))
+        passes = 2 * self.rows_compiled
+        read, exps = sum(map(self.read, passes)), sum(self.exps + self.old_exps(past) for past in passes)
+        return (
+            len(passes) + self.stats,
+            logits * (read + self.stats * self.dtype.itemsize),
+            logits * (exps + self.stats),
+        )
 
     def instructions(self, kernel):
-        """Of a thread, for each of its logits, and each turn of a loop over lists counted once."""
-        if kernel.constants["SINGLE_PASS"]:
-            # The last loop adds the rows' losses up, in one program.
-            adding_up = 0 if self.reduction == "none" else kernel.loops[-1].total()
-            return (kernel.instructions - adding_up) / self.logits(kernel)
-        return sum(body.total() / logits for body, logits in self.passes(kernel))
+        """Of a thread, for each of its logits; loops over lists left out, what is done once a row not."""
+        total = sum(body.total() for body, _ in self.passes(kernel))
+        return total / self.logits(kernel) / len(self.rows_compiled)
 
     def bounds(self, kernels):
         """{what: seconds} that an H200 needs at least for the main kernel."""
         kernel = main(self, kernels)
-        passes = 1 if kernel.constants["SINGLE_PASS"] else 2
-        block = kernel.constants["BLOCK"]
-        padded = kernel.programs * kernel.constants["ROWS"] * -(-self.classes // block) * block
+        passes = 1 if kernel.constants.get("HELD", True) else 2
+        tile = self.logits(kernel) * kernel.threads / kernel.constants.get("ROWS", 1)
+        padded = self.rows * -(-self.classes // tile) * tile
         return {
-            "bytes": (passes * self.read + self.dtype.itemsize) * self.rows * self.classes / BYTES,
+            "bytes": (passes * self.read(self.past is not None) + self.dtype.itemsize)
+            * self.rows
+            * self.classes
+            / BYTES,
             "issue": self.instructions(kernel) * padded / 32 / WARP_INSTRUCTIONS,
         }
 
@@ -133,9 +162,9 @@ class Medoids:
     op = "medoids"
 
     @property
-    def kernel(self):
+    def kernels(self):
         """The one that takes the time."""
-        return "pair_tiles" if self.metric in ("euclidean", "cityblock") else "exact_costs"
+        return ("pair_tiles" if self.metric in ("euclidean", "cityblock") else "exact_costs",)
 
     @property
     def products(self):
@@ -173,7 +202,7 @@ class Statistics:
     begin: int = 0  # logits before the first
     warps = 16  # promise: on a multiprocessor, at least
     op = "softmax_statistics"
-    kernel = "statistics_kernel"
+    kernels = ("statistics_kernel",)
 
     def __call__(self):
         memory = torch.empty(self.begin + self.rows * self.classes, dtype=self.dtype)
@@ -211,38 +240,42 @@ class Statistics:
 
 def main(case, kernels):
     """The launch that a case is about: of the loss the last one, which computes the gradient."""
-    return [kernel for kernel in kernels if kernel.name == case.kernel][-1]
+    return [kernel for kernel in kernels if kernel.name in case.kernels][-1]
 
 
 def product_loops(kernel):
     return [body for body in kernel.loops if count(body, MATRIX)]
 
 
-BLENDED = (
-    Loss("plain 1000", 8192, 1000),
-    Loss("plain 1000 fp32", 8192, 1000, torch.float32),
-    Loss("plain 128256", 4096, 128256),
-    Loss("dense 100", 8192, 100, soft="dense", past="dense", wide=False),
-    Loss("dense 128", 8192, 128, soft="dense", past="dense"),
-    Loss("dense 256", 8192, 256, soft="dense", past="dense"),
-    Loss("dense 512", 8192, 512, soft="dense", past="dense"),
-    Loss("dense 1000", 8192, 1000, soft="dense", past="dense"),
-    Loss("dense 1003", 8192, 1003, soft="dense", past="dense", wide=False),
-    Loss("dense 2048", 8192, 2048, soft="dense", past="dense"),
-    Loss("dense 4096", 8192, 4096, soft="dense", past="dense"),
-    Loss("dense 4096 fp32", 8192, 4096, torch.float32, soft="dense", past="dense"),
-    Loss("dense 8192", 8192, 8192, soft="dense", past="dense"),
-    Loss("dense 16384", 8192, 16384, soft="dense", past="dense"),
-    Loss("dense 21841", 4096, 21841, soft="dense", past="dense", wide=False),
-    Loss("dense 128 stats", 8192, 128, soft="dense", past="dense", stats=True, wide=False),
-    Loss("dense 8192 stats", 8192, 8192, soft="dense", past="logits", exps=2, stats=True),
-    Loss("top-k 4096", 8192, 4096, soft="top-k", past="top-k"),
-    Loss("top-k 128256", 4096, 128256, soft="top-k", past="top-k"),
-    Loss("logits 1000", 8192, 1000, soft="logits", past="logits", exps=3, stats=True),
-    Loss("probabilities 1000", 8192, 1000, target="probabilities"),
-    Loss("none 1000 fp16", 8192, 1000, torch.float16, soft="dense", past="dense", reduction="none"),
-    Loss("everything 1000", 8192, 1000, soft="dense", past="dense", target="mixup", weighted=True, label_smoothing=0.1,
-         stats=True),
+BLENDED = (  # name, rows, classes, instructions a logit, warps on a multiprocessor
+    Loss("plain 100", 8192, 100, 46, 32, wide=False),
+    Loss("plain 1000", 8192, 1000, 24, 32),
+    Loss("plain 1000 fp32", 8192, 1000, 23, 24, torch.float32),
+    Loss("plain 4096", 8192, 4096, 27, 32),
+    Loss("plain 16384", 8192, 16384, 18, 16),
+    Loss("plain 21841", 4096, 21841, 30, 32),
+    Loss("plain 128256", 4096, 128256, 18, 32),
+    Loss("dense 100", 8192, 100, 82, 16, soft="dense", past="dense", wide=False),
+    Loss("dense 128", 8192, 128, 77, 16, soft="dense", past="dense"),
+    Loss("dense 256", 8192, 256, 77, 16, soft="dense", past="dense"),
+    Loss("dense 512", 8192, 512, 77, 16, soft="dense", past="dense"),
+    Loss("dense 1000", 8192, 1000, 46, 20, soft="dense", past="dense"),
+    Loss("dense 1003", 8192, 1003, 55, 16, soft="dense", past="dense", wide=False),
+    Loss("dense 2048", 8192, 2048, 45, 20, soft="dense", past="dense"),
+    Loss("dense 4096", 8192, 4096, 31, 16, soft="dense", past="dense", spills=4),
+    Loss("dense 4096 fp32", 8192, 4096, 29, 12, torch.float32, soft="dense", past="dense"),
+    Loss("dense 8192", 8192, 8192, 34, 32, soft="dense", past="dense", spills=4),
+    Loss("dense 16384", 8192, 16384, 39, 32, soft="dense", past="dense", spills=48),
+    Loss("dense 21841", 4096, 21841, 70, 32, soft="dense", past="dense", wide=False),
+    Loss("dense 128 stats", 8192, 128, 87, 12, soft="dense", past="dense", stats=True, wide=False),
+    Loss("dense 8192 stats", 8192, 8192, 44, 32, soft="dense", past="logits", stats=True),
+    Loss("top-k 4096", 8192, 4096, 23, 32, soft="top-k", past="top-k"),
+    Loss("top-k 128256", 4096, 128256, 25, 32, soft="top-k", past="top-k"),
+    Loss("logits 1000", 8192, 1000, 68, 16, soft="logits", past="logits", stats=True),
+    Loss("probabilities 1000", 8192, 1000, 46, 32, target="probabilities"),
+    Loss("none 1000 fp16", 8192, 1000, 38, 32, torch.float16, soft="dense", past="dense", reduction="none"),
+    Loss("everything 1000", 8192, 1000, 74, 16, soft="dense", past="dense", target="mixup", weighted=True,
+         label_smoothing=0.1, stats=True),
 )  # fmt: skip
 MEDOIDS = (
     Medoids("euclidean 1000", 20000, 1000, 20),

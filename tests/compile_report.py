@@ -43,7 +43,7 @@ def rows(cases, compiled):
         yield [case.name, *row(of_case), exps, instructions, in_flight, ", ".join(kernel.matrix),
                ", ".join(f"{what} {1e6 * seconds:.3g} us" for what, seconds in bounds)]  # fmt: skip
         for kernels in zip(*launches, strict=True):
-            if kernels[0].name != case.kernel:
+            if kernels[0].name not in case.kernels:
                 others.setdefault(kernels[0].name, [case.name, *row(kernels), "", "", "", "", ""])
     yield from others.values()
 

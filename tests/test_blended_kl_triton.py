@@ -31,7 +31,7 @@ from optional import strategies as st
 from toast_kernels import SoftTargets, functional
 from toast_kernels.blended_kl import triton as backend
 from toast_kernels.blended_kl.problem import Problem, Table
-from toast_kernels.blended_kl.triton import Config
+from toast_kernels.blended_kl.triton import Tile
 
 FLOATS = DTYPES[1:]
 INF = math.inf
@@ -39,15 +39,20 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GP
 
 # Several rows a program, one row in one tile, a row in several blocks: small enough that small data spans several.
 CONFIGURATIONS = {
-    "rows": Config(ROWS=4, BLOCK=256, SINGLE_PASS=True, num_warps=4),
-    "row": Config(ROWS=1, BLOCK=256, SINGLE_PASS=True, num_warps=1),
-    "blocks": Config(ROWS=1, BLOCK=64, SINGLE_PASS=False, num_warps=2),
+    "rows": Tile("short", logits=16, num_warps=2),
+    "row": Tile("held", logits=8, num_warps=1),
+    "blocks": Tile("long", logits=2, num_warps=1),
 }
 
 
 @pytest.fixture(params=CONFIGURATIONS)
 def configuration(request, monkeypatch):
-    monkeypatch.setattr(backend, "configuration", lambda *_: CONFIGURATIONS[request.param])
+    def tile_of(problem, _):
+        """Top-k rows are not worked on several a program."""
+        lists = any(table is not None and table.indices is not None for table in (problem.soft, problem.past))
+        return CONFIGURATIONS["row" if lists and request.param == "rows" else request.param]
+
+    monkeypatch.setattr(backend, "tile_of", tile_of)
     return CONFIGURATIONS[request.param]
 
 
@@ -77,12 +82,61 @@ def test_widths_around_tiles(configuration, dtype, classes):
 
 
 @pytest.mark.parametrize(
-    "classes", [128, 129, 256, 257, 512, 513, 1000, 1024, 1025, 2048, 2049, 4097, 8192, 8193, 16384, 16385, 33_003]
+    "classes",
+    [128, 129, 256, 257, 512, 513, 1000, 1024, 1025, 2048, 2049, 4097, 8192, 8193, 16384, 16385, 33_003, 65_537],
 )
 def test_the_configurations_that_users_get(classes):
     """At the widths where one ends and the next begins."""
     check(Case(3, classes, torch.bfloat16, past="bfloat16", label_smoothing=0.1), "triton")
     check(Case(2, classes, past="top-k", reduction="none"), "triton")
+
+
+@pytest.mark.parametrize("classes", [521, 1003, 2051])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_rows_that_begin_anywhere(dtype, classes):
+    """Odd rows end to end begin at every offset from a multiple of 16 bytes; and so do those that begin misaligned."""
+    case = Case(9, classes, dtype, label_smoothing=0.1, reduction="none")
+    check(case, "triton")
+    logits, target, keywords = case.arguments()
+    expected = run(logits, target, case.upstream(), keywords, "triton")
+    for offset in range(1, 16 // dtype.itemsize):
+        memory = torch.full((offset + logits.numel() + 16,), math.nan, dtype=dtype)
+        view = memory[offset : offset + logits.numel()].view(logits.shape)
+        view.copy_(logits)
+        leaf = view.requires_grad_()
+        loss = toast_loss(leaf, target, backend="triton", **keywords)
+        loss.backward(case.upstream().float())
+        torch.testing.assert_close(loss.detach(), expected[0])
+        torch.testing.assert_close(leaf.grad, expected[1])
+        view.detach()[:] = math.nan
+
+
+@pytest.mark.parametrize("classes", [100, 600, 3003])
+def test_the_argmax_of_a_row_with_a_nan(classes):
+    logits = normal(4, classes, seed=1).float()
+    logits[1, 70] = logits[1, 90] = logits[2, 5] = math.nan
+    logits[3] = -INF
+    target = torch.tensor([1, 2, -100, 3])
+    _, stats = toast_loss(logits, target, return_stats=True, reduction="none", backend="triton")
+    assert stats.argmax.tolist() == [int(logits[0].argmax()), 70, 5, 0]
+
+
+@pytest.mark.parametrize("classes", [100, 600, 3003])
+def test_the_first_of_equal_logits_is_the_argmax(classes):
+    logits = torch.zeros(2, classes)
+    logits[0, [3, 50, classes - 1]] = 2.0
+    _, stats = toast_loss(logits, torch.tensor([0, 1]), return_stats=True, backend="triton")
+    assert stats.argmax.tolist() == [3, 0]
+
+
+@pytest.mark.parametrize("classes", [1, 7, 8, 9, 600, 21_841, 65_537])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_all_rows_ignored(classes, reduction):
+    logits = torch.full((2, classes), math.nan).requires_grad_()
+    loss = toast_loss(logits, torch.tensor([-100, -100]), reduction=reduction, backend="triton")
+    assert loss.isnan() if reduction == "mean" else not loss.any()
+    loss.sum().backward()
+    assert not logits.grad.any()
 
 
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0, 2.5, 3.0, 4.0, 7.0])
@@ -93,7 +147,7 @@ def test_temperatures(configuration, past, temperature):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_more_rows_than_one_program_or_group_adds_up(reduction, monkeypatch):
-    monkeypatch.setattr(backend, "configuration", lambda *_: Config(2, 8, True, 1))
+    monkeypatch.setattr(backend, "tile_of", lambda *_: Tile("short", logits=1, num_warps=1))  # four rows of 8
     monkeypatch.setattr(backend, "NORMALISER_ROWS", 16)
     monkeypatch.setattr(backend, "GROUP", 4)
     monkeypatch.setattr(backend, "MOST_NORMALISER_BLOCKS", 2)

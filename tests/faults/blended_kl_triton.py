@@ -13,6 +13,10 @@ MANY = TESTS + "test_more_rows_than_one_program_or_group_adds_up[mean]"
 KEPT = TESTS + "test_a_launch_is_kept_for_problems_of_its_layout"
 OUT_OF_RANGE = ROWS + "test_on_a_gpu_an_index_out_of_range_is_nan_in_its_row_alone[triton-5]"
 
+LISTS = TESTS + "test_lists_longer_than_a_block"
+USERS = TESTS + "test_the_configurations_that_users_get"
+FAR = EXTREMES + "test_logits_far_from_0"
+
 FAULTS = {
     "toast_kernels/blended_kl/triton_parts.py": [
         ("ignored rows count", "kept = active & (y != ignore_index)", "kept = active", DENSE),
@@ -31,17 +35,37 @@ FAULTS = {
             TESTS + "test_temperatures[rows-dense-3.0]",
         ),
         (
-            "old logits lose the lower part of their logsumexp",
-            "exp2(((z - high) - low)",
-            "exp2((z - high)",
-            EXTREMES + "test_logits_far_from_0[triton-logits-1000.0]",
+            "the rounding of old logits' logsumexp is not made up for",
+            "return high, scale * tl.exp2(-low * (LOG2E / table.temperature))",
+            "return high, scale",
+            FAR + "[triton-logits-1000.0]",
         ),
         (
-            "a listed class gets its share unscaled",
-            "tl.where(found, scale * value, tail)",
-            "tl.where(found, value, tail)",
-            TOP_K,
+            "a class without a soft target is blended",
+            "a = tl.where(tl.load(inputs.soft.filled + y, mask=kept, other=0) != 0, alpha, 0.0)",
+            "a = tl.where(kept, alpha, 0.0)",
+            WIDTHS + "[rows-float32-3]",
         ),
+        (
+            "smoothing takes no class weights",
+            "mass = (mass + wide(target.smooth, at)) * weight",
+            "mass = mass * weight + wide(target.smooth, at)",
+            WIDTHS + "[rows-float32-3]",
+        ),
+        (
+            "the past term is divided by the sum of weights",
+            "of_past = scale * tl.where(count == 0, 0.0, tl.div_rn(1.0, count))",
+            "of_past = scale * tl.where(weight == 0, 0.0, tl.div_rn(1.0, weight))",
+            DENSE,
+        ),
+        (
+            "the padding of a tile is not cut off",
+            "mask = at < tl.where(allowed, C, 0)",
+            "mask = at < tl.where(allowed, C + 1, 0)",
+            WIDTHS + "[row-float32-255]",
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_lists.py": [
         (
             "the tail is spread over all classes",
             "tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - table.width, 1)",
@@ -56,90 +80,152 @@ FAULTS = {
         ),
         (
             "mass listed on a masked class is not seen",
-            "infinite & (value != 0)",
-            "infinite & (value < 0)",
+            "tl.where(value != 0, on_masked, 0.0)",
+            "tl.where(value < 0, on_masked, 0.0)",
             MASKED + "[rows-soft_targets-listed]",
         ),
         (
-            "a class without a soft target is blended",
-            "a = tl.where(tl.load(soft_filled + y, mask=kept, other=0) != 0, alpha, 0.0)",
-            "a = tl.where(kept, alpha, 0.0)",
-            WIDTHS + "[rows-float32-3]",
+            "what another list has at a class is unscaled",
+            "tl.where(found, scale * value - tail, 0.0)",
+            "tl.where(found, value - tail, 0.0)",
+            TOP_K,
         ),
         (
-            "smoothing takes no class weights",
-            "class_mass = (class_mass + masses.smooth) * w",
-            "class_mass = class_mass * w + masses.smooth",
-            WIDTHS + "[rows-float32-3]",
+            "only the first block of a list is read",
+            "    for start in range(0, table.width, LIST_BLOCK):\n        at, value, mask = list_block",
+            "    for start in range(0, LIST_BLOCK, LIST_BLOCK):\n        at, value, mask = list_block",
+            LISTS + "[rows-150]",
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_sparse.py": [
+        (
+            "labels lack their mass",
+            "value -= tl.where(at == target.a.y, target.a.hard, 0.0)",
+            "value -= tl.where(at == target.b.y, target.b.hard, 0.0)",
+            DENSE,
         ),
         (
-            "0 * -inf is NaN",
-            "mass * tl.where(mass != 0, d, 0.0)",
-            "mass * d",
+            "a list stores what smoothing and tails gave there too",
+            "g -= scale * value - tail",
+            "g -= scale * value",
+            TOP_K,
+        ),
+        (
+            "the second list forgets the first",
+            "        if FIRST:\n            a = target.a\n            g -=",
+            "        if FIRST:\n            a = target.a\n            g -= 0 *",
+            TOP_K,
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_rows.py": [
+        (
+            "0 * -inf is not read again",
+            "        if dot != dot:",
+            "        if dot < dot:",
             EXTREMES + "test_no_weight_on_a_masked_class_is_no_mass[triton]",
         ),
         (
-            "ignored rows keep a gradient",
-            "return tl.where(used, g, 0.0)",
-            "return g",
-            ROWS + "test_a_nan_logit_poisons_its_row_only[triton-None-first-3-float32]",
+            "read again, 0 * -inf is NaN",
+            "tl.where(mass != 0, mass * (z - origin), 0.0)",
+            "mass * (z - origin)",
+            EXTREMES + "test_soft_or_past_mass_on_a_masked_class_gives_inf_and_the_formulas_gradient[triton-5003]",
         ),
-    ],
-    "toast_kernels/blended_kl/triton_kernels.py": [
+        (
+            "masked classes are not counted",
+            "masked += tl.sum(tl.where(z == -INF, 1.0, 0.0), 0)",
+            "masked += tl.sum(tl.where(z == INF, 1.0, 0.0), 0)",
+            MASKED,
+        ),
         (
             "the cross-entropy is of a rounded logsumexp",
-            "share_a * (log_p + (shift - z_a))",
-            "share_a * (logsumexp - z_a)",
-            EXTREMES + "test_logits_far_from_0[triton-None-5000.0]",
+            "label.share * (log_p + (shift - z))",
+            "label.share * ((log_p + shift) - z)",
+            FAR + "[triton-None-5000.0]",
         ),
         (
-            "the padding of a row in one tile is not cut off",
-            "at = tl.arange(0, BLOCK)[None, :]\n        mask = active if EXACT else active & (at < C)",
-            "at = tl.arange(0, BLOCK)[None, :]\n        mask = active & (at < BLOCK)",
-            WIDTHS + "[row-float32-255]",
+            "a NaN is not the argmax",
+            "return tl.where(found < C, found, argmax)",
+            "return tl.where(found < C, argmax, argmax)",
+            TESTS + "test_the_argmax_of_a_row_with_a_nan",
         ),
         (
-            "the padding of the last block is not cut off",
-            "            mask = active if EXACT else active & (at < C)\n            z =",
-            "            mask = active & (at < C + BLOCK)\n            z =",
-            WIDTHS + "[blocks-float32-63]",
+            "the past's coefficient is the class term's",
+            "coef_e = tl.div_rn(past_sum, sums.e)",
+            "coef_e = tl.div_rn(past_sum, sums.p)",
+            TESTS + "test_temperatures[row-dense-3.0]",
         ),
-        (
-            "gradients go to the row before",
-            "gradient_row = outputs.gradient + row * C",
-            "gradient_row = outputs.gradient + tl.where(row > 0, row - 1, N - 1) * C",
-            DENSE,
-        ),
-        (
-            "the origin of the dots moves",
-            "origin = tl.where(origin == -INF, new_top, origin)",
-            "origin = new_top",
-            BLOCKS,
-        ),
+    ],
+    "toast_kernels/blended_kl/triton_passes.py": [
         (
             "sums at T are not brought to the new maximum",
-            "sum_e = sum_e * old_e + add_e",
-            "sum_e = sum_e + add_e",
+            "sum_e = sum_e * old_e + lane_sums(e)",
+            "sum_e = sum_e + lane_sums(e)",
             BLOCKS,
         ),
         (
-            "the past term is divided by the sum of weights",
-            "past_term_scale *= tl.where(past_count == 0, 0.0, tl.div_rn(1.0, past_count))",
-            "past_term_scale *= tl.where(total_weight == 0, 0.0, tl.div_rn(1.0, total_weight))",
-            DENSE,
-        ),
-        (
-            "the first class of a block is the argmax",
-            "best = tl.where(tile_top > top,",
-            "best = tl.where(tile_top < top,",
+            "lanes are added without their maxima",
+            "sums_of(inputs, sum_p * to_all_p, sum_e * to_all_e,",
+            "sums_of(inputs, sum_p, sum_e * to_all_e,",
             BLOCKS,
         ),
+        (
+            "the first block with a lane's maximum is forgotten",
+            "top_start = tl.where(new_top > top, start, top_start)",
+            "top_start = tl.where(new_top < top, start, top_start)",
+            BLOCKS,
+        ),
+        (
+            "what lies before a shifted row is its own",
+            "z = tl.where((at >= 0) & (at < C), z, -INF)",
+            "z = tl.where(at < C, z, -INF)",
+            TESTS + "test_rows_that_begin_anywhere",
+        ),
+        (
+            "the edges of a shifted row are not stored",
+            "g = sparse_gradient(inputs, target, gradient, z, at, C, PAST, POWER, ALIGN)\n    tl.store",
+            "g = z * 0\n    tl.store",
+            TESTS + "test_rows_that_begin_anywhere",
+        ),
+        (
+            "the backward pass forgets the first block",
+            "start = (blocks - 1 - i) * BLOCK",
+            "start = tl.maximum(blocks - 1 - i, 1) * BLOCK",
+            BLOCKS,
+        ),
+        (
+            "the argmax is the last of equals",
+            "argmax = tl.min(tl.where(z == highest, at, C), 0)",
+            "argmax = tl.max(tl.where(z == highest, at, 0), 0)",
+            TESTS + "test_the_first_of_equal_logits_is_the_argmax",
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_reduction.py": [
         ("a group forgets its last program", "tl.minimum(programs - group * GROUP, GROUP)", "GROUP", MANY),
         (
             "only the first group is added up",
             "for start in range(0, groups, GROUP)",
             "for start in range(0, 1, GROUP)",
             MANY,
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_kernels.py": [
+        (
+            "ignored rows keep a gradient",
+            "g = tl.where(wide(target.used | target.bad, at), g, 0.0)",
+            "g = tl.where(wide(target.used | ~target.used, at), g, 0.0)",
+            ROWS + "test_a_nan_logit_poisons_its_row_only[triton-None-first-3-float32]",
+        ),
+        (
+            "skipped rows are not written",
+            "tl.store(gradient_row + at, at.to(tl.float32) * 0 + loss, mask=at < C)",
+            "tl.store(gradient_row + at, at.to(tl.float32) * 0 + loss, mask=at < 0)",
+            ROWS + "test_every_output_is_written_for_every_row[triton-mean-narrow]",
+        ),
+        (
+            "gradients go to the row before",
+            "        gradient_row = outputs.gradient + row * C\n        coef_p",
+            "        gradient_row = outputs.gradient + tl.where(row > 0, row - 1, N - 1) * C\n        coef_p",
+            DENSE,
         ),
         (
             "counters are not set to 0",
@@ -153,18 +239,12 @@ FAULTS = {
             "if factor == 0:",
             "tests/test_blended_kl_autograd.py::test_scalar_upstream[triton-float32-0.375]",
         ),
-        (
-            "sparse classes lack the label's mass",
-            "sparse_mass += tl.where(sparse == y_a, hard_a, 0.0)",
-            "sparse_mass += tl.where(sparse == y_b, hard_a, 0.0)",
-            DENSE,
-        ),
     ],
     "toast_kernels/blended_kl/triton.py": [
         (
             "every row is taken for aligned",
-            "ALIGN=math.gcd(16, num_classes, *strides)",
-            "ALIGN=16",
+            "align = math.gcd(16, num_classes, stride, *(values.stride(0) for values in dense))",
+            "align = 16",
             WIDTHS + "[rows-float32-255]",
         ),
         (
@@ -181,8 +261,8 @@ FAULTS = {
         ),
         (
             "a kept launch is given the past for the soft targets",
-            "*labels, *soft, *alpha, *past, problem.past_index",
-            "*labels, *past, *alpha, *soft, problem.past_index",
+            "problem.logits, *labels, *soft, *past, problem.past_index",
+            "problem.logits, *labels, *past, *soft, problem.past_index",
             KEPT + "[dense-none-False]",
         ),
     ],

@@ -11,47 +11,74 @@ from ..triton_launch import Launch as KernelLaunch
 from ..triton_launch import keep
 from . import problem as declared
 from .problem import Problem, allocate
-from .triton_kernels import blended_kl_kernel, normalisers_kernel, scale_kernel
-from .triton_parts import Labels, Table
+from .triton_arguments import Inputs, Labels, Reduction, Settings, Table
+from .triton_kernels import normalisers_kernel, row_kernel, scale_kernel, short_rows_kernel
+from .triton_reduction import MOST_PARTS
 
 
-class Config(NamedTuple):
-    ROWS: int  # rows of a program
-    BLOCK: int  # classes of a tile
-    SINGLE_PASS: bool  # the tile is the whole row
+class Tile(NamedTuple):
+    """How a program works on rows, and what the kernels are compiled with."""
+
+    kind: str  # "short": several rows in a tile | "held": a row in a tile | "long": a row in tiles, read twice
+    logits: int  # of a thread in a tile
     num_warps: int
     maxnreg: int | None = None  # registers a thread; with more, fewer programs would share a multiprocessor
 
 
-# By the number of classes, up to.
-SINGLE_PASS = (
-    (128, Config(16, 128, True, 4)),
-    (256, Config(8, 256, True, 4)),
-    (512, Config(1, 512, True, 1)),
-    (1024, Config(1, 1024, True, 1)),
-    (2048, Config(1, 2048, True, 2, 168)),
-    (4096, Config(1, 4096, True, 4, 168)),
-    (8192, Config(1, 8192, True, 8, 128)),
-    (16384, Config(1, 16384, True, 16)),
+# By what is read beside the logits and by the number of classes, up to. Measured on an H200 in bfloat16 with Triton 3.6
+# on kernels of this design: the speed of loss and gradient, in % of that of a copy of the same bytes.
+PLAIN = (
+    (512, Tile("short", 16, 2)),  # 100 classes: 82
+    (1024, Tile("held", 32, 1, 64)),  # 1000: 97
+    (2048, Tile("held", 32, 2, 64)),
+    (4096, Tile("held", 32, 4, 64)),  # 96
+    (8192, Tile("held", 32, 8, 64)),  # 94
+    (16384, Tile("held", 64, 8)),  # 86; 95 with 80 registers, of which some spill here
+    (65536, Tile("long", 32, 8, 64)),  # 32,768: 88
+    (math.inf, Tile("long", 32, 16, 64)),  # 128,256: 76
 )
-TWO_PASSES = Config(1, 2048, False, 8)
+DENSE = (  # with a past, half of the rows
+    (512, Tile("short", 16, 2)),  # 100: 65
+    (1024, Tile("held", 16, 2)),  # 1000: 75
+    (2048, Tile("held", 16, 4)),
+    (4096, Tile("held", 32, 4, 128)),  # 75
+    (8192, Tile("long", 8, 8)),  # 77
+    (16384, Tile("long", 16, 8, 64)),  # 78
+    (math.inf, Tile("long", 16, 16, 64)),  # 32,768: 79
+)
+TOP_K = (
+    (16384, Tile("long", 16, 2)),  # 4096, 64 of them listed: 73
+    (65536, Tile("long", 16, 16, 64)),
+    (math.inf, Tile("long", 16, 32)),  # 128,256: 68
+)
+SHIFTED = (  # top-k rows and labels alone; chosen by the neighbouring even numbers of classes
+    (16384, Tile("long", 16, 2)),
+    (math.inf, Tile("long", 16, 16, 64)),  # 32,768: 87
+)
+# Where rows of more than 16,384 classes are read logit by logit. 21,841: 57, with dense tables 31.
+SINGLE_PLAIN, SINGLE_DENSE = Tile("long", 8, 8), Tile("long", 4, 8)
 NORMALISER_ROWS = 1024  # rows of a program of normalisers_kernel, up to MOST_NORMALISER_BLOCKS programs
-MOST_NORMALISER_BLOCKS = 64
+MOST_NORMALISER_BLOCKS = MOST_PARTS.value
 GROUP = 256  # programs whose losses one of them adds up
-MOST_SPARSE_CLASSES = 128
+VECTOR = 16  # bytes
 NO_TABLE = declared.Table(None, None, None, None, None, 1.0)
 
 
-def configuration(num_classes: int, dtype: torch.dtype, many_registers: bool) -> Config:
-    """many_registers: there is more to hold than logits and two tables of probabilities."""
-    config = next((config for most, config in SINGLE_PASS if num_classes <= most), TWO_PASSES)
-    if many_registers and config.ROWS > 1:
-        config = config._replace(ROWS=config.ROWS // 2)
-    if many_registers and config.num_warps == 16:
-        config = TWO_PASSES
-    # AMD's compiler knows no such option.
-    limited = not (many_registers or dtype == torch.float32 or torch.version.hip)
-    return config if limited else config._replace(maxnreg=None)
+def tile_of(problem: Problem, reads: str) -> Tile:
+    """Of a layout. reads: "vectors", "shifted" vectors (see triton_passes.block_of), or "single" logits."""
+    num_classes = problem.logits.shape[1]
+    tables = [table for table in (problem.soft, problem.past) if table is not None]
+    if any(table.indices is not None for table in tables):
+        measured = TOP_K
+    elif tables or not problem.has_labels or (problem.weight is not None and problem.label_smoothing):
+        measured = DENSE
+    else:
+        measured = PLAIN
+    if num_classes > 16384 and reads == "single":
+        return SINGLE_DENSE if measured is DENSE else SINGLE_PLAIN
+    if num_classes > 512 and reads == "shifted":
+        measured = SHIFTED
+    return next(tile for most, tile in measured if num_classes <= most)
 
 
 class Launch:
@@ -66,51 +93,59 @@ class Launch:
         (num_rows, num_classes), temperature = problem.logits.shape, problem.temperature
         self.has_labels = problem.has_labels
         soft, past = self._tables(problem)
-        many_registers = (
-            problem.target_b is not None
-            or soft.logsumexp is not None
-            or past.logsumexp is not None
-            or problem.need_stats
-        )
-        config = configuration(num_classes, problem.logits.dtype, many_registers)
-        programs = triton.cdiv(num_rows, config.ROWS)
-        blocks = min(triton.next_power_of_2(triton.cdiv(num_rows, NORMALISER_ROWS)), MOST_NORMALISER_BLOCKS)
+        smoothing, weight = problem.label_smoothing, problem.weight
+        by_weights = weight is not None and (smoothing != 0 or not self.has_labels)
+        class_tile = by_weights or (soft.values is not None and soft.indices is None)
+        past_tile = past.values is not None and past.indices is None
+        uniform = soft.indices is not None or past.indices is not None or (smoothing != 0 and weight is None)
+        self.flags = [1 if there else None for there in (class_tile, past_tile, uniform)]
+        self.smoothing = float(smoothing) if smoothing else None
+        self.floats = [temperature] if self.smoothing is None else [self.smoothing, temperature]
+
+        # What is loaded many elements at a time; lists are gathered.
+        dense = [table.values for table in (soft, past) if table.values is not None and table.indices is None]
+        stride = problem.logits.stride(0)
+        align = math.gcd(16, num_classes, stride, *(values.stride(0) for values in dense))
+        vector = VECTOR // problem.logits.element_size()
+        reads = "vectors" if align % vector == 0 else "single"
+        if reads == "single" and stride == num_classes and not (dense or by_weights or _misaligned(problem)):
+            reads = "shifted"
+        tile = tile_of(problem, reads)
+        self.shifted = reads == "shifted" and tile.kind == "long"
+        self.misaligned = None  # a Launch for such logits, where this one wants them aligned
+        width = vector if self.shifted else math.gcd(align, vector)
+        self.function, rows, shape = _shape(tile, num_classes, width, self.shifted)
+        programs = triton.cdiv(num_rows, rows)
+        self.parts = min(triton.next_power_of_2(triton.cdiv(num_rows, NORMALISER_ROWS)), MOST_NORMALISER_BLOCKS)
         groups = triton.cdiv(programs, GROUP)
-        self.grid, self.normaliser_grid = (programs,), (blocks,)
+        self.grid = (programs,)
         # sums, finished, partial, group_sums: pieces of one tensor, each at a multiple of 16 bytes
         self.pieces = (
-            ((2, blocks), torch.float32),
+            ((2, self.parts), torch.float32),
             ((1 + groups,), torch.int32),
             ((programs,), torch.float32),
             ((groups,), torch.float64),
         )
         sizes = [triton.cdiv(math.prod(shape) * dtype.itemsize, 16) * 16 for shape, dtype in self.pieces]
         *self.offsets, self.workspace_size = accumulate(sizes, initial=0)
+        self.mean = problem.reduction == "mean"
 
-        lists = [table.values.shape[1] for table in (soft, past) if table.indices is not None]
-        # What is loaded many elements at a time; lists are gathered.
-        dense = [table.values for table in (soft, past) if table.values is not None and table.indices is None]
-        strides = [values.stride(0) for values in (problem.logits, *dense)]
-        self.floats = float(problem.label_smoothing), temperature, 1 / temperature
         self.constants = dict(
-            SMOOTHED=problem.label_smoothing != 0,
-            MEAN=problem.reduction == "mean",
-            NORMALISER_BLOCKS=blocks,
-            POWER=int(temperature) if temperature in (1, 2, 3, 4) else 0,
-            LIST_BITS=max(lists, default=0).bit_length(),
-            SPARSE_CLASSES=min(triton.next_power_of_2(2 + 2 * sum(lists)), MOST_SPARSE_CLASSES),
-            ALIGN=math.gcd(16, num_classes, *strides),
-            EXACT=num_classes % config.BLOCK == 0,
-            GROUP=GROUP,
-            enable_fp_fusion=True,
-            **{key: value for key, value in config._asdict().items() if value is not None},
-        )
+            POWER=int(temperature) if temperature in (1, 2, 3, 4) else 0, ALIGN=align, GROUP=GROUP,
+            num_warps=tile.num_warps, enable_fp_fusion=True, **shape,
+        )  # fmt: skip
+        # The registers were measured for half types; AMD's compiler knows no such option.
+        if tile.maxnreg is not None and problem.logits.dtype != torch.float32 and not torch.version.hip:
+            self.constants["maxnreg"] = tile.maxnreg
         self.memory = problem.logits.new_empty(0, dtype=torch.uint8)  # like it the workspace is allocated
         self.launch = _once
         self.kernel = self.normalisers = None  # kept launches
 
     def __call__(self, problem: Problem) -> declared.Outputs:
         """With an upstream gradient the loss is multiplied by it too."""
+        if self.shifted and _misaligned(problem):
+            self.misaligned = self.misaligned or Launch(problem)
+            return self.misaligned(problem)
         outputs = allocate(problem)
         if self.grid == (0,):
             outputs.loss.fill_(math.nan if problem.reduction == "mean" else 0)
@@ -132,40 +167,66 @@ class Launch:
             start = workspace.data_ptr()
             pieces = [start + offset for offset in self.offsets]
             self.normalisers(*_values(*labels, problem.past_index, past.filled), *pieces[:2])
+        if not self.mean:
+            pieces = pieces[1:]
         given = _values(
-            problem.logits, *labels, *soft, *alpha, *past, problem.past_index, *past_weight, problem.upstream, *outputs
-        )
-        self.kernel(*given, *pieces, *self.floats)
+            problem.logits, *labels, *soft, *past, problem.past_index, *alpha, *past_weight, problem.upstream,
+            *self.floats, *outputs,
+        )  # fmt: skip
+        self.kernel(*given, *pieces)
         return outputs
 
     def _launch_whole(self, problem, labels, soft, alpha, past, past_weight, outputs, workspace):
-        launch = self.launch
         (num_rows, num_classes), upstream = problem.logits.shape, problem.upstream
         past_rows = 0 if past.values is None else len(past.values)
-        pieces = [None] * 4
+        reduction = Reduction(None, self.parts, None, None, None)
         if workspace is not None:
-            pieces = [
+            sums, *pieces = [
                 workspace[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
                 for start, (shape, dtype) in zip(self.offsets, self.pieces, strict=True)
             ]
-            sums, finished, _, _ = pieces
-            self.normalisers = launch(
-                normalisers_kernel, self.normaliser_grid,
-                labels, problem.past_index, past.filled, past_rows, sums, finished, len(finished),
+            reduction = Reduction(sums if self.mean else None, self.parts, *pieces)
+            self.normalisers = self.launch(
+                normalisers_kernel, (self.parts,),
+                labels, problem.past_index, past.filled, past_rows, sums, reduction.finished, len(reduction.finished),
                 num_rows, num_classes, problem.ignore_index, BLOCK=NORMALISER_ROWS, num_warps=8,
             )  # fmt: skip
-        self.kernel = launch(
-            blended_kl_kernel, self.grid,
-            problem.logits, problem.logits.stride(0), labels, _with_layout(soft), *alpha,
-            _with_layout(past), past_rows, problem.past_index, *past_weight,
-            upstream, 0 if upstream is None else upstream.dim(), outputs, *pieces,
-            num_rows, num_classes, problem.ignore_index, *self.floats, **self.constants,
+        settings = Settings(
+            *alpha, *past_weight, upstream, 0 if upstream is None else upstream.dim(),
+            self.smoothing, problem.temperature, problem.ignore_index,
         )  # fmt: skip
+        inputs = Inputs(
+            problem.logits, problem.logits.stride(0), labels, _with_layout(soft), _with_layout(past),
+            problem.past_index, settings, *self.flags,
+        )  # fmt: skip
+        self.kernel = self.launch(
+            self.function, self.grid, inputs, outputs, reduction, past_rows, num_rows, num_classes, **self.constants
+        )
 
     def _tables(self, problem):
         """(soft, past). Class probabilities are soft targets whose row i is that of row i."""
         soft = problem.soft if self.has_labels else NO_TABLE._replace(values=problem.target)
         return soft or NO_TABLE, problem.past or NO_TABLE
+
+
+def _misaligned(problem):
+    return problem.logits.data_ptr() % VECTOR != 0
+
+
+def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):
+    """(kernel, rows of a program, constants that say so), for vectors of so many logits."""
+    size = tile.logits * 32 * tile.num_warps
+    if tile.kind == "short":
+        row = max(triton.next_power_of_2(num_classes), 8)
+        width = min(row, 32)
+        return short_rows_kernel, size // row, dict(ROWS=size // row, SEGMENTS=row // width, WIDTH=width)
+    lanes = (64 if torch.version.hip else 32) * tile.num_warps
+    vector = min(vector, size // lanes)
+    constants = dict(
+        HELD=tile.kind == "held", EXACT=num_classes % size == 0, SHIFTED=shifted,
+        LANES=lanes, VECTORS=size // (lanes * vector), WIDTH=vector,
+    )  # fmt: skip
+    return row_kernel, 1, constants
 
 
 def _once(kernel, grid, *arguments, **keywords):
@@ -174,7 +235,10 @@ def _once(kernel, grid, *arguments, **keywords):
 
 def _with_layout(table):
     values = table.values
-    return Table(*((0, 0) if values is None else (values.stride(0), values.shape[1])), *table)
+    if values is None:
+        return Table(0, 0, 0, *table)
+    width = values.shape[1]
+    return Table(values.stride(0), width, 1 << max(width.bit_length() - 1, 0), *table)
 
 
 def _values(*arguments):

@@ -1,6 +1,8 @@
-"""Parts of blended_kl's Triton kernels: a row's labels and past, the mass they give to tiles of classes, sums.
+"""Parts of blended_kl's Triton kernels: what a row's target is, and the mass that it gives to tiles of classes.
 
-What belongs to a row is [ROWS, 1], and so broadcasts over tiles of classes.
+What belongs to a row is a scalar where a program works on one, and [ROWS] where it works on several; tiles of classes
+are [BLOCK], [LANES, VECTORS, WIDTH] or of ROWS, SEGMENTS and WIDTH. d is a logit less what it is relative to: a maximum
+for exponentials, a typical logit for products with mass.
 """
 
 from typing import Any, NamedTuple
@@ -8,48 +10,55 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .triton_reduction import INF, divisors_of
+
 LOG2E = tl.constexpr(1.4426950408889634)
-INF = tl.constexpr(float("inf"))
-LIST_BLOCK = tl.constexpr(64)  # listed classes of a turn
+# Of [ROWS, SEGMENTS, WIDTH] or [SEGMENTS, ROWS, WIDTH]. A warp's lanes shall lie along WIDTH and then along rows, so
+# that a row's sums are made in few lanes: after the last axis, Triton 3.6 takes the first, and later ones the second.
+ROW_AXIS = tl.constexpr(0 if triton.__version__.startswith("3.6.") else 1)
 
 
-class Labels(NamedTuple):
-    target: Any  # [N] int64; None with class probabilities
-    target_b: Any  # [N] int64 or None
-    lam: Any  # [N] or None
-    weight: Any  # [C] or None
+class Label(NamedTuple):
+    """One of a row's labels."""
+
+    y: Any  # int64, 0 where there is none; the row itself with class probabilities
+    share: Any  # of the row's class term, float32: 0 where there is none
+    hard: Any  # mass at y
+    soft: Any  # factor of row y of the soft targets
+    shift: Any  # of old logits: what their exponentials are relative to
 
 
-class Table(NamedTuple):
-    """problem.Table and its layout; without a table its tensors are None. With class probabilities row i of the soft
-    targets is the target of row i."""
+class Target(NamedTuple):
+    """All of a row's target but what the tables hold."""
 
-    stride: int
-    width: int  # C | k
-    data: Any  # values [R, C] or [R, k]; a tuple of Triton has an attribute `values` of its own
-    indices: Any  # [R, k] int32 or None
-    logsumexp: Any  # [R] float64 or None
-    entropy: Any  # [R] or None
-    filled: Any  # [R] bool or None
-    temperature: float  # of the logits
-
-
-class Masses(NamedTuple):
-    """What gives mass to a row's classes, each [ROWS, 1]: rows (int64) of the tables, and float32 factors of them."""
-
-    row_a: Any  # of the soft targets: the label
-    scale_a: Any
-    row_b: Any  # the second label of a pair
-    scale_b: Any
+    used: Any  # bool: not ignored, and nothing is out of range
+    bad: Any  # bool: something is out of range
+    a: Label
+    b: Label  # as a where there is no pair
     smooth: Any  # mass of each class by label smoothing, before class weights
-    past_row: Any
-    past_scale: Any
+    past_row: Any  # int64, 0 where there is none
+    past: Any  # factor of that row of past
+    past_mass: Any  # the same before what `shift` was rounded by is made up for
+    past_shift: Any
+
+
+class Sums(NamedTuple):
+    """Over a row's classes, float32."""
+
+    p: Any  # exp(z), relative to a maximum
+    e: Any  # exp(z / T)
+    class_mass: Any  # of the class term, in tiles
+    past_mass: Any  # probabilities of the past
+    dot: Any
 
 
 @triton.jit
-def row_sum(x):
-    """[ROWS, 1] in the dtype of x [ROWS, BLOCK]."""
-    return tl.sum(x, 1, keep_dims=True)
+def wide(x, at):
+    """What belongs to a row, over a tile of its classes `at`."""
+    if len(x.shape) == 0 or len(x.shape) == len(at.shape):
+        return x
+    else:
+        return x[:, None, None] if ROW_AXIS == 0 else x[None, :, None]
 
 
 @triton.jit
@@ -93,10 +102,103 @@ def past_row_of(past_index, past_filled, past_rows, row, used):
 
 
 @triton.jit
-def exponentials(d, inverse_t, PAST: tl.constexpr, POWER: tl.constexpr):
+def scales_of(row, active, settings, reduction):
+    """What a row's class term and its past term are multiplied by: float32, 0 where there is no row."""
+    scale = tl.where(active, 1.0, 0.0)
+    if settings.upstream is not None:
+        scale = tl.load(settings.upstream + row * settings.upstream_stride, mask=active, other=0.0).to(tl.float32)
+    if reduction.divisors is None:
+        return scale, scale
+    else:
+        weight, count = divisors_of(reduction)
+        of_class = scale * tl.where(weight == 0, 0.0, tl.div_rn(1.0, weight))
+        of_past = scale * tl.where(count == 0, 0.0, tl.div_rn(1.0, count))
+        # 0 times a divisor that is NaN is not.
+        return tl.where(active, of_class, 0.0), tl.where(active, of_past, 0.0)
+
+
+@triton.jit
+def shift_of(table, row, scale):
+    """Rows of old logits have probabilities exp((z - shift) / T): the shift, float32, and `scale` times what makes up
+    for its rounding, which shows at logits far from 0. Of other tables 0 and `scale`."""
+    if table.logsumexp is None:
+        return scale * 0, scale
+    else:
+        shift = tl.load(table.logsumexp + row, mask=scale != 0, other=0.0) * table.temperature
+        high = shift.to(tl.float32)
+        low = (shift - high.to(tl.float64)).to(tl.float32)
+        return high, scale * tl.exp2(-low * (LOG2E / table.temperature))
+
+
+@triton.jit
+def one_label(target, row, active, FIRST: tl.constexpr, inputs, scale, C):
+    """(Label, the mass that smoothing gives each class, whether there is a label, whether it is out of range)"""
+    labels = inputs.labels
+    settings = inputs.settings
+    y, kept, bad = label_of(target, row, active, C, settings.ignore_index)
+    share = share_of(labels.lam, row, kept, FIRST)
+    scale = tl.where(kept, scale, 0.0)  # a row without a label has no mass, though scale be NaN
+    mass = scale * weighted(share, labels.weight, y, kept)
+    hard = mass
+    smooth = scale * share
+    soft = scale * 0
+    if inputs.soft.filled is not None:
+        alpha = settings.alpha
+        if settings.alpha_tensor is not None:
+            alpha = tl.load(settings.alpha_tensor).to(tl.float32)
+        a = tl.where(tl.load(inputs.soft.filled + y, mask=kept, other=0) != 0, alpha, 0.0)
+        soft = a * mass
+        hard = (1 - a) * mass
+        smooth = (1 - a) * smooth
+    if settings.label_smoothing is not None:
+        hard = (1 - settings.label_smoothing) * hard
+        smooth = smooth * (settings.label_smoothing / C)
+    shift, soft = shift_of(inputs.soft, y, soft)
+    return Label(y, share, hard, soft, shift), smooth, kept, bad
+
+
+@triton.jit
+def target_of(row, active, inputs, past_rows, reduction, C):
+    """The Target of row, int64."""
+    labels = inputs.labels
+    settings = inputs.settings
+    class_scale, past_scale = scales_of(row, active, settings, reduction)
+    none = class_scale * 0
+    if labels.target is None:
+        used, bad = active, row < 0
+        soft = class_scale
+        smooth = class_scale
+        if settings.label_smoothing is not None:
+            soft = class_scale * (1 - settings.label_smoothing)
+            smooth = class_scale * (settings.label_smoothing / C)
+        a = Label(row, none, none, soft, none)
+        b = a
+    else:
+        a, smooth, used, bad = one_label(labels.target, row, active, True, inputs, class_scale, C)
+        b = a
+        if labels.target_b is not None:
+            b, smooth_b, kept_b, bad_b = one_label(labels.target_b, row, active, False, inputs, class_scale, C)
+            smooth += smooth_b
+            used = used | kept_b
+            bad = bad | bad_b
+    past_row, past, past_shift = row, none, none
+    if inputs.past_index is not None:
+        past_row, has_past, past_bad = past_row_of(inputs.past_index, inputs.past.filled, past_rows, row, used & ~bad)
+        bad = bad | past_bad
+        past_weight = settings.past_weight
+        if settings.past_weight_tensor is not None:
+            past_weight = tl.load(settings.past_weight_tensor).to(tl.float32)
+        past = tl.where(has_past, past_scale * (past_weight * settings.temperature), 0.0)
+    past_mass = past
+    past_shift, past = shift_of(inputs.past, past_row, past)
+    return Target(used & ~bad, bad, a, b, smooth, past_row, past, past_mass, past_shift)
+
+
+@triton.jit
+def exponentials(d, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
     """exp(d) and, with PAST, exp(d / T): float32, as d. POWER is T where one exponential gives both, else 0."""
     if PAST:
-        e = tl.exp2(d * (inverse_t * LOG2E))
+        e = tl.exp2(d * (LOG2E / temperature))
         if POWER == 0:
             p = tl.exp2(d * LOG2E)
         else:
@@ -110,162 +212,69 @@ def exponentials(d, inverse_t, PAST: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def probabilities_at(table, row, at, mask, row_mask, ALIGN: tl.constexpr):
-    """Of the classes `at` in dense or logits rows, 0 where either mask is false: float32 [ROWS, BLOCK]."""
-    mask = mask & row_mask
-    values = table.data + row * (table.stride // ALIGN * ALIGN)
+def load(pointer, at, C, allowed, other, EXACT: tl.constexpr, POLICY: tl.constexpr):
+    """pointer[at], float32; `other` beyond the last class (EXACT: there is none beyond) and in rows that are not
+    allowed (None: all are)."""
+    pointer = wide(pointer, at) + at
+    if allowed is None:
+        if EXACT:
+            return tl.load(pointer, eviction_policy=POLICY).to(tl.float32)
+        mask = at < C
+    elif len(allowed.shape) > 0:
+        mask = (at < C) & wide(allowed, at)
+    else:
+        mask = at < tl.where(allowed, C, 0)
+    return tl.load(pointer, mask=mask, other=other, eviction_policy=POLICY).to(tl.float32)
+
+
+@triton.jit
+def probabilities(table, row, scale, shift, at, C, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr):
+    """Of the classes `at` in dense rows or rows of old logits, 0 where scale is: float32, as at."""
+    pointer = table.data + row * (table.stride // ALIGN * ALIGN)
     if table.logsumexp is None:
-        return tl.load(values + at, mask=mask, other=0.0).to(tl.float32)
+        return load(pointer, at, C, scale != 0, 0.0, EXACT, POLICY)
     else:
-        z = tl.load(values + at, mask=mask, other=-INF).to(tl.float32)
-        shift = tl.load(table.logsumexp + row, mask=row_mask, other=0.0) * table.temperature
-        high = shift.to(tl.float32)  # in two terms: rounded to one, it would show at logits far from 0
-        low = (shift - high.to(tl.float64)).to(tl.float32)
-        return tl.exp2(((z - high) - low) * (LOG2E / table.temperature))
+        z = load(pointer, at, C, scale != 0, -INF, EXACT, POLICY)
+        return tl.exp2((z - wide(shift, at)) * (LOG2E / table.temperature))
 
 
 @triton.jit
-def listed_mass(table, row, scale, tail, at, mask, LIST_BITS: tl.constexpr):
-    """`scale` times the probabilities of the classes `at` in top-k rows, `tail` where one is not listed: float32
-    [ROWS, BLOCK]. By binary search."""
-    mask = mask & (scale != 0)
-    first = table.indices + row * table.width
-    place = at.to(tl.int32) * 0
-    for bit in tl.static_range(LIST_BITS):
-        probe = place + (1 << (LIST_BITS - 1 - bit))
-        inside = mask & (probe <= table.width)
-        place = tl.where(inside & (tl.load(first + probe - 1, mask=inside, other=0) < at), probe, place)
-    inside = mask & (place < table.width)
-    found = inside & (tl.load(first + place, mask=inside, other=-1) == at)
-    value = tl.load(table.data + row * table.stride + place, mask=found, other=0.0).to(tl.float32)
-    return tl.where(found, scale * value, tail)
+def masses_at(
+    inputs, target, at, C, PAST: tl.constexpr, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr
+):
+    """Of the classes `at`, float32 as at, or the constant 0 where there is no such mass: mass of the class term from
+    dense tables and smoothing by class weights, and probabilities of the past, whose factor is target.past."""
+    labels = inputs.labels
+    soft = inputs.soft
+    mass, past = 0.0, 0.0
+    if inputs.class_tile is not None:
+        if soft.data is not None and soft.indices is None:
+            a = target.a
+            mass = wide(a.soft, at) * probabilities(soft, a.y, a.soft, a.shift, at, C, EXACT, ALIGN, POLICY)
+            if labels.target_b is not None:
+                b = target.b
+                mass += wide(b.soft, at) * probabilities(soft, b.y, b.soft, b.shift, at, C, EXACT, ALIGN, POLICY)
+        if labels.weight is not None and (labels.target is None or inputs.settings.label_smoothing is not None):
+            weight = tl.load(labels.weight + at, mask=at < C, other=0.0).to(tl.float32)
+            if labels.target is not None:
+                mass += wide(target.smooth, at) * weight
+            elif inputs.settings.label_smoothing is not None:
+                mass = (mass + wide(target.smooth, at)) * weight
+            else:
+                mass = mass * weight
+    if PAST and inputs.past_tile is not None:
+        past = probabilities(
+            inputs.past, target.past_row, target.past, target.past_shift, at, C, EXACT, ALIGN, POLICY
+        )  # fmt: skip
+    return mass, past
 
 
 @triton.jit
-def list_statistics(table, row, scale, logits_row, origin, sum_d, masked, C):
-    """Of `scale` times a top-k row, by rows: the tail (mass of each class it does not list), all its mass, the dot of
-    that with the logits less origin (float32 [ROWS, 1]), and whether there is mass on a logit of -inf (bool [ROWS, 1]).
-    sum_d, masked: the sum of the row's finite logits, less origin, and the number of its other ones."""
-    listed, dot, listed_d, listed_masked, lost = sum_d * 0, sum_d * 0, sum_d * 0, sum_d * 0, sum_d * 0
-    for start in range(0, table.width, LIST_BLOCK):
-        k = start + tl.arange(0, LIST_BLOCK)[None, :]
-        mask = (k < table.width) & (scale != 0)
-        at = tl.load(table.indices + row * table.width + k, mask=mask, other=0)
-        value = tl.load(table.data + row * table.stride + k, mask=mask, other=0.0).to(tl.float32)
-        z = tl.load(logits_row + at, mask=mask, other=0.0).to(tl.float32)
-        finite = mask & (z != -INF)
-        infinite = mask & (z == -INF)
-        listed += row_sum(value)
-        dot += row_sum(tl.where(finite, value * (z - origin), 0.0))
-        listed_d += row_sum(tl.where(finite, z - origin, 0.0))
-        listed_masked += row_sum(tl.where(infinite, 1.0, 0.0))
-        lost += row_sum(tl.where(infinite & (value != 0), 1.0, 0.0))
-    tail = tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - table.width, 1)
-    dot += tail * (sum_d - listed_d)
-    lost += tl.where((tail != 0) & (masked > listed_masked), 1.0, 0.0)
-    return scale * tail, scale * (listed + tail * (C - table.width)), scale * dot, (scale != 0) & (lost != 0)
-
-
-@triton.jit
-def class_masses(y, kept, share, weight, soft_filled, alpha, label_smoothing, scale, C):
-    """A label's hard mass, the factor of its soft target, and the mass that smoothing gives each class: float32
-    [ROWS, 1]."""
-    if soft_filled is None:
-        a = 0.0
+def total_mass(inputs, target, mass, past, at, PAST: tl.constexpr):
+    """Of both terms, from what masses_at returns."""
+    if not (PAST and inputs.past_tile is not None):
+        return mass
+    elif inputs.class_tile is not None:
+        return mass + wide(target.past, at) * past
     else:
-        a = tl.where(tl.load(soft_filled + y, mask=kept, other=0) != 0, alpha, 0.0)
-    mass = scale * weighted(share, weight, y, kept)
-    return (1 - a) * (1 - label_smoothing) * mass, a * mass, scale * share * (1 - a) * (label_smoothing / C)
-
-
-@triton.jit
-def masses_at(at, mask, masses, labels, soft, past, WEIGHTED: tl.constexpr, ALIGN: tl.constexpr):
-    """Mass of the class term and of the past term at the classes `at`, from dense rows and (WEIGHTED) from smoothing by
-    class weights: float32 [ROWS, BLOCK], or the constant 0 for an absent term."""
-    DENSE_SOFT: tl.constexpr = soft.data is not None and soft.indices is None
-    DENSE_PAST: tl.constexpr = past.data is not None and past.indices is None
-    class_mass = 0.0
-    past_mass = 0.0
-    if DENSE_SOFT:
-        class_mass = masses.scale_a * probabilities_at(soft, masses.row_a, at, mask, masses.scale_a != 0, ALIGN)
-        if labels.target_b is not None:
-            class_mass += masses.scale_b * probabilities_at(soft, masses.row_b, at, mask, masses.scale_b != 0, ALIGN)
-    if WEIGHTED:
-        w = tl.load(labels.weight + at, mask=mask, other=0.0).to(tl.float32)
-        if labels.target is None:
-            class_mass = (class_mass + masses.smooth) * w
-        elif DENSE_SOFT:
-            class_mass += masses.smooth * w
-        else:
-            class_mass = masses.smooth * w
-    if DENSE_PAST:
-        past_mass = masses.past_scale * probabilities_at(past, masses.past_row, at, mask, masses.past_scale != 0, ALIGN)
-    return class_mass, past_mass
-
-
-@triton.jit
-def total_mass(class_mass, past_mass, CLASS_TILE: tl.constexpr, DENSE_PAST: tl.constexpr):
-    """Of both terms: float32 [ROWS, BLOCK], or the constant 0."""
-    if CLASS_TILE and DENSE_PAST:
-        return class_mass + past_mass
-    elif CLASS_TILE:
-        return class_mass
-    else:
-        return past_mass
-
-
-@triton.jit
-def tile_sums(
-    d, p, e, class_mass, past_mass, mask,
-    PAST: tl.constexpr, CLASS_TILE: tl.constexpr, DENSE_PAST: tl.constexpr, UNIFORM: tl.constexpr,
-):  # fmt: skip
-    """By rows, float32 [ROWS, 1]: the sums of p, of e and of either mass, all mass times d, and with UNIFORM the sum of
-    the finite d and the number of the others."""
-    sum_p = row_sum(p)
-    zero = sum_p * 0
-    sum_e, class_sum, past_sum, dot, sum_d, masked = zero, zero, zero, zero, zero, zero
-    if PAST:
-        sum_e = row_sum(e)
-    if CLASS_TILE:
-        class_sum = row_sum(class_mass)
-    if DENSE_PAST:
-        past_sum = row_sum(past_mass)
-    if CLASS_TILE or DENSE_PAST:
-        mass = total_mass(class_mass, past_mass, CLASS_TILE, DENSE_PAST)
-        dot = row_sum(mass * tl.where(mass != 0, d, 0.0))  # 0 * -inf = 0
-    if UNIFORM:
-        sum_d = row_sum(tl.where(d > -INF, d, 0.0))
-        masked = row_sum(tl.where(mask & (d == -INF), 1.0, 0.0))
-    return sum_p, sum_e, class_sum, past_sum, dot, sum_d, masked
-
-
-@triton.jit
-def gradient_tile(p, e, coef_p, coef_e, mass, uniform, used, PAST: tl.constexpr, UNIFORM: tl.constexpr):
-    """coef_p p + coef_e e - mass - uniform, 0 in ignored rows whatever their logits hold: float32, as p."""
-    g = coef_p * p - mass
-    if PAST:
-        g += coef_e * e
-    if UNIFORM:
-        g -= uniform
-    return tl.where(used, g, 0.0)
-
-
-@triton.jit
-def increment(counter):
-    """Atomic increment (acq_rel) by one program; returns the new value, int32. A program that reads it later sees what
-    this one has stored."""
-    tl.debug_barrier()
-    return tl.atomic_add(counter, 1, sem="acq_rel") + 1
-
-
-@triton.jit
-def sum_of_block(values, start, count, BLOCK: tl.constexpr):
-    """The sum, float64, of values[start:min(start + BLOCK, count)], which other programs have stored."""
-    i = start + tl.arange(0, BLOCK)
-    return tl.sum(tl.load(values + i, mask=i < count, other=0.0, cache_modifier=".cg").to(tl.float64), 0)
-
-
-@triton.jit
-def first_class(at, condition, C):
-    """The first class for which `condition` [ROWS, BLOCK] holds, C if there is none: int32 [ROWS, 1]."""
-    return tl.min(tl.where(condition, at, C), 1, keep_dims=True)
+        return wide(target.past, at) * past

@@ -1,0 +1,223 @@
+"""A row's two passes in blended_kl's Triton kernels: held_row keeps the row in registers between them, long_row reads
+it twice. triton_rows.py has what happens between the passes."""
+
+import triton
+import triton.language as tl
+
+from .triton_parts import exponentials, load, masses_at, total_mass
+from .triton_reduction import INF
+from .triton_rows import finish, gradient_tile, score_again, sums_of, with_first_nan, without_nan_in_dot
+from .triton_sparse import label_gradients, sparse_gradient, store_labels, store_lists
+
+
+@triton.jit
+def lane_sums(x):
+    """[LANES] of [LANES, VECTORS, WIDTH], in which no other lane has a part."""
+    return tl.sum(tl.sum(x, 2), 1)
+
+
+@triton.jit
+def store_statistics(inputs, target, sums, outputs, row, logits_row, N, C, cross_entropy, shift, log_p, argmax):
+    """Of one row."""
+    if sums.p != sums.p:
+        argmax = with_first_nan(argmax, logits_row, C)
+    if inputs.labels.target is None:
+        cross_entropy = score_again(inputs.soft, target.a.y, logits_row, shift, log_p, C)
+    tl.store(outputs.stats + row, cross_entropy)
+    tl.store(outputs.stats + N + row, shift + log_p)
+    tl.store(outputs.argmax + row, argmax.to(tl.int64))
+
+
+@triton.jit
+def held_logits(logits_row, C, EXACT: tl.constexpr, BLOCK: tl.constexpr):
+    """[BLOCK] as they are, -inf beyond the last."""
+    at = tl.arange(0, BLOCK)
+    if EXACT:
+        return tl.load(logits_row + at)
+    else:
+        return tl.load(logits_row + at, mask=at < C, other=-INF)
+
+
+@triton.jit
+def held_row(
+    inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
+    PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The loss of a row of at most BLOCK classes, `held`; its gradient and statistics are stored."""
+    STATS: tl.constexpr = outputs.stats is not None
+    settings = inputs.settings
+    at = tl.arange(0, BLOCK)
+    z = held.to(tl.float32)
+    mass, past = masses_at(inputs, target, at, C, PAST, EXACT, ALIGN, "")
+    highest = tl.max(z, 0)
+    shift = tl.where(highest == -INF, 0.0, highest)
+    d = z - shift
+    p, e = exponentials(d, settings.temperature, PAST, POWER)
+    if not EXACT:
+        d = tl.where(at < C, d, 0.0)
+    all_mass = total_mass(inputs, target, mass, past, at, PAST)
+    sums = sums_of(inputs, p, e, mass, past, all_mass * d, d, PAST)
+    if STATS:
+        argmax = tl.min(tl.where(z == highest, at, C), 0)
+    sums = without_nan_in_dot(inputs, target, sums, logits_row, shift, C, PAST, ALIGN)
+    loss, cross_entropy, log_p, gradient = finish(inputs, target, sums, logits_row, shift, shift, C, PAST)
+    if STATS:
+        store_statistics(inputs, target, sums, outputs, row, logits_row, N, C, cross_entropy, shift, log_p, argmax)
+    if outputs.gradient is not None:
+        at_a, at_b = label_gradients(inputs, target, gradient, C, PAST, POWER, ALIGN)
+        g = gradient_tile(inputs, e, p, all_mass, gradient, at, PAST, POWER)
+        if EXACT:
+            tl.store(gradient_row + at, g)
+        else:
+            tl.store(gradient_row + at, g, mask=at < C)
+        store_labels(inputs, target, gradient_row, at_a, at_b)
+        store_lists(inputs, target, gradient, logits_row, gradient_row, C, PAST, POWER, ALIGN)
+    return loss
+
+
+@triton.jit
+def typical(inputs, target, logits_row, C):
+    """What dots are relative to, so that their terms are small: the largest of a few logits."""
+    z = tl.load(logits_row).to(tl.float32)
+    z = tl.maximum(z, tl.load(logits_row + C // 2).to(tl.float32))
+    z = tl.maximum(z, tl.load(logits_row + C - 1).to(tl.float32))
+    if inputs.labels.target is not None:
+        z = tl.maximum(z, tl.load(logits_row + target.a.y).to(tl.float32))
+    return tl.where(tl.abs(z) < INF, z, 0.0)
+
+
+@triton.jit
+def block_of(vectors, start, tile, lead, C, EXACT: tl.constexpr, WIDTH: tl.constexpr, POLICY: tl.constexpr):
+    """(classes, logits) of a block of a row that begins at `vectors`; or `lead` logits behind it, where lead is not
+    None: whole vectors are read then, and what is not the row's is set to -inf, since a load with a mask that changes
+    within vectors would go logit by logit."""
+    if lead is None:
+        at = start + tile
+        return at, load(vectors, at, C, None, -INF, EXACT, POLICY)
+    else:
+        BLOCK: tl.constexpr = tile.shape[0] * tile.shape[1] * tile.shape[2]
+        at = start + tile - lead
+        z = load(vectors, start + tile, (lead + C + WIDTH - 1) // WIDTH * WIDTH, None, -INF, False, POLICY)
+        if (start < lead) | (start + BLOCK > lead + C):
+            z = tl.where((at >= 0) & (at < C), z, -INF)
+        return at, z
+
+
+@triton.jit
+def store_block(vectors, start, tile, lead, g, C, EXACT: tl.constexpr, WIDTH: tl.constexpr):
+    """Where block_of has a lead, the vectors that are the row's alone: see store_edges."""
+    at = start + tile
+    if lead is not None:
+        first = at // WIDTH * WIDTH
+        tl.store(vectors + at, g, mask=(first >= lead) & (first + WIDTH <= lead + C), eviction_policy="evict_first")
+    elif EXACT:
+        tl.store(vectors + at, g, eviction_policy="evict_first")
+    else:
+        tl.store(vectors + at, g, mask=at < C, eviction_policy="evict_first")
+
+
+@triton.jit
+def store_edges(
+    inputs, target, gradient, logits_row, gradient_row, C,
+    PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Stores the gradient at a row's first and last classes, as many as a vector has."""
+    tl.debug_barrier()
+    k = tl.arange(0, 2 * WIDTH)
+    at = tl.where(k < WIDTH, k, C - 2 * WIDTH + k)
+    mask = (at >= 0) & (at < C)
+    z = tl.load(logits_row + at, mask=mask, other=0.0).to(tl.float32)
+    g = sparse_gradient(inputs, target, gradient, z, at, C, PAST, POWER, ALIGN)
+    tl.store(gradient_row + at, g, mask=mask)
+
+
+@triton.jit
+def long_row(
+    inputs, target, outputs, row, logits_row, gradient_row, N, C,
+    PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr, EXACT: tl.constexpr, SHIFTED: tl.constexpr,
+    LANES: tl.constexpr, VECTORS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """As held_row, of any row. Each lane has a maximum and sums of its own, so that lanes meet once. The first pass
+    wants the row to stay in the second-level cache; the second goes backwards, and begins with what was read last."""
+    STATS: tl.constexpr = outputs.stats is not None
+    BLOCK: tl.constexpr = LANES * VECTORS * WIDTH
+    TILES: tl.constexpr = inputs.class_tile is not None or (PAST and inputs.past_tile is not None)
+    temperature = inputs.settings.temperature
+    tile = (
+        tl.arange(0, LANES)[:, None, None] * WIDTH + tl.arange(0, VECTORS)[None, :, None] * (LANES * WIDTH)
+        + tl.arange(0, WIDTH)[None, None, :]
+    )  # fmt: skip
+    if SHIFTED:
+        first = row * C
+        lead = (first % WIDTH).to(tl.int32)
+        vectors = inputs.logits + first // WIDTH * WIDTH
+        end = lead + C
+    else:
+        lead = None
+        vectors = logits_row
+        end = C
+    origin = 0.0
+    if TILES or inputs.uniform is not None:
+        origin = typical(inputs, target, logits_row, C)
+    zero = tl.zeros([LANES], tl.float32)
+    top = zero - INF
+    top_start = tl.zeros([LANES], tl.int32)  # of the block with a lane's largest logit
+    sum_p, sum_e, sum_mass, sum_past, dot, sum_d = zero, zero, zero, zero, zero, zero
+    for start in range(0, end, BLOCK):
+        at, z = block_of(vectors, start, tile, lead, C, EXACT, WIDTH, "evict_last")
+        new_top = tl.maximum(top, tl.max(tl.max(z, 2), 1))
+        base = tl.where(new_top == -INF, 0.0, new_top)
+        old_p, old_e = exponentials(top - base, temperature, PAST, POWER)
+        p, e = exponentials(z - base[:, None, None], temperature, PAST, POWER)
+        sum_p = sum_p * old_p + lane_sums(p)
+        if PAST:
+            sum_e = sum_e * old_e + lane_sums(e)
+        if STATS:
+            top_start = tl.where(new_top > top, start, top_start)
+        top = new_top
+        if TILES or inputs.uniform is not None:
+            d = z - origin
+            if SHIFTED:
+                d = tl.where((at >= 0) & (at < C), d, 0.0)
+            elif not EXACT:
+                d = tl.where(at < C, d, 0.0)
+            if inputs.uniform is not None:
+                sum_d += lane_sums(d)
+        if TILES:
+            mass, past = masses_at(inputs, target, at, C, PAST, EXACT, ALIGN, "evict_last")
+            if inputs.class_tile is not None:
+                sum_mass += lane_sums(mass)
+            if PAST and inputs.past_tile is not None:
+                sum_past += lane_sums(past)
+            dot += lane_sums(total_mass(inputs, target, mass, past, at, PAST) * d)
+
+    highest = tl.max(top, 0)
+    shift = tl.where(highest == -INF, 0.0, highest)
+    to_all_p, to_all_e = exponentials(top - shift, temperature, PAST, POWER)
+    sums = sums_of(inputs, sum_p * to_all_p, sum_e * to_all_e, sum_mass, sum_past, dot, sum_d, PAST)
+    sums = without_nan_in_dot(inputs, target, sums, logits_row, origin, C, PAST, ALIGN)
+    loss, cross_entropy, log_p, gradient = finish(inputs, target, sums, logits_row, shift, origin, C, PAST)
+    if STATS:
+        start = tl.min(tl.where(top == highest, top_start, end), 0)
+        at, z = block_of(vectors, start, tile, lead, C, False, WIDTH, "")
+        argmax = tl.min(tl.min(tl.min(tl.where((z == highest) & (at >= 0), at, C), 2), 1), 0)
+        store_statistics(inputs, target, sums, outputs, row, logits_row, N, C, cross_entropy, shift, log_p, argmax)
+    if outputs.gradient is not None:
+        at_a, at_b = label_gradients(inputs, target, gradient, C, PAST, POWER, ALIGN)
+        gradient_vectors = gradient_row
+        if SHIFTED:
+            gradient_vectors = outputs.gradient + row * C // WIDTH * WIDTH
+        blocks = tl.cdiv(end, BLOCK)
+        for i in range(0, blocks):
+            start = (blocks - 1 - i) * BLOCK
+            at, z = block_of(vectors, start, tile, lead, C, EXACT, WIDTH, "evict_first")
+            p, e = exponentials(z - shift, temperature, PAST, POWER)
+            mass, past = masses_at(inputs, target, at, C, PAST, EXACT, ALIGN, "evict_first")
+            mass = total_mass(inputs, target, mass, past, at, PAST)
+            g = gradient_tile(inputs, e, p, mass, gradient, at, PAST, POWER)
+            store_block(gradient_vectors, start, tile, lead, g, C, EXACT, WIDTH)
+        if SHIFTED:
+            store_edges(inputs, target, gradient, logits_row, gradient_row, C, PAST, POWER, ALIGN, WIDTH)
+        store_labels(inputs, target, gradient_row, at_a, at_b)
+        store_lists(inputs, target, gradient, logits_row, gradient_row, C, PAST, POWER, ALIGN)
+    return loss
