@@ -147,7 +147,7 @@ def test_temperatures(configuration, past, temperature):
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_more_rows_than_one_program_or_group_adds_up(reduction, monkeypatch):
-    monkeypatch.setattr(backend, "tile_of", lambda *_: Tile("short", logits=1, num_warps=1))  # four rows of 8
+    monkeypatch.setattr(backend, "tile_of", lambda *_: Tile("short", logits=2, num_warps=1))  # four rows a program
     monkeypatch.setattr(backend, "NORMALISER_ROWS", 16)
     monkeypatch.setattr(backend, "GROUP", 4)
     monkeypatch.setattr(backend, "MOST_NORMALISER_BLOCKS", 2)
@@ -189,6 +189,22 @@ def test_top_k_mass_on_masked_classes(configuration, table, masked):
     actual, naive = (run(logits, target, torch.ones(3), keywords, kind) for kind in ("triton", "reference"))
     assert (actual[0] == INF).tolist() == [False, masked not in ("listed without mass", "not listed, no tail"), False]
     assert_runs_as_good(actual, naive, in_truth(logits, target, torch.ones(3), keywords), Case(3, classes, past=table))
+
+
+def test_dense_rows_without_mass_on_masked_classes(configuration):
+    """0 * -inf is 0, in the loss too."""
+    rows = torch.zeros(140, 140)
+    rows[:, :4] = 0.25
+    table = SoftTargets.from_probs(rows)
+    logits = normal(3, 140, seed=1).float()
+    logits[1, 9:] = -INF
+    target = torch.tensor([1, 2, 3])
+    keywords = {"reduction": "none", "soft_targets": table, "alpha": 0.5, "past": table[:3]}
+    actual, naive = (run(logits, target, torch.ones(3), keywords, kind) for kind in ("triton", "reference"))
+    assert actual[0].isfinite().all()
+    assert_runs_as_good(
+        actual, naive, in_truth(logits, target, torch.ones(3), keywords), Case(3, 140, past="dense", reduction="none")
+    )
 
 
 def test_smoothing_mass_on_a_masked_class(configuration):

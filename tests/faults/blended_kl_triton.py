@@ -122,13 +122,13 @@ FAULTS = {
             "0 * -inf is not read again",
             "        if dot != dot:",
             "        if dot < dot:",
-            EXTREMES + "test_no_weight_on_a_masked_class_is_no_mass[triton]",
+            TESTS + "test_dense_rows_without_mass_on_masked_classes[row]",
         ),
         (
             "read again, 0 * -inf is NaN",
             "tl.where(mass != 0, mass * (z - origin), 0.0)",
             "mass * (z - origin)",
-            EXTREMES + "test_soft_or_past_mass_on_a_masked_class_gives_inf_and_the_formulas_gradient[triton-5003]",
+            TESTS + "test_dense_rows_without_mass_on_masked_classes[blocks]",
         ),
         (
             "masked classes are not counted",

@@ -217,9 +217,10 @@ def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):
     """(kernel, rows of a program, constants that say so), for vectors of so many logits."""
     size = tile.logits * 32 * tile.num_warps
     if tile.kind == "short":
-        row = max(triton.next_power_of_2(num_classes), 8)
-        width = min(row, 32)
-        return short_rows_kernel, size // row, dict(ROWS=size // row, SEGMENTS=row // width, WIDTH=width)
+        width = 8 * vector  # eight lanes work on a row, and a thread on one row
+        row = max(triton.next_power_of_2(num_classes), width)
+        rows = min(4 * tile.num_warps, size // row)
+        return short_rows_kernel, rows, dict(ROWS=rows, SEGMENTS=row // width, WIDTH=width)
     lanes = (64 if torch.version.hip else 32) * tile.num_warps
     vector = min(vector, size // lanes)
     constants = dict(
