@@ -14,8 +14,8 @@ os.environ.pop("TRITON_INTERPRET", None)
 import cuda_kernels
 import torch
 from blended_kl_cases import name
-from compile_cases import BYTES, CASES, Medoids, main
-from compile_only import CHIPS, EXP, REGISTER_GRANULE, compile_all, count
+from compile_cases import CASES, Medoids, main
+from compile_only import CHIPS, EXP, compile_all, count
 
 from toast_kernels import backends
 from toast_kernels.native import DTYPE
@@ -73,9 +73,7 @@ def triton_tables():
         yield op, "compiled", markdown(HEADER, rows([case for case in CASES if case.op == op], compiled))
 
 
-MOST_BLOCKS = 16  # of a cluster
-LONG, ROWS = (32_768, 65_536, 131_072, 262_144, 360_000), 1024
-LABELS, TARGET, _ = cuda_kernels.TARGETS.values()
+LONG = (1000, 32_768, 65_536, 131_072, 262_144, 360_000)
 
 
 def cuda_tables():
@@ -83,38 +81,26 @@ def cuda_tables():
     used = {(chip, cuda_kernels.of_rows(name)): resources for chip, name, resources in cuda_kernels.resources()}
     chips = sorted({chip for chip, _ in used}, key=lambda chip: int(chip.removeprefix("sm_")))
     dtypes = cuda_kernels.DTYPES.values()
-    header = ["target", *(f"{chip}: registers for {', '.join(dtypes)}" for chip in chips)]
+    header = ["kind of rows", *(f"{chip}: registers for {', '.join(dtypes)}" for chip in chips)]
     kernels = (
-        [target, *(", ".join(str(used[chip, (dtype, target)]["REG"]) for dtype in dtypes) for chip in chips)]
-        for target in cuda_kernels.TARGETS.values()
+        [kind, *(", ".join(str(used[chip, (dtype, kind)]["REG"]) for dtype in dtypes) for chip in chips)]
+        for kind in cuda_kernels.KINDS
     )
     yield "blended_kl", "cuda kernels", markdown(header, kernels)
 
-    header = ["C", "dtype", f"{LABELS}: cluster x slice", "plain", f"{TARGET}: cluster x slice", "top-k", "dense"]
+    held = cuda_kernels.KINDS[:-1]
     plans = (
-        [f"{classes:,}", name(dtype), *plan_cells(classes, dtype, used)]
+        [f"{classes:,}", name(dtype), *(plan_cell(kind, dtype, classes) for kind in range(len(held)))]
         for classes in LONG
         for dtype in (torch.bfloat16, torch.float32)
     )
-    yield "blended_kl", "cuda plans", markdown(header, plans)
+    yield "blended_kl", "cuda plans", markdown(["C", "dtype", *held], plans)
 
 
-def plan_cells(classes, dtype, used):
-    """How an H200 spreads rows, and how long their bytes take: S of the logits' type, half of the rows with a past."""
-    for target, reads in ((LABELS, [1]), (TARGET, [1, 2.5])):
-        chip, kernel = CHIPS["sm_90"], used["sm_90", (name(dtype), target)]
-        plan = backends._cuda.plan(
-            DTYPE[dtype], classes, target == LABELS, chip.shared_bytes, chip.shared_total, MOST_BLOCKS
-        )
-        shared = plan["shared"] + kernel["SHARED"] + chip.shared_reserved
-        registers = -(-kernel["REG"] // REGISTER_GRANULE) * REGISTER_GRANULE
-        blocks = min(chip.shared_total // shared, cuda_kernels.REGISTERS // (registers * cuda_kernels.THREADS))
-        counts = {"block": blocks, "stage": plan["stages"]} | ({"piece": plan["pieces"]} if plan["pieces"] > 1 else {})
-        counted = ", ".join(f"{count} {what}{'s' * (count > 1)}" for what, count in counts.items())
-        yield f"{plan['cluster']} x {plan['slice']}, {counted}"
-        for read in reads:
-            moved = (2 - 1 / plan["pieces"]) * read + 1  # for each byte of a logit
-            yield f"{1e6 * ROWS * classes * dtype.itemsize * moved / BYTES:.0f} us"
+def plan_cell(kind, dtype, classes):
+    """Blocks of a cluster x threads of a block, for rows that are held."""
+    planned, threads, cluster = backends._cuda.plan(kind, DTYPE[dtype], classes)
+    return f"{cluster} x {threads}" if planned == kind else "not held"
 
 
 def write(op, title, table):

@@ -16,16 +16,14 @@ from toast_kernels import backends
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "build" / "cuda_on_cpu"
-# A block's shared memory, of which 4 KB are not for rows: rows of a few hundred classes already need a cluster.
-SHARED_MEMORY = 10 * 1024
-
-REGISTERS, THREADS = 65536, 256  # of a multiprocessor, of a block
+# A block's registers on the CPU, of which a thread has 128: rows of a few hundred classes already need a cluster.
+REGISTERS_ON_CPU = 32 * 128
 
 TRITONS = Path(getattr(importlib.util.find_spec("triton"), "origin", "")).parent / "backends/nvidia/bin/cuobjdump"
 CUOBJDUMP = shutil.which("cuobjdump") or shutil.which(TRITONS)
-# How the types and flags of the kernel's template are written in its mangled name.
+# How the types of the kernel's template are written in its mangled name, and its kinds of rows, as in csrc/cuda.
 DTYPES = {"f": "float32", "13__nv_bfloat16": "bfloat16", "6__half": "float16"}
-TARGETS = {"Lb0ELb0E": "labels alone", "Lb1ELb0E": "a target row", "Lb1ELb1E": "a target row with a past"}
+KINDS = ("labels", "lists", "past", "dense", "any")
 
 
 def use():
@@ -37,7 +35,7 @@ def use():
     if missing:
         return f"the CUDA kernels cannot be built to run on the CPU without {', '.join(missing)}"
     backends._cuda = load(build({**os.environ, "PATH": path}))
-    backends._cuda.set_shared_memory(SHARED_MEMORY)
+    backends._cuda.set_registers(REGISTERS_ON_CPU)
     return None
 
 
@@ -95,6 +93,6 @@ def opcodes():
 
 
 def of_rows(kernel):
-    """(dtype, target) of the kernel that works on rows; of others None."""
-    made_of = re.search(rf"17blended_kl_kernelI({'|'.join(DTYPES)})({'|'.join(TARGETS)})", kernel)
-    return made_of and (DTYPES[made_of[1]], TARGETS[made_of[2]])
+    """(dtype, kind) of the kernel that works on rows; of others None."""
+    made_of = re.search(rf"17blended_kl_kernelI({'|'.join(DTYPES)})LNS_7RowKindE(\d)E", kernel)
+    return made_of and (DTYPES[made_of[1]], KINDS[int(made_of[2])])

@@ -30,7 +30,8 @@ def cell(op, backend):
         return ""
     kernels = KERNELS[op][backend]
     dtypes = [str(dtype).removeprefix("torch.") for dtype in kernels.dtypes]
-    return ("all four" if len(dtypes) == len(FLOATS) else ", ".join(dtypes)) + ("" if kernels.auto else ", by name")
+    auto = f'; "auto" from {kernels.auto_from:,} classes' if kernels.auto_from else ""
+    return ("all four" if len(dtypes) == len(FLOATS) else ", ".join(dtypes)) + auto
 
 
 def test_readme_has_the_table():
@@ -45,7 +46,7 @@ def test_every_name_is_in_the_table_and_the_reference_can_do_all():
     assert set(backends.BACKENDS) == {"auto", *BY_NAME} == {"auto"}.union(*KERNELS.values())
     for row in KERNELS.values():
         assert list(row)[-1] == "reference"
-        assert row["reference"] == backends.Kernels(None, FLOATS, None, True, True)
+        assert row["reference"] == backends.Kernels(None, FLOATS, None, 0, True)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -56,6 +57,14 @@ def test_auto_takes_kernels_that_can(everything, op, dtype):
         can = dtype in KERNELS[op]["triton"].dtypes
         assert choose(op, "auto", CUDA, dtype, width) == ("triton" if can else "reference")
     assert choose(op, "auto", META, dtype) == "reference"
+
+
+def test_auto_takes_cuda_for_long_rows_that_it_holds(everything, monkeypatch):
+    for width, held, backend in ((65_535, True, "triton"), (65_536, True, "cuda"), (65_536, False, "triton")):
+        assert choose("blended_kl", "auto", CUDA, torch.bfloat16, width, held=held) == backend
+    assert choose("blended_kl", "auto", CUDA, torch.float64, 65_536, held=True) == "reference"
+    monkeypatch.setattr(backends, "_why_no_gpu", lambda device, oldest=(8, 0): "too old" if oldest > (8, 0) else None)
+    assert choose("blended_kl", "auto", CUDA, torch.bfloat16, 65_536, held=True) == "triton"
 
 
 def test_auto_leaves_to_the_reference_what_no_kernel_can(everything):

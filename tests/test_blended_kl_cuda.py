@@ -1,18 +1,22 @@
-"""The CUDA kernel against the float64 truth: every encoding, and rows in one block, over clusters and in pieces.
+"""The CUDA kernel against the float64 truth: every encoding, and rows held by one block, held by clusters and read.
 
-On a GPU if there is one, else on tests/cuda_on_cpu, where blocks have little shared memory and short rows are long.
+On a GPU if there is one, else on tests/cuda_on_cpu, where blocks have few registers and short rows are long.
 What it shares with the other kernels stands in the other test_blended_kl files.
 """
 
+import blended_kl_cases
+import cuda_kernels
 import pytest
 import torch
-from blended_kl_cases import DTYPES, ENCODINGS, Case, assert_runs_as_good, check, in_truth, moved, name, run
+from blended_kl_cases import DTYPES, ENCODINGS, Case, assert_runs_as_good, check, in_truth, moved, name, normal, run
 
-from toast_kernels import SoftTargets, toast_loss
+from toast_kernels import SoftTargets, backends, toast_loss
+from toast_kernels.arguments import Arguments
+from toast_kernels.blended_kl.cuda import held
 
 GPU = torch.cuda.is_available()
 FLOATS = DTYPES[1:]
-# In one block; over few blocks, over many; in pieces.
+# In one block; over few blocks, over many; of some kinds too long to be held.
 LONG = (8003, 33_003, 128_256, 360_001, 1_000_003) if GPU else (801, 3003, 5008, 20_001)
 
 pytestmark = pytest.mark.parametrize("kernel", ["cuda"])
@@ -38,6 +42,109 @@ def test_targets(kernel, target, temperature):
 @pytest.mark.parametrize("dtype", FLOATS if GPU else (torch.float32, torch.bfloat16), ids=name)
 def test_long_rows(kernel, dtype, classes, past):
     check(Case(3, classes, dtype, past=past, reduction="none"), kernel)
+
+
+@pytest.mark.parametrize("past", [None, "logits"])
+@pytest.mark.parametrize("classes", [1, 2, 7, 8, 9, 1003, 21_841, 65_537])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
+def test_odd_rows(kernel, dtype, classes, past):
+    """Whose logits begin at no multiple of 16 bytes, but for the first's."""
+    check(Case(9 if classes < 2000 else 2, classes, dtype, past=past, label_smoothing=0.1), kernel)
+
+
+@pytest.fixture
+def all_registers():
+    """As many as a GPU has."""
+    if not GPU:
+        backends._cuda.set_registers(65536)
+    yield
+    if not GPU:
+        backends._cuda.set_registers(cuda_kernels.REGISTERS_ON_CPU)
+
+
+@pytest.mark.parametrize("past", [None, "logits"])
+@pytest.mark.parametrize("classes", [65_536, 360_000])
+def test_long_rows_as_on_a_gpu(kernel, all_registers, classes, past):
+    check(Case(2, classes, torch.bfloat16, past=past), kernel)
+
+
+def test_more_rows_than_a_grid_is_high(kernel):
+    check(Case(65_537, 3, torch.float32), kernel)
+
+
+def test_no_rows_and_ignored_rows(kernel):
+    empty = blended_kl_cases.toast_loss(
+        torch.zeros(0, 5), torch.zeros(0, dtype=torch.long), reduction="none", backend=kernel
+    )
+    assert empty.shape == (0,)
+    logits = torch.full((4, 1003), torch.nan).requires_grad_()
+    loss = blended_kl_cases.toast_loss(logits, torch.full((4,), -100), reduction="sum", backend=kernel)
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("at", [0, 7, 500, 1002])
+def test_a_nan_anywhere_spoils_its_row_alone(kernel, at):
+    logits = normal(3, 1003, seed=0).float()
+    logits[1, at] = torch.nan
+    logits.requires_grad_()
+    past = SoftTargets.view_logits(normal(1, 1003, seed=1).float(), 3.0)
+    loss = blended_kl_cases.toast_loss(
+        logits, torch.tensor([3, 4, 5]), past=past, past_index=torch.tensor([0, 0, -1]), reduction="none",
+        temperature=3.0, backend=kernel,
+    )  # fmt: skip
+    loss.sum().backward()
+    assert loss.isnan().tolist() == [False, True, False]
+    assert logits.grad.isnan().all(dim=1).tolist() == [False, True, False]
+    assert logits.grad[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("masked", [slice(0, 2000), slice(100, 101), slice(2002, 2003)], ids=str)
+@pytest.mark.parametrize("past", [None, "dense", "top-k", "logits"])
+def test_minus_infinity(kernel, past, masked):
+    """Under no mass it does not count, a whole block of it neither; under mass the loss is infinite."""
+    case = Case(4, 2003, torch.float32, past=past, reduction="none")
+    logits, target, keywords = case.arguments()
+    logits[:, masked] = -torch.inf
+    target[:] = 2001
+    if past == "top-k":  # its tail has mass on every class
+        keywords["past_weight"] = 0.0
+    elif past:
+        values = normal(4, 2003, seed=9).float()
+        values[:, masked] = -torch.inf
+        made = {"dense": SoftTargets.from_logits, "logits": SoftTargets.view_logits}[past]
+        keywords["past"] = made(values, case.temperature)
+    upstream = case.upstream()
+    actual, naive = (run(logits, target, upstream, keywords, backend) for backend in (kernel, "reference"))
+    assert actual[0].isfinite().all()
+    assert_runs_as_good(actual, naive, in_truth(logits, target, upstream, keywords), case)
+    under_mass = blended_kl_cases.toast_loss(logits, target, backend=kernel, **{**keywords, "label_smoothing": 0.1})
+    assert (under_mass == torch.inf).all()
+
+
+HELD = {
+    "labels": ({}, True),
+    "too long": ({"classes": 1 << 20 | 1}, False),
+    "smoothing": ({"label_smoothing": 0.1}, True),
+    "weighted smoothing": ({"label_smoothing": 0.1, "weighted": True}, False),
+    "weighted": ({"weighted": True}, True),
+    "past logits": ({"past": "logits"}, True),
+    "past logits, odd": ({"past": "logits", "classes": 1001}, False),
+    "past top-k, odd": ({"past": "top-k", "classes": 1001}, True),
+    "past of another dtype": ({"past": "dense"}, False),
+    "soft top-k": ({"soft": "top-k", "classes": 64}, True),
+    "soft dense": ({"soft": "bfloat16", "classes": 64}, False),
+    "probabilities": ({"target": "probabilities"}, False),
+}
+
+
+@pytest.mark.parametrize("what", HELD)
+def test_which_rows_auto_takes_for_held(kernel, what):
+    settings, expected = HELD[what]
+    logits, target, keywords = Case(**{"rows": 2, "classes": 1000, "dtype": torch.bfloat16, **settings}).arguments()
+    given = Arguments(*(keywords.get(name) for name in Arguments._fields))._replace(logits=logits, target=target)
+    assert held(given) == expected
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])

@@ -86,7 +86,7 @@ def test_missing_kernels_are_reported_with_the_reason():
 
 
 def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
-    monkeypatch.setattr(backends, "_why_no_gpu", lambda device: None)
+    monkeypatch.setattr(backends, "_why_no_gpu", lambda *_: None)
     installed, choices = report_here()
     assert "usable, Triton 3" in installed["Triton kernels"]
     assert choices["class_medoids", "cuda"] == ("triton", "Triton kernels")

@@ -27,7 +27,7 @@ class Kernels(NamedTuple):
     device: str | None  # type of the tensors' device ("cuda" is ROCm's too); None: any
     dtypes: tuple[torch.dtype, ...] = FLOATS
     widest: int | None = None  # row: classes, or columns of class_medoids' x; None: any
-    auto: bool = True  # whether "auto" takes it where it can run
+    auto_from: int = 0  # how wide rows must be for "auto" to take it; then they must be of those that it holds, too
     learns_target: bool = False  # whether a target that requires grad gets a gradient
 
 
@@ -35,17 +35,19 @@ REFERENCE = Kernels(None, learns_target=True)
 
 # op -> backend -> its kernels, in the order in which "auto" tries them. README.md has this as a table.
 # Measured on a CPU: "cpu" against the reference and torch's own, in README.md and bench/README.md.
-# Measured on one H200 (torch 2.11, Triton 3.6, caches flushed, forward + backward, bfloat16): us of "triton" and "cuda"
-#   plain 4096 x 16384     97-103, 122      plain 2048 x 128256   447-454, 457      top-k 8192 x 4096     118-122, 250
-#   plain 4096 x 32768    228-234, 229      plain 1024 x 262144       475, 501      top-k 1024 x 128256   359-371, 660
-#   dense 4096 x 16384    253-261, 403      dense 2048 x 32768    388-405, 428
-# so that "cuda" runs by name only. There class_medoids on "triton" took 35.7 ms for 1.3M x 1000, a torch.cdist loop
-# 257 to 352. Not measured: kept_rows and softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
+# Measured on one H200 (torch 2.11, Triton 3.6, caches flushed, forward + backward, bfloat16), us of trials of the two
+# designs, rows in blocks (Triton) and held in registers ("cuda"):
+#   plain 4096 x 16384   67, 73      plain 2048 x 128256   324, 301      top-k, past logits 512 x 131072   139, 130
+#   plain 4096 x 32768  143, 140     dense, past 2048 x 32768  140, 153
+# and of "cuda" alone, at 81 to 92% (plain) and 61 to 64% (top-k, past logits) of a copy's speed, 65,536 and 262,144
+# classes. So "auto" takes it from 65,536 classes on. The kernels as they are now have not run on a GPU. There
+# class_medoids on "triton" took 35.7 ms for 1.3M x 1000, a torch.cdist loop 257 to 352. Not measured: kept_rows and
+# softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
 KERNELS = {
     "blended_kl": {
         "cpu": Kernels("cpu"),
+        "cuda": Kernels("cuda", FLOATS[1:], widest=2**31 - 2**16, auto_from=65_536),
         "triton": Kernels("cuda", FLOATS[1:], widest=2**31 - 2**16),  # argmax counts in int32, a block beyond the end
-        "cuda": Kernels("cuda", FLOATS[1:], auto=False),
         "reference": REFERENCE,
     },
     "class_medoids": {
@@ -68,6 +70,7 @@ KERNELS = {
 BACKENDS = ("auto", "reference", "cpu", "triton", "cuda")
 OLDEST_TRITON = (3, 6)
 OLDEST_CAPABILITY = (8, 0)  # what the kernels are compiled for and checked in the tests
+OLDEST_WITH_CLUSTERS = (9, 0)  # of thread blocks, which "cuda" is made of
 
 
 def choose(
@@ -78,11 +81,12 @@ def choose(
     width: int | None = None,
     *,
     learns_target: bool = False,
+    held: bool = False,
 ) -> str:
     """The backend that runs `op` on tensors of this device and dtype, whose rows hold `width` numbers (None: few).
 
     "auto" takes the first of KERNELS[op] that can, and at last the reference; a name is taken at its word.
-    learns_target: the target requires grad.
+    learns_target: the target requires grad. held: "cuda" would hold the rows in registers, see blended_kl/cuda.py.
 
     Raises ValueError for an unknown name or one that cannot take these tensors, RuntimeError for one that is not
     installed; both say what would do.
@@ -91,7 +95,8 @@ def choose(
         raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {requested!r}")
     if requested == "auto":
         for name, kernels in KERNELS[op].items():
-            here = kernels.auto and kernels.device in (None, device.type) and not missing(name, device)
+            wanted = not kernels.auto_from or (held and width >= kernels.auto_from)
+            here = wanted and kernels.device in (None, device.type) and not missing(name, device)
             if here and not _refusal(kernels, dtype, width, learns_target):
                 return name
     if requested not in KERNELS[op]:
@@ -137,7 +142,7 @@ def missing(backend: str, device: torch.device) -> str | None:
             "install CUDA's compiler, nvcc, and reinstall toast-kernels with TOAST_CUDA=1 to see what stops the build"
         )
     if backend == "cuda" and device.type == "cuda":
-        return "this PyTorch is for AMD's GPUs" if torch.version.hip else _why_no_gpu(device)
+        return "this PyTorch is for AMD's GPUs" if torch.version.hip else _why_no_gpu(device, OLDEST_WITH_CLUSTERS)
     return None
 
 
@@ -176,10 +181,10 @@ def _why_no_triton() -> str | None:
 
 
 @functools.cache
-def _why_no_gpu(device: torch.device) -> str | None:
+def _why_no_gpu(device: torch.device, oldest: tuple[int, int] = OLDEST_CAPABILITY) -> str | None:
     if not torch.cuda.is_available():
         return "torch sees no GPU"
-    if torch.version.cuda and (capability := torch.cuda.get_device_capability(device)) < OLDEST_CAPABILITY:
-        oldest, this = (".".join(map(str, version)) for version in (OLDEST_CAPABILITY, capability))
+    if torch.version.cuda and (capability := torch.cuda.get_device_capability(device)) < oldest:
+        oldest, this = (".".join(map(str, version)) for version in (oldest, capability))
         return f"{torch.cuda.get_device_name(device)} has compute capability {this}, and the kernels need {oldest}"
     return None

@@ -23,17 +23,11 @@ void scale(int dtype, std::uintptr_t gradient, std::int64_t size, std::uintptr_t
                     stream_at(stream));
 }
 
-// How rows are spread on a GPU that need not be there; `only_labels`: there is no target row.
-py::dict plan(int dtype, std::int64_t classes, bool only_labels, int shared_per_block, int shared_per_multiprocessor,
-              int largest_cluster) {
-  const std::int64_t label = 0;
-  toast::BlendedKL p{};
-  p.dtype = toast::DType(dtype);
-  p.classes = classes;
-  p.target = only_labels ? &label : nullptr;
-  const toast::Plan plan = toast::plan(p, {shared_per_block, shared_per_multiprocessor, largest_cluster});
-  return py::dict(py::arg("cluster") = plan.cluster, py::arg("stages") = plan.stages, py::arg("pieces") = plan.pieces,
-                  py::arg("slice") = plan.slice, py::arg("shared") = plan.shared);
+// (kind, threads, cluster): how rows are spread on a GPU that need not be there.
+py::tuple plan(int kind, int dtype, std::int64_t classes) {
+  const toast::Limits limits{65536, toast::kMostCluster};
+  const toast::Plan plan = toast::plan(toast::RowKind(kind), toast::DType(dtype), classes, limits);
+  return py::make_tuple(int(plan.kind), plan.threads, plan.cluster);
 }
 
 }  // namespace
@@ -41,10 +35,9 @@ py::dict plan(int dtype, std::int64_t classes, bool only_labels, int shared_per_
 #if defined(CUDA_ON_CPU)
 PYBIND11_MODULE(_cuda_on_cpu, m) {
   m.attr("on_cpu") = true;
-  m.def("set_shared_memory", [](int bytes_of_a_block) {
-    cuda_on_cpu::device.number = bytes_of_a_block;
-    cuda_on_cpu::device.shared_memory_per_block = bytes_of_a_block;
-    cuda_on_cpu::device.shared_memory_per_multiprocessor = bytes_of_a_block + 1024;
+  m.def("set_registers", [](int of_a_block) {
+    cuda_on_cpu::device.number = of_a_block;
+    cuda_on_cpu::device.registers_per_block = of_a_block;
   });
 #else
 PYBIND11_MODULE(_cuda, m) {

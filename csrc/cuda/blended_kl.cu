@@ -4,7 +4,7 @@
 //   blended_kl_kernel    the rows' losses and the gradient; a cluster of blocks works on a row (block.cuh)
 //   loss_kernel          the sum of the rows' losses (sums.cuh)
 //
-// How many blocks a cluster has, and how much of a row each holds, is planned on the host (plan.cpp).
+// What is held of a row, and by how many threads and blocks, is planned on the host (plan.cpp).
 #include <algorithm>
 #include <cmath>
 #include <map>
@@ -18,95 +18,82 @@
 namespace toast {
 namespace {
 
-// Where shared memory has room for them, two blocks find registers on a multiprocessor, and three without a target row.
-template <class T, bool TargetRow, bool PastTerm>
-__global__ void __launch_bounds__(kMostThreads, TargetRow ? 2 : 3)
-    blended_kl_kernel(const __grid_constant__ Task task) {
-  SMEM_DYNAMIC(memory);
-  SMEM_STATIC(Shared, shared);
-  Block<T, TargetRow, PastTerm>(task, shared, memory).run();
+template <class T, RowKind kind>
+__global__ void __launch_bounds__(threads_of(kind), 1) blended_kl_kernel(const __grid_constant__ Task task) {
+  using Rows = Block<T, kind>;
+  SMEM_STATIC(typename Rows::Shared, shared);
+  Rows(task, shared).run();
 }
+
+using Kernel = void (*)(Task);
 
 template <class T>
-Kernel kernel_of(const BlendedKL& p) {
-  if (p.past.values != nullptr) return blended_kl_kernel<T, true, true>;
-  return has_target_row(p) ? blended_kl_kernel<T, true, false> : blended_kl_kernel<T, false, false>;
+Kernel kernel_of(RowKind kind) {
+  static constexpr Kernel kernels[] = {blended_kl_kernel<T, RowKind::labels>, blended_kl_kernel<T, RowKind::lists>,
+                                       blended_kl_kernel<T, RowKind::past>, blended_kl_kernel<T, RowKind::dense>,
+                                       blended_kl_kernel<T, RowKind::any>};
+  return kernels[int(kind)];
 }
 
-Kernel kernel_for(const BlendedKL& p) {
-  switch (p.dtype) {
+Kernel kernel_for(DType dtype, RowKind kind) {
+  switch (dtype) {
     case DType::bfloat16:
-      return kernel_of<__nv_bfloat16>(p);
+      return kernel_of<__nv_bfloat16>(kind);
     case DType::float16:
-      return kernel_of<__half>(p);
+      return kernel_of<__half>(kind);
     default:
-      return kernel_of<float>(p);
+      return kernel_of<float>(kind);
   }
 }
 
-// The plan for rows like the problem's on the current GPU, and how many of its clusters run there at a time.
-struct Fit {
-  Plan plan;
-  int clusters;
-};
-
-Fit find_fit(const BlendedKL& p) {
-  Limits limits = limits_of_current_device();
-  const Kernel kernel = kernel_for(p);
-  allow(kernel, limits);
-  for (;;) {
-    const Plan plan = toast::plan(p, limits);
-    const int clusters = Clusters(plan, 1, nullptr).at_once(kernel);
-    if (clusters > 0 || plan.cluster == 1) return {plan, clusters};
-    limits.largest_cluster = plan.cluster / 2;
-  }
+// Unasked, CUDA gives clusters of 8 blocks and no more.
+void allow(Kernel kernel, const Plan& plan) {
+  if (plan.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
 }
 
-// Found once for all rows that are alike, so that a call asks CUDA nothing but what the current device is.
-Fit fit(const BlendedKL& p) {
+// How many clusters run at a time on the current GPU; found once for all plans that are alike.
+int most_clusters(DType dtype, const Plan& plan) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, DType, std::int64_t, bool, bool>, Fit> found;
-  const auto alike = std::make_tuple(current_device(), p.dtype, p.classes, has_target_row(p), p.past.values != nullptr);
+  static std::map<std::tuple<int, DType, RowKind, int, int>, int> found;
+  const auto alike = std::make_tuple(current_device(), dtype, plan.kind, plan.threads, plan.cluster);
   const std::lock_guard<std::mutex> lock(mutex);
   if (const auto known = found.find(alike); known != found.end()) return known->second;
-  return found[alike] = find_fit(p);
-}
-
-// What may be launched while a CUDA graph is captured, and nothing else.
-void launch_all(const BlendedKL& p, const Plan& plan, int clusters, double* workspace, cudaStream_t stream) {
-  const double t = p.temperature;
-  const int power = t <= 4 && t == std::floor(t) ? int(t) : 0;
-  const int normaliser_blocks = int(std::min<std::int64_t>((p.rows + kSumThreads - 1) / kSumThreads, kMostSumBlocks));
-  double* normalisers = workspace;
-  double* row_losses = workspace + 2 * kMostSumBlocks;
-  if (p.reduction == Reduction::mean && normaliser_blocks > 0)
-    launch(normalisers_kernel, normaliser_blocks, kSumThreads, stream, p, normalisers);
-  if (p.rows > 0)
-    Clusters(plan, clusters, stream)
-        .launch(kernel_for(p),
-                {p, plan, clusters, normalisers, normaliser_blocks, row_losses, power, float(kLog2e / t)});
-  if (p.reduction != Reduction::none)
-    launch(loss_kernel, 1, kSumThreads, stream, row_losses, p.rows, p.reduction == Reduction::mean, normalisers,
-           normaliser_blocks, static_cast<float*>(p.loss));
+  const Kernel kernel = kernel_for(dtype, plan.kind);
+  allow(kernel, plan);
+  return found[alike] = std::max(Grid(1, plan.cluster, plan.threads, nullptr).at_once(kernel), 1);
 }
 
 }  // namespace
 
 Limits limits_of_current_device() {
-  return {attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin), attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor),
-          attribute(cudaDevAttrComputeCapabilityMajor) < 9 ? 1 : kMostCluster};
+  return {attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster};
 }
 
 std::int64_t workspace_size(std::int64_t rows) { return rows + 2 * kMostSumBlocks; }
 
 void blended_kl_cuda(const BlendedKL& p, double* workspace, cudaStream_t stream) {
-  const auto [plan, clusters] = fit(p);
-  launch_all(p, plan, int(std::min<std::int64_t>(clusters, p.rows)), workspace, stream);
+  const Plan plan = toast::plan(row_kind(p), p.dtype, p.classes, limits_of_current_device());
+  blended_kl_cuda(p, plan, most_clusters(p.dtype, plan), workspace, stream);
 }
 
 void blended_kl_cuda(const BlendedKL& p, const Plan& plan, int clusters, double* workspace, cudaStream_t stream) {
-  allow(kernel_for(p), limits_of_current_device());
-  launch_all(p, plan, clusters, workspace, stream);
+  const double t = p.temperature;
+  const Base base_at_t{float(kLog2e / t), float(t), t <= 4 && t == std::floor(t) ? int(t) : 0};
+  const int normaliser_blocks = int(std::min<std::int64_t>((p.rows + kSumThreads - 1) / kSumThreads, kMostSumBlocks));
+  double* normalisers = workspace;
+  double* row_losses = workspace + 2 * kMostSumBlocks;
+  const Kernel kernel = kernel_for(p.dtype, plan.kind);
+  allow(kernel, plan);
+  clusters = int(std::min<std::int64_t>(clusters, p.rows));
+  if (p.reduction == Reduction::mean && normaliser_blocks > 0)
+    Grid(normaliser_blocks, 1, kSumThreads, stream).launch(normalisers_kernel, p, normalisers);
+  if (p.rows > 0)
+    Grid(clusters, plan.cluster, plan.threads, stream)
+        .launch(kernel, Task{p, plan, clusters, normalisers, normaliser_blocks, row_losses, base_at_t});
+  if (p.reduction != Reduction::none)
+    Grid(1, 1, kSumThreads, stream)
+        .launch(loss_kernel, row_losses, p.rows, p.reduction == Reduction::mean, normalisers, normaliser_blocks,
+                static_cast<float*>(p.loss));
 }
 
 void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream,
@@ -116,7 +103,7 @@ void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* ups
     using T = decltype(zero);
     const std::int64_t by_a_block = kSumThreads * kWidth<T>;
     const std::int64_t blocks = std::min<std::int64_t>(size / by_a_block + 1, most_blocks);
-    launch(scale_kernel<T>, blocks, kSumThreads, stream, static_cast<T*>(gradient), size, upstream);
+    Grid(blocks, 1, kSumThreads, stream).launch(scale_kernel<T>, static_cast<T*>(gradient), size, upstream);
   };
   switch (dtype) {
     case DType::bfloat16:

@@ -1,5 +1,6 @@
-// blended_kl on an NVIDIA GPU. All pointers of the problem point into its memory; work is queued on a stream, and
-// nothing waits for it. A label or past_index that is out of range makes the loss and the gradient of its row NaN.
+// blended_kl on an NVIDIA GPU that has clusters of blocks, sm_90 and later. All pointers of the problem point into its
+// memory; work is queued on a stream, and nothing waits for it. A label or past_index that is out of range makes the
+// loss and the gradient of its row NaN.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -11,30 +12,42 @@
 
 namespace toast {
 
+// What a row's target consists of, and with it what the threads of a cluster hold of a row in registers.
+enum class RowKind : int {
+  labels,  // labels alone: the logits are held
+  lists,   // and smoothing or top-k rows: the logits
+  past,    // and a past row of C values, of the logits' type: it is held too
+  dense,   // and a soft target of C probabilities: it is held too
+  any,     // whatever else there is: nothing is held, and everything read three times, element by element
+};
+constexpr int kRowKinds = 5;
+// The fastest kind that can work on rows of this problem, whatever their length.
+RowKind row_kind(const BlendedKL& problem);
+
+// Vectors of 16 bytes of the logits that a thread holds, and as many of what lies beside them; how many threads of a
+// block then share a multiprocessor's registers, and how many each has.
+constexpr int vectors_of(RowKind kind) {
+  constexpr int vectors[] = {8, 16, 8, 4, 0};
+  return vectors[int(kind)];
+}
+constexpr int threads_of(RowKind kind) { return kind == RowKind::labels ? 1024 : 512; }
+constexpr int registers_of(RowKind kind) { return 65536 / threads_of(kind); }
+
 // What a GPU has room for.
 struct Limits {
-  int shared_per_block;           // bytes, of which
-  int shared_per_multiprocessor;  // the blocks that run there at a time get this together
-  int largest_cluster;            // blocks; 1 before sm_90
+  int registers;  // of a block
+  int cluster;    // blocks
 };
 Limits limits_of_current_device();
 
-// How a row is spread over the shared memory of a cluster of blocks.
+// How a row is spread over a cluster of blocks.
 struct Plan {
-  int threads;  // of a block; a multiple of 32, up to kMostThreads
-  int cluster;  // blocks of a cluster: 1, 2, 4, 8 or 16
-  int stages;   // 2: the next logits are on their way while these are worked on
-  int pieces;   // 1: the cluster holds the whole row, which is read once; else all pieces but the last are read
-                // twice
-  int slice;    // classes of a piece that a block holds; a multiple of 16 bytes
-  int shared;   // bytes of dynamic shared memory
+  RowKind kind;
+  int threads;  // of a block; a multiple of 32
+  int cluster;  // blocks
 };
-constexpr int kMostThreads = 256;
-Plan plan(const BlendedKL& problem, const Limits& limits);
-// Bytes that a block needs to hold this many classes.
-std::int64_t shared_bytes(const BlendedKL& problem, std::int64_t slice, int stages);
-// Whether there is more to the target than labels.
-bool has_target_row(const BlendedKL& problem);
+constexpr int kMostCluster = 16;
+Plan plan(RowKind kind, DType dtype, std::int64_t classes, const Limits& limits);
 
 // Doubles of workspace for a problem of this many rows.
 std::int64_t workspace_size(std::int64_t rows);

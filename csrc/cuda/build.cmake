@@ -11,7 +11,7 @@ endif()
 
 if(NOT TOAST_CUDA_ARCHITECTURES AND NOT CMAKE_CUDA_ARCHITECTURES)
   execute_process(COMMAND ${CMAKE_CUDA_COMPILER} --list-gpu-arch OUTPUT_VARIABLE known)
-  foreach(architecture IN ITEMS 80 90 100)
+  foreach(architecture IN ITEMS 90 100)
     if(known MATCHES "compute_${architecture}[\r\n]")
       list(APPEND TOAST_CUDA_ARCHITECTURES ${architecture})
     endif()

@@ -3,8 +3,10 @@
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
+#include <cuda_runtime.h>
 
 #include <cstring>
+#include <type_traits>
 
 #include "cuda/ptx.cuh"
 #include "dtype.h"
@@ -43,31 +45,51 @@ __device__ uint4 round_to(const float (&x)[kWidth<T>]) {
   return bytes;
 }
 
-// n consecutive floats of shared memory, 16 bytes at a time where n is a multiple of 4; then they are aligned.
-template <int n>
-__device__ void load(const float* from, float (&x)[n]) {
+// Stores 16 bytes where they begin at a multiple of 16 bytes, and where they do not.
+template <class T>
+__device__ void store(uint4 bytes, T* to, bool aligned) {
+  if (aligned) return store_global_16(reinterpret_cast<uint4*>(to), bytes);
+  T elements[kWidth<T>];
+  std::memcpy(elements, &bytes, 16);
 #pragma unroll
-  for (int k = 0; k < n; k += n % 4 == 0 ? 4 : 1) {
-    if constexpr (n % 4 == 0) {
-      const uint4 bytes = load_shared_16(from + k);
-      std::memcpy(x + k, &bytes, 16);
-    } else {
-      x[k] = from[k];
-    }
-  }
+  for (int k = 0; k < kWidth<T>; ++k) to[k] = elements[k];
 }
-template <int n>
-__device__ void store(const float (&x)[n], float* to) {
-#pragma unroll
-  for (int k = 0; k < n; k += n % 4 == 0 ? 4 : 1) {
-    if constexpr (n % 4 == 0) {
-      uint4 bytes;
-      std::memcpy(&bytes, x + k, 16);
-      store_shared_16(to + k, bytes);
-    } else {
-      to[k] = x[k];
-    }
-  }
+
+// 16 bytes of the same element.
+template <class T>
+__device__ uint4 all_of(float x) {
+  T element;
+  round_to(x, element);
+  unsigned word = 0;
+  std::memcpy(&word, &element, sizeof element);
+  if (sizeof element == 2) word |= word << 16;
+  return {word, word, word, word};
+}
+
+// The larger of each two elements in 32 bits; of a NaN and a number, the number.
+__device__ inline float larger(float x, float y) { return fmaxf(x, y); }
+__device__ inline __half2 larger(__half2 x, __half2 y) { return __hmax2(x, y); }
+__device__ inline __nv_bfloat162 larger(__nv_bfloat162 x, __nv_bfloat162 y) { return __hmax2(x, y); }
+template <class T>
+__device__ unsigned larger(unsigned a, unsigned b) {
+  using Halves = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+  std::conditional_t<sizeof(T) == 4, float, Halves> x, y;
+  std::memcpy(&x, &a, 4);
+  std::memcpy(&y, &b, 4);
+  x = larger(x, y);
+  std::memcpy(&a, &x, 4);
+  return a;
+}
+template <class T>
+__device__ uint4 larger(const uint4& a, const uint4& b) {
+  return {larger<T>(a.x, b.x), larger<T>(a.y, b.y), larger<T>(a.z, b.z), larger<T>(a.w, b.w)};
+}
+template <class T>
+__device__ float largest(const uint4& a) {
+  const unsigned all = larger<T>(larger<T>(a.x, a.y), larger<T>(a.z, a.w));
+  T x[4 / sizeof(T)];
+  std::memcpy(x, &all, 4);
+  return sizeof(T) == 4 ? widen(x[0]) : fmaxf(widen(x[0]), widen(x[4 / sizeof(T) - 1]));
 }
 
 // with_dtype of dtype.h, on a GPU and with its types.

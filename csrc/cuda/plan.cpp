@@ -1,42 +1,54 @@
+#include <algorithm>
+#include <cstdint>
+
 #include "cuda/blended_kl.h"
-#include "cuda/task.cuh"
 
 namespace toast {
 namespace {
 
-constexpr int kReserved = 1024;  // bytes of a multiprocessor's shared memory that each block takes besides its own
+constexpr int kWarp = 32;
 
 std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
 
+bool aligned(const void* rows, std::int64_t stride, DType dtype) {
+  return reinterpret_cast<std::uintptr_t>(rows) % 16 == 0 && stride * size_of(dtype) % 16 == 0;
+}
+
+// Whether 16 bytes of a row of the table are the classes of 16 bytes of a row of logits.
+bool can_be_held(const BlendedKL& p, const SoftRows& table) {
+  const bool alike = aligned(p.logits, p.stride, p.dtype) && aligned(table.values, table.stride, p.dtype);
+  return table.dtype == p.dtype && alike;
+}
+
 }  // namespace
 
-bool has_target_row(const BlendedKL& p) {
-  return p.target == nullptr || p.soft.values != nullptr || p.past.values != nullptr || p.label_smoothing != 0;
+RowKind row_kind(const BlendedKL& p) {
+  const auto holds = [](const SoftRows& table) { return table.values != nullptr && table.indices == nullptr; };
+  if (p.target == nullptr || (p.weight != nullptr && p.label_smoothing != 0)) return RowKind::any;
+  if (holds(p.past) && !can_be_held(p, p.past)) return RowKind::any;
+  if (holds(p.soft)) {
+    const bool one = p.target_b == nullptr && p.soft.logsumexp == nullptr;
+    return one && can_be_held(p, p.soft) ? RowKind::dense : RowKind::any;
+  }
+  if (holds(p.past)) return RowKind::past;
+  const bool lists = p.soft.values != nullptr || p.past.values != nullptr || p.label_smoothing != 0;
+  return lists ? RowKind::lists : RowKind::labels;
 }
 
-std::int64_t shared_bytes(const BlendedKL& p, std::int64_t slice, int stages) {
-  const std::int64_t element = size_of(p.dtype), places = slice + 16 / element;
-  return places * (stages * element + (has_target_row(p) ? std::int64_t(sizeof(float)) : 0));
-}
-
-Plan plan(const BlendedKL& p, const Limits& limits) {
-  const std::int64_t width = 16 / size_of(p.dtype);
-  const auto make = [&](int cluster, int stages, int pieces, std::int64_t slice) {
-    return Plan{kMostThreads, cluster, stages, pieces, int(slice), int(shared_bytes(p, slice, stages))};
-  };
-  // Two blocks share a multiprocessor, so that one has work while the other waits; else one has it all.
-  const int shared[] = {limits.shared_per_multiprocessor / 2 - kReserved, limits.shared_per_block};
-  for (const int room : shared)
-    for (int stages = 2; stages >= 1; --stages)
-      for (int cluster = 1; cluster <= limits.largest_cluster; cluster *= 2) {
-        const std::int64_t slice = divided_up(divided_up(p.classes, cluster), width) * width;
-        if (shared_bytes(p, slice, stages) + kStaticShared <= room) return make(cluster, stages, 1, slice);
-      }
-  // No cluster holds the row: pieces as large as two stages have room for.
-  const std::int64_t most = (shared[0] - kStaticShared) / (shared_bytes(p, 1, 2) - shared_bytes(p, 0, 2)) - width;
-  const std::int64_t pieces = divided_up(p.classes, limits.largest_cluster * (most / width * width));
-  const std::int64_t slice = divided_up(divided_up(p.classes, limits.largest_cluster * pieces), width) * width;
-  return make(limits.largest_cluster, 2, int(pieces), slice);
+// The smallest cluster that holds the row; one that runs on many multiprocessors leaves more of them without work.
+Plan plan(RowKind kind, DType dtype, std::int64_t classes, const Limits& limits) {
+  for (;; kind = RowKind::any) {
+    const int most_threads = std::min(limits.registers / registers_of(kind), threads_of(kind));
+    const bool held = kind != RowKind::any;
+    // Of kind any a thread works on 64 elements and more.
+    const std::int64_t units = held ? classes * size_of(dtype) / 16 : classes;
+    const std::int64_t of_a_thread = held ? vectors_of(kind) : 64;
+    const std::int64_t cluster = std::max(divided_up(units, of_a_thread * most_threads), std::int64_t(1));
+    if (held && cluster > limits.cluster) continue;
+    const std::int64_t blocks = std::min(cluster, std::int64_t(limits.cluster));
+    const std::int64_t warps = std::max(divided_up(units, of_a_thread * blocks * kWarp), std::int64_t(1));
+    return {kind, int(std::min(warps * kWarp, std::int64_t(most_threads))), int(blocks)};
+  }
 }
 
 }  // namespace toast

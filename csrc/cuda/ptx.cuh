@@ -1,4 +1,4 @@
-// What CUDA C++ has no name for, and what sm_80 lacks: single instructions and the cluster behind plain functions.
+// What CUDA C++ has no name for: single instructions, and the cluster, behind plain functions.
 // Compiled for a CPU (see tests/cuda_on_cpu), each says in C++ what it does.
 #pragma once
 
@@ -6,6 +6,7 @@
 #include <cuda_runtime.h>
 
 #include <cmath>
+#include <cstdint>
 
 namespace toast {
 
@@ -20,82 +21,53 @@ __device__ inline float exp2_approx(float x) {
 #endif
 }
 
-// --- 16 bytes at once, at addresses that are multiples of 16. Left alone, the compiler makes an access of each element
-// of them, and those of a warp are in each other's way at the banks of shared memory. It does not see what these
-// access: a barrier or a wait for copies must stand between them and other accesses to the same place.
-#if defined(__CUDACC__)
-__device__ inline unsigned shared_address(const void* shared) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(shared));
-}
-#endif
-
-__device__ inline uint4 load_shared_16(const void* shared) {
+// 16 bytes at an address that is a multiple of 16, which no thread writes to; they are read once.
+__device__ inline uint4 load_global_16(const void* global) {
 #if defined(__CUDACC__)
   uint4 x;
-  asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
+  asm volatile("ld.global.nc.L1::no_allocate.v4.u32 {%0, %1, %2, %3}, [%4];"
                : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w)
-               : "r"(shared_address(shared)));
+               : "l"(global));
   return x;
 #else
-  return *static_cast<const uint4*>(shared);
+  return *static_cast<const uint4*>(global);
 #endif
 }
 
-__device__ inline void store_shared_16(void* shared, const uint4& x) {
+__device__ inline void store_global_16(uint4* global, const uint4& x) {
 #if defined(__CUDACC__)
-  asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(shared)), "r"(x.x), "r"(x.y), "r"(x.z),
-               "r"(x.w));
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w)
+               : "memory");
 #else
-  *static_cast<uint4*>(shared) = x;
+  *global = x;
 #endif
 }
 
-__device__ inline void store_global_16(void* global, const uint4& x) {
+// Asks for what a thread of this multiprocessor will read.
+__device__ inline void prefetch([[maybe_unused]] const void* global) {
 #if defined(__CUDACC__)
-  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(global), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w));
-#else
-  *static_cast<uint4*>(global) = x;
+  asm volatile("prefetch.global.L1 [%0];" ::"l"(global));
 #endif
 }
 
-// Starts an asynchronous copy to shared memory, which does not pass through registers.
-__device__ inline void copy_async_16(void* shared, const void* global) {
+// The compiler forgets what it knows of x, so that no sweep keeps what it made of it for the next one.
+__device__ inline void forget([[maybe_unused]] int& x) {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(shared)), "l"(global) : "memory");
-#else
-  cuda_on_cpu::copy_async(shared, global, 16);
+  asm volatile("" : "+r"(x));
 #endif
 }
-
-// What this thread has started since the last commit is a group.
-__device__ inline void commit_copies() {
+__device__ inline void forget([[maybe_unused]] std::int64_t& x) {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.commit_group;" ::: "memory");
-#else
-  cuda_on_cpu::commit_copies();
+  asm volatile("" : "+l"(x));
 #endif
 }
-
-// Waits for all of this thread's groups but the newest so many. A barrier then shows them to the other threads.
-template <int newest>
-__device__ void wait_for_copies() {
+__device__ inline void forget([[maybe_unused]] uint4& x) {
 #if defined(__CUDACC__)
-  asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
-#else
-  cuda_on_cpu::wait_for_copy_groups(newest);
+  asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));
 #endif
 }
 
-// Clusters of thread blocks came with sm_90; before, every block is a cluster of its own.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-__device__ inline int cluster_rank() { return 0; }
-__device__ inline void cluster_arrive() {}
-__device__ inline void cluster_wait() { __syncthreads(); }
-template <class T>
-__device__ T& in_block(T& shared, int) {
-  return shared;
-}
-#else
+// --- A cluster of thread blocks
 __device__ inline int cluster_rank() { return int(cooperative_groups::this_cluster().block_rank()); }
 // The cluster's barrier, split: a thread may work between its own arrival and that of all others.
 __device__ inline void cluster_arrive() { cooperative_groups::this_cluster().barrier_arrive(); }
@@ -105,6 +77,5 @@ template <class T>
 __device__ T& in_block(T& shared, int rank) {
   return *cooperative_groups::this_cluster().map_shared_rank(&shared, rank);
 }
-#endif
 
 }  // namespace toast

@@ -8,54 +8,58 @@
 
 namespace toast {
 
-constexpr float kInf = INFINITY;
+// The base of a row's exponentials. With x = (z - max) scale they are 2^x = exp((z - max) / t), and to the power of t
+// exp(z - max). t is T in a row with a past, else 1.
+struct Base {
+  float scale, t;
+  int power;  // t where it is a small integer, else 0
 
-struct Statistics {
-  float max;         // of the logits that are no NaN; exponentials and products are relative to it
-  float sum;         // of exp(z - max)
-  float sum_at_t;    // of exp((z - max) / T)
-  float dot;         // of mass (z - max), over the target
-  float class_mass;  // of the target
-  float past_mass;
-  float score_mass;  // of the labels alone, or of class probabilities as they were given
-  float score_dot;
-  unsigned first;  // where the largest logit is first, as place_key says
+  __device__ float x(float z, float origin) const { return (z - origin) * scale; }
 };
+// What z is relative to: 0 where all logits are -inf.
+__device__ inline float origin_of(float max) { return max == -kInf ? 0 : max; }
 
-// The least key is the largest logit's: of the first NaN if there is one, as in torch.argmax.
-constexpr unsigned kNumber = 0x80000000u, kNowhere = 0xffffffffu;
+// Sums over classes, in the terms above.
+enum {
+  kSum,        // of exp(z - max)
+  kSumAtT,     // of exp((z - max) / t)
+  kDot,        // of mass x, over the target but for what falls on labels alone; -inf where a logit is -inf under mass
+  kClassMass,  // of that target
+  kPastMass,
+  kScoreMass,  // of class probabilities as they were given
+  kScoreDot,
+};
+constexpr int sums_of(RowKind kind) { return kind == RowKind::labels ? 1 : kind == RowKind::any ? 7 : 5; }
 
-__device__ inline Statistics no_statistics() { return {-kInf, 0, 0, 0, 0, 0, 0, 0, kNowhere}; }
+template <int n>
+struct Statistics {
+  float max;       // of the logits that are no NaN
+  unsigned first;  // where it is first: the class, or'ed with kNumber where it is no NaN: a NaN is larger
+  float sum[n];
 
-// The same relative to a larger maximum. Statistics of -inf alone were relative to 0: their sums are 0, or NaN if one
-// is among them, and their dots 0 or -inf.
-__device__ inline Statistics relative_to(float max, Statistics s, float log2e_by_t) {
-  if (s.max != max) {
-    if (s.max != -kInf) {
-      const float d = s.max - max;
-      s.sum *= exp2_approx(d * kLog2e);
-      s.sum_at_t *= exp2_approx(d * log2e_by_t);
-      s.dot += d * (s.class_mass + s.past_mass);
-      s.score_dot += d * s.score_mass;
-    }
-    if (s.first >= kNumber) s.first = kNowhere;
-    s.max = max;
+  static constexpr unsigned kNumber = 0x80000000u, kNowhere = 0xffffffffu;
+
+  __device__ static Statistics of_nothing(float max = -kInf) { return {max, kNowhere, {}}; }
+
+  __device__ void saw(float z, std::int64_t j) {
+    const bool number = z == z;
+    if (z == max || !number) first = min(first, unsigned(j) | (number ? kNumber : 0));
   }
-  return s;
-}
 
-// Of both, which are relative to the same maximum.
-__device__ inline Statistics operator+(Statistics a, const Statistics& b) {
-  a.sum += b.sum;
-  a.sum_at_t += b.sum_at_t;
-  a.dot += b.dot;
-  a.class_mass += b.class_mass;
-  a.past_mass += b.past_mass;
-  a.score_mass += b.score_mass;
-  a.score_dot += b.score_dot;
-  a.first = min(a.first, b.first);
-  return a;
-}
+  // The same relative to a larger maximum. What knows none is relative to 0, and its exponentials are 0 or NaN.
+  __device__ void make_relative_to(float larger, const Base& base) {
+    if (max == larger) return;
+    const float d = base.x(origin_of(max), larger);
+    if (max != -kInf) {
+      sum[kSum] *= exp2_approx(d * base.t);
+      if constexpr (n > kSumAtT) sum[kSumAtT] *= exp2_approx(d);
+    }
+    if constexpr (n > kPastMass) sum[kDot] += d * (sum[kClassMass] + sum[kPastMass]);
+    if constexpr (n > kScoreDot) sum[kScoreDot] += d * sum[kScoreMass];
+    if (first >= kNumber) first = kNowhere;
+    max = larger;
+  }
+};
 
 __device__ inline float warp_max(float x) {
 #pragma unroll
@@ -64,28 +68,24 @@ __device__ inline float warp_max(float x) {
 }
 
 // Of all lanes' statistics, which are relative to the same maximum; in the same order for every lane.
-__device__ inline Statistics warp_sum(Statistics s) {
+template <int n>
+__device__ void warp_sum(Statistics<n>& s, bool with_first) {
 #pragma unroll
   for (int lanes = 16; lanes > 0; lanes /= 2) {
-    const auto other = [&](auto x) { return __shfl_xor_sync(kAllLanes, x, lanes); };
-    s = s + Statistics{s.max,
-                       other(s.sum),
-                       other(s.sum_at_t),
-                       other(s.dot),
-                       other(s.class_mass),
-                       other(s.past_mass),
-                       other(s.score_mass),
-                       other(s.score_dot),
-                       other(s.first)};
+#pragma unroll
+    for (float& x : s.sum) x += __shfl_xor_sync(kAllLanes, x, lanes);
+    if (with_first) s.first = min(s.first, __shfl_xor_sync(kAllLanes, s.first, lanes));
   }
-  return s;
 }
 
 // Of `count` <= 32 statistics with maxima of their own, by a whole warp: lane k takes partial[k].
-__device__ inline Statistics merged(const Statistics* partial, int count, float log2e_by_t) {
+template <int n>
+__device__ Statistics<n> merged(const Statistics<n>* partial, int count, const Base& base, bool with_first) {
   const int lane = int(threadIdx.x) % 32;
-  const Statistics mine = lane < count ? partial[lane] : no_statistics();
-  return warp_sum(relative_to(warp_max(mine.max), mine, log2e_by_t));
+  auto s = lane < count ? partial[lane] : Statistics<n>::of_nothing();
+  s.make_relative_to(warp_max(s.max), base);
+  warp_sum(s, with_first);
+  return s;
 }
 
 }  // namespace toast

@@ -4,7 +4,6 @@
 
 #include "cuda/row.cuh"
 #include "cuda/shared_memory.cuh"
-#include "cuda/task.cuh"
 
 namespace toast {
 
@@ -53,9 +52,9 @@ __device__ inline Normalisers total_of(const double* sums, int blocks) {
   return {warp_sum(lane < blocks ? sums[2 * lane] : 0.0), warp_sum(lane < blocks ? sums[2 * lane + 1] : 0.0)};
 }
 
-__device__ inline Scales scales_of(const Task& task) {
-  if (task.problem.reduction != Reduction::mean) return {1, 1};
-  const Normalisers total = total_of(task.normalisers, task.normaliser_blocks);
+__device__ inline Scales scales_of(const BlendedKL& p, const double* sums, int blocks) {
+  if (p.reduction != Reduction::mean) return {1, 1};
+  const Normalisers total = total_of(sums, blocks);
   const auto inverse = [](double x) { return x == 0 ? 0 : float(1 / x); };
   return {inverse(total.weight), inverse(total.past_rows)};
 }

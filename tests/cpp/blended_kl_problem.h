@@ -59,6 +59,7 @@ struct Problem {
   DType real;
   Elements logits, weight, lam, upstream;
   Guarded<int64_t> target, target_b, past_index;
+  bool aligned = false;      // every row of logits and tables begins at 16 bytes, and all are of one type
   Table given, soft, past;   // given: class probabilities instead of labels
   Rows z;                    // the logits as they were stored
   std::vector<bool> masked;  // classes whose logits are -inf and whose soft targets are 0
@@ -66,6 +67,10 @@ struct Problem {
   Elements loss, gradient, stats;
   Guarded<int64_t> argmax;
 
+  int64_t stride_of(int64_t elements) const {
+    const int64_t unit = aligned ? 16 / toast::size_of(p.dtype) : 1;
+    return (elements + unit - 1) / unit * unit;
+  }
   // Fresh outputs, all NaN.
   void make_outputs() {
     loss = Elements(real, p.reduction == Reduction::none ? p.rows : 1);
@@ -87,9 +92,10 @@ struct Problem {
 inline void make_table(Random& random, const Problem& problem, Encoding encoding, int64_t rows, bool optional,
                        Table& t) {
   const int64_t classes = problem.p.classes;
-  const DType dtype = random.one_of({DType::float64, DType::float32, DType::bfloat16, DType::float16});
+  const DType any = random.one_of({DType::float64, DType::float32, DType::bfloat16, DType::float16});
+  const DType dtype = problem.aligned ? problem.p.dtype : any;
   const int64_t width = encoding == Encoding::top_k ? 1 + random.below(std::min<int64_t>(classes, 150)) : classes;
-  const int64_t stride = width + random.one_of({0, 0, 1, 5});
+  const int64_t stride = problem.stride_of(width + random.one_of({0, 0, 1, 5}));
   const double temperature = encoding == Encoding::logits ? random.one_of({1.0, 2.0, 3.5}) : 1.0;
   // Logits far from 0; in float64, as they are stored or computed in, that would cost digits.
   const bool wide = dtype == DType::float64 || problem.real == DType::float64;
@@ -134,8 +140,8 @@ inline void make_table(Random& random, const Problem& problem, Encoding encoding
 
 inline void make_logits(Random& random, Problem& problem) {
   BlendedKL& p = problem.p;
-  const int64_t offset = random.one_of({0, 0, 1, 3});
-  p.stride = p.classes + random.one_of({0, 0, 1, 7});
+  const int64_t offset = random.one_of({0, 0, 1, 3}) * !problem.aligned;
+  p.stride = problem.stride_of(p.classes + random.one_of({0, 0, 1, 7}));
   problem.logits = Elements(p.dtype, offset + p.rows * p.stride);
   problem.logits.forbid(0, offset);
   const double scale = random.one_of({0.1, 1.0, 5.0}), shift = random.one_of({0.0, 0.0, 40.0, -40.0});
@@ -184,9 +190,10 @@ inline void make_target(Random& random, Problem& problem, int64_t bound) {
   p.lam = problem.lam.data();
 }
 
-inline Problem make_problem(unsigned seed, DType dtype, int64_t rows, int64_t classes) {
+inline Problem make_problem(unsigned seed, DType dtype, int64_t rows, int64_t classes, bool aligned = false) {
   Random random(seed);
   Problem problem;
+  problem.aligned = aligned;
   BlendedKL& p = problem.p;
   p.dtype = dtype;
   p.rows = rows;

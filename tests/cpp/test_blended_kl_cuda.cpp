@@ -1,21 +1,23 @@
-// The CUDA kernel, run on a CPU by tests/cuda_on_cpu, against plain double loops: every size of cluster, rows whole and
-// in pieces, in many orders of the threads.
+// The CUDA kernel, run on a CPU by tests/cuda_on_cpu, against plain double loops: every size of cluster, rows held and
+// read, in many orders of the threads.
 #include "blended_kl_compare.h"
 #include "cuda/blended_kl.h"
 
 namespace {
 
 using toast::Plan;
+using toast::RowKind;
 
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
 
 unsigned problems = 0;
+int of_kind[toast::kRowKinds];  // how many problems
 
-// A plan that spreads rows of this problem over a cluster in pieces.
-Plan spread(const BlendedKL& p, int threads, int cluster, int stages, int pieces) {
-  const int64_t width = 16 / toast::size_of(p.dtype), shares = int64_t(cluster) * pieces;
-  const int64_t slice = ((p.classes + shares - 1) / shares + width - 1) / width * width;
-  return {threads, cluster, stages, pieces, int(slice), int(toast::shared_bytes(p, slice, stages))};
+// A plan for rows of this problem on a cluster of so many threads: what they cannot hold they read.
+Plan spread(const BlendedKL& p, int threads, int cluster) {
+  const RowKind kind = toast::row_kind(p);
+  const int64_t vectors = p.classes * toast::size_of(p.dtype) / 16;
+  return {vectors <= int64_t(toast::vectors_of(kind)) * threads * cluster ? kind : RowKind::any, threads, cluster};
 }
 
 // Fresh outputs, all NaN, and then the kernel's; of a call that wants no more than is said.
@@ -45,9 +47,9 @@ struct Outputs {
 // Against the truth with the threads in order; then the same bits in random orders, on other grids, and where less is
 // wanted: without stats, rows that are ignored are not looked at.
 void test(Problem& problem, const Plan& plan) {
-  check::current_case = problem.name + ", " + std::to_string(plan.threads) + " threads, clusters of " +
-                        std::to_string(plan.cluster) + ", " + std::to_string(plan.stages) + " stages, " +
-                        std::to_string(plan.pieces) + " pieces of " + std::to_string(plan.slice);
+  check::current_case = problem.name + ", kind " + std::to_string(int(plan.kind)) + ", " +
+                        std::to_string(plan.threads) + " threads, clusters of " + std::to_string(plan.cluster);
+  ++of_kind[int(plan.kind)];
   run(problem, plan, 1, 0);
   compare(problem);
   Outputs first(problem);
@@ -60,21 +62,21 @@ void test(Problem& problem, const Plan& plan) {
     }
 }
 
-void test(DType dtype, int64_t rows, int64_t classes, int cluster, int pieces) {
+void test(DType dtype, int64_t rows, int64_t classes, int cluster) {
   const unsigned seed = problems++;
-  Problem problem = make_problem(seed, dtype, rows, classes);
-  test(problem, spread(problem.p, seed % 3 == 0 ? 64 : 32, cluster, 1 + seed % 2, pieces));
+  Problem problem = make_problem(seed, dtype, rows, classes, seed % 2 == 0);
+  test(problem, spread(problem.p, seed % 3 == 0 ? 64 : 32, cluster));
 }
 
 // A label or past_index out of range: the row is NaN, and to all others it is as if it were ignored.
 void test_out_of_range() {
   int bad_rows = 0;
   for (unsigned seed = 0; seed < 60; ++seed) {
-    Problem problem = make_problem(seed, kDTypes[seed % 3], 5, 37);
+    Problem problem = make_problem(seed, kDTypes[seed % 3], 5, 37, seed % 2 == 0);
     BlendedKL& p = problem.p;
     check::current_case = problem.name + ", out of range";
     if (p.target == nullptr) continue;
-    const Plan plan = spread(p, 32, 1 << seed % 3, 1 + seed % 2, 1 + seed % 2);
+    const Plan plan = spread(p, 32, 1 << seed % 3);
     const int64_t row = 1 + seed % 3, wrong[] = {p.classes, int64_t(1) << 40, -1};
     int64_t* index = p.past_index != nullptr && seed % 2 == 0 ? &problem.past_index[row]
                      : p.target_b != nullptr && seed % 3 == 0 ? &problem.target_b[row]
@@ -117,7 +119,7 @@ void test_many_rows() {
       Problem problem = make_problem(seed, DType::float32, rows, classes);
       problem.p.reduction = reduction;
       check::current_case = problem.name + ", reduction " + std::to_string(int(reduction));
-      run(problem, spread(problem.p, 32, 1, 2, 1), 7, unsigned(reduction));
+      run(problem, spread(problem.p, 32, 1), 7, unsigned(reduction));
       compare(problem);
       CHECK(problem.p.weight != nullptr && problem.p.past.values != nullptr && std::isfinite(problem.loss.get(0)));
     }
@@ -128,7 +130,7 @@ void test_settings_on_the_device() {
   for (unsigned seed = 0; seed < 40; ++seed) {
     Problem problem = make_problem(seed, DType::float32, 4, 50);
     check::current_case = problem.name + ", settings on the device";
-    const Plan plan = spread(problem.p, 32, 2, 2, 1);
+    const Plan plan = spread(problem.p, 32, 2);
     run(problem, plan, 2, seed);
     Outputs given(problem);
     Guarded<double> settings(2);
@@ -141,49 +143,66 @@ void test_settings_on_the_device() {
   }
 }
 
-// What is planned for a GPU fits it, and covers the row; the plans that the library makes for itself also run.
+// Rows that begin at every multiple of an element from 16 bytes, logits and gradient alike and not.
+void test_offsets() {
+  for (DType dtype : kDTypes)
+    for (int64_t classes : {1, 2, 7, 8, 9, 1003})
+      for (int64_t offset = 0; offset < 16 / toast::size_of(dtype); ++offset) {
+        Problem problem = make_problem(problems++, dtype, 4, classes);
+        BlendedKL& p = problem.p;
+        check::current_case = problem.name + ", offset " + std::to_string(offset);
+        p.stride = classes + int64_t(problems) % 3;
+        problem.logits = Elements(dtype, offset + p.rows * p.stride);
+        for (int64_t i = 0; i < p.rows; ++i)
+          for (int64_t j = 0; j < classes; ++j) problem.logits.set(offset + i * p.stride + j, problem.z[i][j]);
+        problem.logits.forbid(0, offset);
+        p.logits = problem.logits.at(offset);
+        run(problem, spread(p, 32, 1 + int(offset) % 2), 2, problems);
+        compare(problem);
+      }
+}
+
+// What is planned for a GPU holds the row by the smallest cluster; the plans that the library makes for itself also
+// run.
 void test_plans() {
-  const toast::Limits gpus[] = {{227 * 1024, 228 * 1024, 16}, {227 * 1024, 228 * 1024, 8}, {163 * 1024, 164 * 1024, 1}};
-  int whole = 0, in_pieces = 0;
-  for (const toast::Limits& gpu : gpus)
+  int held = 0, read = 0;
+  for (const toast::Limits& gpu : {toast::Limits{65536, 16}, {65536, 8}, {65536, 1}, {8192, 16}})
     for (DType dtype : kDTypes)
-      for (int64_t classes : {1, 1000, 16385, 21841, 128256, 262144, 360000, 2000003})
+      for (int64_t classes : {1, 1000, 16385, 21841, 65536, 128256, 262144, 360000, 2000003})
         for (bool target : {false, true}) {
           BlendedKL p{};
           p.dtype = dtype;
           p.classes = classes;
           p.target = &classes;
           p.label_smoothing = target ? 0.1 : 0;
-          const Plan plan = toast::plan(p, gpu);
+          const RowKind kind = toast::row_kind(p);
+          const Plan plan = toast::plan(kind, dtype, classes, gpu);
           check::current_case =
-              std::to_string(classes) + " classes on clusters of up to " + std::to_string(gpu.largest_cluster);
-          CHECK(plan.cluster <= gpu.largest_cluster && plan.slice % (16 / toast::size_of(dtype)) == 0);
-          CHECK(int64_t(plan.slice) * plan.cluster * plan.pieces >= classes);
-          CHECK(plan.shared == toast::shared_bytes(p, plan.slice, plan.stages));
-          CHECK(plan.shared + 4096 <= gpu.shared_per_block);
-          ++(plan.pieces == 1 ? whole : in_pieces);
-          const int64_t most =
-              int64_t(gpu.shared_per_block - 4096 - 64) / (target ? 4 + toast::size_of(dtype) : toast::size_of(dtype));
-          CHECK((plan.pieces == 1) == (classes <= most * gpu.largest_cluster));
+              std::to_string(classes) + " classes on clusters of up to " + std::to_string(gpu.cluster);
+          CHECK(plan.cluster >= 1 && plan.cluster <= gpu.cluster && plan.threads % 32 == 0 && plan.threads >= 32);
+          CHECK(plan.threads * toast::registers_of(plan.kind) <= gpu.registers);
+          const int64_t vectors = classes * toast::size_of(dtype) / 16;
+          const int64_t of_a_block = int64_t(toast::vectors_of(kind)) * (gpu.registers / toast::registers_of(kind));
+          CHECK((plan.kind == kind) == (vectors <= of_a_block * gpu.cluster));
+          ++(plan.kind == kind ? held : read);
+          if (plan.kind != kind) continue;
+          CHECK(vectors <= int64_t(toast::vectors_of(kind)) * plan.threads * plan.cluster);
+          CHECK(plan.cluster == 1 || vectors > of_a_block * (plan.cluster - 1));
         }
-  CHECK(whole > 50 && in_pieces > 20);
+  CHECK(held > 50 && read > 20);
 
   const cuda_on_cpu::Device before = cuda_on_cpu::device;
-  // per_gpc: the multiprocessors that a cluster must find room on.
-  for (int per_block : {10 * 1024, 12 * 1024})
-    for (int per_gpc : {1, 4, 16})
-      for (unsigned seed = 0; seed < 12; ++seed) {
-        cuda_on_cpu::device.number = per_block + per_gpc;
-        cuda_on_cpu::device.shared_memory_per_block = per_block;
-        cuda_on_cpu::device.shared_memory_per_multiprocessor = per_block + 1024;
-        cuda_on_cpu::device.multiprocessors_per_gpc = per_gpc;
-        cuda_on_cpu::seed = seed;
-        Problem problem = make_problem(seed, kDTypes[seed % 3], 2, 1501);
-        check::current_case = problem.name + ", as the library plans";
-        Guarded<double> workspace(toast::workspace_size(2));
-        toast::blended_kl_cuda(problem.p, workspace.data(), nullptr);
-        compare(problem);
-      }
+  for (int registers : {4096, 8192})
+    for (unsigned seed = 0; seed < 24; ++seed) {
+      cuda_on_cpu::device.number = registers;
+      cuda_on_cpu::device.registers_per_block = registers;
+      cuda_on_cpu::seed = seed;
+      Problem problem = make_problem(seed, kDTypes[seed % 3], 2, 5001, seed % 2 == 0);
+      check::current_case = problem.name + ", as the library plans";
+      Guarded<double> workspace(toast::workspace_size(2));
+      toast::blended_kl_cuda(problem.p, workspace.data(), nullptr);
+      compare(problem);
+    }
   cuda_on_cpu::device = before;
 }
 
@@ -210,15 +229,17 @@ void test_scale() {
 
 int main() {
   for (DType dtype : kDTypes) {
-    // Whole and broken vectors of 4 and 8; slices that are empty, and more rows than clusters.
+    // Whole and broken vectors of 4 and 8; threads without any, and more rows than clusters.
     for (int64_t classes : {1, 2, 3, 7, 8, 9, 15, 17, 33, 64, 65, 130})
-      for (int repeat = 0; repeat < 5; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat, 1 + repeat % 3);
+      for (int repeat = 0; repeat < 8; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat % 5);
     for (int64_t classes : {511, 1024, 2049})
-      for (int cluster : {1, 2, 4, 8, 16})
-        for (int repeat = 0; repeat < 2; ++repeat) test(dtype, 1 + repeat, classes, cluster, 1 + 2 * repeat);
-    test(dtype, 0, 5, 2, 1);
-    test(dtype, 300, 9, 1, 1);
+      for (int cluster : {1, 2, 3, 6, 8, 16})
+        for (int repeat = 0; repeat < 3; ++repeat) test(dtype, 1 + repeat, classes, cluster);
+    test(dtype, 0, 5, 2);
+    test(dtype, 300, 9, 1);
   }
+  for (int count : of_kind) CHECK(count > 8);
+  test_offsets();
   test_many_rows();
   test_out_of_range();
   test_settings_on_the_device();

@@ -1,4 +1,4 @@
-// Stands in for the toolkit's header of this name: storage and conversions; no arithmetic.
+// Stands in for the toolkit's header of this name: storage and conversions; of arithmetic only the maximum.
 #pragma once
 
 #include "device_functions.h"
@@ -32,3 +32,6 @@ inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) {
   return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)};
 }
 inline __nv_bfloat162 __float22bfloat162_rn(float2 v) { return __floats2bfloat162_rn(v.x, v.y); }
+inline __nv_bfloat162 __hmax2(__nv_bfloat162 v, __nv_bfloat162 w) {
+  return __floats2bfloat162_rn(fmaxf(__low2float(v), __low2float(w)), fmaxf(__high2float(v), __high2float(w)));
+}

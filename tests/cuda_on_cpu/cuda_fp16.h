@@ -1,4 +1,4 @@
-// Stands in for the toolkit's header of this name: storage and conversions; no arithmetic.
+// Stands in for the toolkit's header of this name: storage and conversions; of arithmetic only the maximum.
 #pragma once
 
 #include "device_functions.h"
@@ -42,3 +42,6 @@ inline float __high2float(__half2 v) { return __half2float(v.y); }
 inline float2 __half22float2(__half2 v) { return {__half2float(v.x), __half2float(v.y)}; }
 inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline __half2 __float22half2_rn(float2 v) { return __floats2half2_rn(v.x, v.y); }
+inline __half2 __hmax2(__half2 v, __half2 w) {
+  return __floats2half2_rn(fmaxf(__low2float(v), __low2float(w)), fmaxf(__high2float(v), __high2float(w)));
+}

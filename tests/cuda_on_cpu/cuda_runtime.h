@@ -29,6 +29,7 @@ enum cudaError_t {
 };
 
 enum cudaDeviceAttr {
+  cudaDevAttrMaxRegistersPerBlock = 12,
   cudaDevAttrMultiProcessorCount = 16,
   cudaDevAttrComputeCapabilityMajor = 75,
   cudaDevAttrComputeCapabilityMinor = 76,

@@ -35,6 +35,7 @@ struct Device {
   int shared_memory_per_block = 227 * 1024;           // with the kernel's consent, cudaFuncSetAttribute
   int shared_memory_per_multiprocessor = 228 * 1024;  // of which each block takes shared_memory_reserved too
   int shared_memory_reserved = 1024;
+  int registers_per_block = 65536;  // not counted
   int threads_per_multiprocessor = 2048;
   int multiprocessors_per_gpc = 16;  // a cluster lies within one graphics processing cluster
 };

@@ -151,6 +151,9 @@ cudaError_t cudaSetDevice(int number) { return number == device.number ? cudaSuc
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int number) {
   if (number != device.number) return cudaErrorInvalidValue;
   switch (attribute) {
+    case cudaDevAttrMaxRegistersPerBlock:
+      *value = device.registers_per_block;
+      return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
       *value = device.multiprocessors;
       return cudaSuccess;

@@ -5,10 +5,10 @@ TESTS = "tests/test_backends.py::"
 FAULTS = {
     "toast_kernels/backends.py": [
         (
-            "auto takes what runs by name only",
-            "here = kernels.auto and kernels.device",
-            "here = kernels.device",
-            TESTS + "test_auto_does_without_what_is_not_installed",
+            "auto takes cuda for rows that it does not hold",
+            "(held and width >= kernels.auto_from)",
+            "width is not None and width >= kernels.auto_from",
+            TESTS + "test_auto_takes_cuda_for_long_rows_that_it_holds",
         ),
         (
             "auto hands float64 to kernels without it",

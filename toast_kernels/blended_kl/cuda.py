@@ -3,8 +3,11 @@
 import torch
 
 from .. import backends
+from ..arguments import class_dim
 from ..native import DTYPE
 from .problem import Allocation, Outputs, Problem, layout
+
+MOST_HELD = 16 * 1024 * 8 * 16  # bytes of a row: blocks of a cluster x threads x vectors x their bytes
 
 
 class Launch:
@@ -21,6 +24,24 @@ class Launch:
         stream = _stream(problem.logits)
         backends._cuda.blended_kl(self.layout, problem, outputs, workspace.data_ptr(), stream)
         return outputs
+
+
+def held(given) -> bool:
+    """Whether the kernel would hold the rows of toast_loss's checked arguments in registers, with no table of C values
+    a row but the past beside them: what csrc/cuda/plan.cpp says of contiguous tensors."""
+    logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
+    if isinstance(target, torch.Tensor) and target.is_floating_point():
+        return False
+    if given.weight is not None and given.label_smoothing:
+        return False
+    if soft is not None and soft.encoding != "top-k":
+        return False
+    num_classes = logits.shape[class_dim(logits)]
+    row = num_classes * logits.element_size()
+    if past is None or getattr(past, "encoding", None) == "top-k":
+        return row <= MOST_HELD
+    values = past if isinstance(past, torch.Tensor) else past.values
+    return values.dtype == logits.dtype and row % 16 == 0 and row <= MOST_HELD // 2
 
 
 def scale_(gradient, upstream):

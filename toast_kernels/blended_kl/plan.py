@@ -15,6 +15,7 @@ from ..backends import choose
 from ..native import rows_of
 from ..soft_targets import SoftTargets
 from . import reference
+from .cuda import held
 from .op import gradient_in_forward, kernels, traced, with_gradient
 from .problem import Outputs, Problem, flatten, make
 
@@ -58,8 +59,9 @@ class Plan:
         learns_target = isinstance(target, Tensor) and target.requires_grad and grad
         width = logits.shape[class_dim(logits)]
         self.backend = choose(
-            "blended_kl", given.backend, logits.device, logits.dtype, width, learns_target=learns_target
-        )
+            "blended_kl", given.backend, logits.device, logits.dtype, width,
+            learns_target=learns_target, held=held(given),
+        )  # fmt: skip
         self.eager = eager
         self.differentiable = logits.requires_grad and grad
         in_forward = self.differentiable and gradient_in_forward(logits, given.reduction)
