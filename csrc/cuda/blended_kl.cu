@@ -65,9 +65,7 @@ int most_clusters(DType dtype, const Plan& plan) {
 
 }  // namespace
 
-Limits limits_of_current_device() {
-  return {attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster};
-}
+Limits limits_of_current_device() { return {attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster}; }
 
 std::int64_t workspace_size(std::int64_t rows) { return rows + 2 * kMostSumBlocks; }
 
