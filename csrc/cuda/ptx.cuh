@@ -30,7 +30,7 @@ __device__ inline uint4 load_global_16(const void* global) {
                : "l"(global));
   return x;
 #else
-  return *static_cast<const uint4*>(global);
+  return *static_cast<const uint4*>(cuda_on_cpu::aligned(global, 16));
 #endif
 }
 

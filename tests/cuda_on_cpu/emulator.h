@@ -22,6 +22,12 @@ struct Fault : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
 
+// The address; a GPU faults at one that is no multiple of what it reads there at once.
+inline const void* aligned(const void* address, std::size_t bytes) {
+  if (reinterpret_cast<std::uintptr_t>(address) % bytes != 0) throw Fault("a misaligned address is read");
+  return address;
+}
+
 // The order in which threads run. 0: by their index. Else: by random priorities, which change now and then.
 // Starts as the environment's CUDA_ON_CPU_SEED, or 0.
 extern std::uint64_t seed;
