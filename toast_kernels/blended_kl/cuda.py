@@ -28,7 +28,8 @@ class Launch:
 
 def held(given) -> bool:
     """Whether the kernel would hold the rows of toast_loss's checked arguments in registers, with no table of C values
-    a row but the past beside them: what csrc/cuda/plan.cpp says of contiguous tensors."""
+    a row beside them but logits as the past: what csrc/cuda/plan.cpp says of contiguous tensors. Of what else it holds
+    no time is known."""
     logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
     if isinstance(target, torch.Tensor) and target.is_floating_point():
         return False
@@ -38,10 +39,11 @@ def held(given) -> bool:
         return False
     num_classes = logits.shape[class_dim(logits)]
     row = num_classes * logits.element_size()
-    if past is None or getattr(past, "encoding", None) == "top-k":
+    if past is None:
         return row <= MOST_HELD
-    values = past if isinstance(past, torch.Tensor) else past.values
-    return values.dtype == logits.dtype and row % 16 == 0 and row <= MOST_HELD // 2
+    if getattr(past, "encoding", None) != "logits":
+        return False
+    return past.values.dtype == logits.dtype and row % 16 == 0 and row <= MOST_HELD // 2
 
 
 def scale_(gradient, upstream):
