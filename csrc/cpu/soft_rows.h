@@ -1,4 +1,5 @@
-// Reading SoftRows a chunk at a time, whatever their encoding.
+// Reading SoftRows a chunk at a time, whatever their encoding: probabilities cost nothing, being read where they lie; a
+// list or logits are written out, if they are dense.
 #pragma once
 
 #include <algorithm>
