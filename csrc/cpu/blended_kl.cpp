@@ -249,7 +249,8 @@ class Kernel {
   // Parallel over rows.
   void rows_to_threads(std::vector<Scratch<Real>>& scratch, double* losses) const {
     const int threads = int(scratch.size());
-    const std::int64_t grain = std::max<std::int64_t>(1, kGrain / (p_.classes + kRow));
+    // Where a thread's next rows are not those after its last, what was prefetched of them and a maximum are lost.
+    const std::int64_t grain = std::max({std::int64_t(1), kGrain / (p_.classes + kRow), p_.rows / (16 * threads)});
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
       Scratch<Real>& own = scratch[thread_number()];
