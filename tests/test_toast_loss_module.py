@@ -223,6 +223,17 @@ def test_a_checkpointed_loss_pools_its_rows_once():
     assert criterion.bank.num_rows == 40
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs")
+def test_a_loss_in_a_reentrant_checkpoint_warns_that_nothing_is_pooled():
+    criterion = exact()
+    criterion.set_epoch(0, 2)
+    logits, labels = make_rows()
+    loss = checkpoint(lambda z: criterion(z * 1, labels), logits.requires_grad_(), use_reentrant=True)
+    with pytest.warns(UserWarning, match="in a reentrant checkpoint"):
+        loss.backward()
+    assert criterion.bank.num_rows == 0
+
+
 def test_without_alpha_nothing_is_pooled():
     criterion = ToastLoss(CLASSES, alpha=0.0)
     logits, labels = make_rows()

@@ -1,5 +1,7 @@
 """MedoidBank: pools an epoch's logits, then turns each class's medoid into the class's soft target."""
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -106,6 +108,12 @@ class MedoidBank(nn.Module):
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
         if torch._C._current_graph_task_id() != -1:
+            if self.pool_rows is None and not self._count:
+                warnings.warn(
+                    "rows that come in a backward pass are not pooled, and none came before: in a reentrant checkpoint "
+                    "the forward pass has no gradients; use use_reentrant=False, or keep the loss out of it",
+                    stacklevel=2,
+                )
             return
         if logits.requires_grad:
             logits = logits.detach()

@@ -27,7 +27,8 @@ class ToastLoss(nn.Module):
 
     In eval mode, and where gradients are disabled, a call is an evaluation: it pools nothing and gives plain
     cross-entropy (the same weight, ignore_index, label_smoothing and reduction; past is ignored), which can be
-    compared from epoch to epoch. So held-out rows are not pooled where a trainer never calls `criterion.eval()`.
+    compared from epoch to epoch. So held-out rows are not pooled where a trainer never calls `criterion.eval()`. Keep
+    the loss out of reentrant checkpoints: their first forward pass has no gradients.
 
     Args:
         num_classes: C.

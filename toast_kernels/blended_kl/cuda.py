@@ -27,23 +27,20 @@ class Launch:
 
 
 def held(given) -> bool:
-    """Whether the kernel would hold the rows of toast_loss's checked arguments in registers, with no table of C values
-    a row beside them but logits as the past: what csrc/cuda/plan.cpp says of contiguous tensors. Of what else it holds
-    no time is known."""
+    """Whether toast_loss's checked arguments are of those whose rows the kernel holds in registers and for which a time
+    of its design is known: labels alone, or top-k soft targets with past logits, rows of whole 16 bytes."""
     logits, target, soft, past = given.logits, given.target, given.soft_targets, given.past
-    if isinstance(target, torch.Tensor) and target.is_floating_point():
+    if (isinstance(target, torch.Tensor) and target.is_floating_point()) or given.label_smoothing:
         return False
-    if given.weight is not None and given.label_smoothing:
+    row = logits.shape[class_dim(logits)] * logits.element_size()
+    if row % 16:
         return False
-    if soft is not None and soft.encoding != "top-k":
-        return False
-    num_classes = logits.shape[class_dim(logits)]
-    row = num_classes * logits.element_size()
-    if past is None:
+    if soft is None and past is None:
         return row <= MOST_HELD
-    if getattr(past, "encoding", None) != "logits":
+    if soft is None or soft.encoding != "top-k" or past is None:
         return False
-    return past.values.dtype == logits.dtype and row % 16 == 0 and row <= MOST_HELD // 2
+    values = past if isinstance(past, torch.Tensor) else past.values if past.encoding == "logits" else None
+    return values is not None and values.dtype == logits.dtype and row <= MOST_HELD // 2
 
 
 def scale_(gradient, upstream):
