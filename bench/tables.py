@@ -166,7 +166,9 @@ def measured_on(cases):
     keeps = "malloc keeps what was freed" if last["malloc"] == "keeps" else "malloc as it comes"
     peers = f"peers: {last['peers']}; " if last["peers"] else ""
     first, latest = (f"{run[:10]} {run[11:16]}" for run in (runs[0], runs[-1]))
-    taken = f"{len(runs)} run{'s' * (len(runs) > 1)} ({' to '.join(sorted({first, latest}))} UTC)"
+    each = sorted({len(of_peer) for case in cases.values() for of_peer in case.values()})
+    count = " to ".join(str(number) for number in sorted({each[0], each[-1]}))
+    taken = f"{count} run{'s' * (each[-1] > 1)} a case ({' to '.join(sorted({first, latest}))} UTC)"
     return (
         f"{last['device']}; {last['threads']} threads; torch {last['torch']}; {keeps}; {peers}{taken}"
         f" of commit {', '.join(commits)}."
