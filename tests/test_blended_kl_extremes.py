@@ -246,3 +246,13 @@ def test_a_nan_of_any_bits_stays_a_nan_when_the_gradient_is_rounded(kernel):
     _, gradient, _ = run(logits, torch.tensor([0, 1]), ONE, keywords, kernel)
     assert gradient[1].isnan().all()
     assert gradient[0].isfinite().all()
+
+
+def test_a_past_at_a_tiny_temperature():
+    logits = torch.tensor([[0.0, 1.0, 2.0, -3.0]])
+    keywords = {"past": torch.tensor([[0.0, 2.0, 2.5, 1.0]]), "temperature": 5e-14}
+    (loss, gradient, _), (expected, right, _) = (
+        run(logits, torch.tensor([1]), ONE, keywords, backend) for backend in ("cpu", "reference")
+    )
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(gradient, right)

@@ -109,7 +109,7 @@ class Kernel {
     Chunk<Real>& c = scratch.chunk_at(begin);
     rows_.set_chunk(c, r, begin, scratch);
     with_shape(r, [&](auto tables, auto power) {
-      chunk_statistics<Real, tables, power>(c, max, Real(p_.temperature), scratch.kept_at(begin), result);
+      chunk_statistics<Real, tables, power>(c, max, Real(1 / p_.temperature), scratch.kept_at(begin), result);
     });
   }
 

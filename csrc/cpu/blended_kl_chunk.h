@@ -91,7 +91,7 @@ constexpr int kNoPast = -1;  // as a Power; 0: any T; else T, and exp(z) = exp(z
 
 // The first loop, of a chunk whose largest logit is max.
 template <class Real, int Tables, int Power>
-void chunk_statistics(const Chunk<Real>& chunk, Real max, Real temperature, const Kept<Real>& kept_at,
+void chunk_statistics(const Chunk<Real>& chunk, Real max, Real inverse_temperature, const Kept<Real>& kept_at,
                       Statistics& result) {
   using V = Vec<Real>;
   constexpr int lanes = V::lanes;
@@ -99,7 +99,7 @@ void chunk_statistics(const Chunk<Real>& chunk, Real max, Real temperature, cons
   const Kept<Real> kept = kept_at;
   // A chunk of -inf alone would subtract -inf from itself. A NaN that the maximum passed over shows in the sums.
   const V shift = V::broadcast(max == -std::numeric_limits<Real>::infinity() ? Real(0) : max);
-  const V uniform = V::broadcast(c.uniform);
+  const V uniform = V::broadcast(c.uniform), inverse_t = V::broadcast(inverse_temperature);
   const V scale[2] = {V::broadcast(c.scale[0]), V::broadcast(c.scale[1])};
   // Added up in blocks: rounding grows with how many a lane adds up one after the other.
   struct Sums {
@@ -110,7 +110,7 @@ void chunk_statistics(const Chunk<Real>& chunk, Real max, Real temperature, cons
     if constexpr (Power == kNoPast) {
       p = exp(d);
     } else {
-      const V e = exp_over(d, temperature);
+      const V e = Power == 0 ? exp(d * inverse_t) : exp_over(d, Real(Power));
       sum.e = sum.e + e;
       e.store(kept.e + j);
       p = Power == 0 ? exp(d) : to_the_power<Power>(e);

@@ -159,7 +159,7 @@ struct Vec<float> {
 
 #endif
 
-// exp(d / t)
+// exp(d / t) for t = 1, 2, 3, 4
 template <class T>
 Vec<T> exp_over(Vec<T> d, T t) {
   return exp(d * Vec<T>::broadcast(1 / t));
@@ -168,9 +168,9 @@ Vec<T> exp_over(Vec<T> d, T t) {
 // For d <= 0 (and a little above): below -87.3 t the result is 0, never a denormal; NaN stays NaN. With k = 8 d / (t ln
 // 2) rounded to an integer, exp(d / t) = 2^(k / 8) exp(r / t), |r| <= t ln 2 / 16, exp(x) = 1 + x + x^2 (c2 + c3 x) to
 // a relative 2.6e-8 (Chebyshev fit). Adding 1.5 * 2^23 rounds: k is left in the last bits of the sum, so that shifted
-// left by 20 it is a float's exponent and, in the next three bits, k % 8, which the table has taken off beforehand. ln
-// 2 t / 8 in one float adds a relative error of 2.7e-9 |d| where t is a power of two, else of 3e-8 |d| / t, as rounding
-// d / t would: 1.5 units in the last place down to -10, 5 at -87.
+// left by 20 it is a float's exponent and, in the next three bits, k % 8, which the table has taken off beforehand.
+// With ln 2 t / 8 in one float the result is right to 1.5 units in the last place down to -10 and to 5 at -87. (Another
+// t, whose multiple of ln 2 is not as near to a float, could add 3e-8 |d| / t, and a very small one overflows.)
 inline Vec<float> exp_over(Vec<float> d, float t) {
   using V = Vec<float>;
   const double inverse = 1 / double(t);
