@@ -252,6 +252,12 @@ FAULTS = {
         ),
         ("indices are not checked", "    check_indices();\n", "", CPP),
         (
+            "the gradient lacks the hard label of a chunk's last class",
+            "if (label[k] >= begin && label[k] < end)",
+            "if (label[k] >= begin && label[k] < end - 1)",
+            CPP,
+        ),
+        (
             "class weights are left out where a table is taken in place",
             "const bool weighted = weight_ != nullptr && (p_.target == nullptr || r.smooth != 0);",
             "const bool weighted = false;",
