@@ -12,8 +12,8 @@ SAMPLE = (
     "the gradient lacks the hard label of a chunk's last class",
     "a row's next neighbour is left out",
     "a block's barrier for the cluster's",
-    "the gradient's columns are one off",
-    "what lies before and after whole vectors of a table is forgotten",
+    "vectors of the gradient are one class off",
+    "vectors begin where the row does",
 )
 
 
