@@ -33,7 +33,7 @@ std::int64_t half_of_cache() {
 }
 
 // Logits worth a thread of their own, and how many of them take as long as what a row costs besides its logits.
-constexpr std::int64_t kGrain = 16384, kRow = 512;
+constexpr std::int64_t kGrain = 16384, kRow = 256;
 
 int thread_number() {
 #if defined(_OPENMP)
