@@ -47,6 +47,9 @@ def toast_loss(
         b_i &= T^2\, KL(q \,\|\, softmax(z / T)) \\
         l_i &= a_i + \lambda b_i
 
+    A top-k row of S or Q lists k classes and gives what is left of 1, rest, to the m classes that it does not list and
+    whose logit is not -inf: rest / m each. Without such a class the rest is dropped.
+
     Loss and gradient are computed in one pass over the logits (the gradient in backward for float16 and "none").
 
     Args:

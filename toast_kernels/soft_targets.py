@@ -27,7 +27,8 @@ class SoftTargets:
     ========  ====================================  =================================================
     dense     [R, C] probabilities                  s_r = values[r]
     top-k     [R, k] probabilities, indices [R, k]  values[r] at indices[r]; what is left of 1, the tail,
-                                                    spread uniformly over the other C - k classes
+                                                    spread uniformly over the other C - k classes; in a
+                                                    loss, over those whose logit is not -inf
     logits    [R, C] logits                         s_r = softmax(values[r] / temperature)
     ========  ====================================  =================================================
 
@@ -266,7 +267,7 @@ class SoftTargets:
         top_k = self.values.shape[1]
         chosen = _largest(probs, top_k)
         stored = _at_least_float32(probs.gather(1, chosen).to(self.values.dtype))
-        uniform = tail(stored, self.num_classes)
+        uniform = tail(stored, max(self.num_classes - top_k, 1))
         entropy = _entropy(stored) + (self.num_classes - top_k) * torch.special.entr(uniform)
         self.indices[rows] = chosen.int()
         self.values[rows] = stored

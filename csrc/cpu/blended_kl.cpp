@@ -121,6 +121,14 @@ class Kernel {
     return merged;
   }
 
+  // As total. Where the tail of a list met a logit of -inf, which the dot shows, the row's statistics are taken again.
+  const Statistics& final_total(Row<Real>& r, Statistics* by_chunk, Statistics& merged, Scratch<Real>& own) const {
+    const Statistics& first = total(by_chunk, merged);
+    if (!r.used || std::isfinite(first.dot) || !rows_.keep_lists_off_masked(r)) return first;
+    for (std::int64_t k = 0; k < chunks_; ++k) statistics(r, k * kChunk, Real(by_chunk[k].max), own, by_chunk[k]);
+    return total(by_chunk, merged);
+  }
+
   // Mass of a row's class term, or of its past term.
   static double mass(const Row<Real>& r, const Statistics& s, bool past) {
     double mass = r.sparse_mass[past];
@@ -259,7 +267,7 @@ class Kernel {
       Statistics again;
 #pragma omp for schedule(dynamic, grain)
       for (std::int64_t i = 0; i < p_.rows; ++i) {
-        const Row<Real> r = rows_.row(i);
+        Row<Real> r = rows_.row(i);
         Real largest = i == next ? next_max : max(i, 0);
         for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
           statistics(r, k * kChunk, largest, own, own.by_chunk[k]);
@@ -268,7 +276,7 @@ class Kernel {
         // While the row's sums and quotients are on their way the next row's maximum is found.
         if (i + 1 < p_.rows) next_max = max(next = i + 1, 0);
         Statistics merged;
-        const Statistics& s = total(own.by_chunk.data(), merged);
+        const Statistics& s = final_total(r, own.by_chunk.data(), merged, own);
         losses[i] = loss(r, s, own);
         if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), s);
         for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
@@ -296,7 +304,7 @@ class Kernel {
           statistics(r, k % chunks_ * kChunk, max(r.index, k % chunks_ * kChunk), own, by_chunk[k]);
 #pragma omp single
       for (std::int64_t i = 0; i < p_.rows; ++i) {
-        totals[i] = total(&by_chunk[i * chunks_], totals[i]);
+        totals[i] = final_total(rows[i], &by_chunk[i * chunks_], totals[i], own);
         losses[i] = loss(rows[i], totals[i], own);
         if (stats_ != nullptr) write_stats(rows[i], &by_chunk[i * chunks_], totals[i]);
       }

@@ -153,6 +153,26 @@ class Rows {
     return r;
   }
 
+  // Keeps the tails of the row's lists off its logits of -inf; returns whether there are both.
+  bool keep_lists_off_masked(Row<Real>& r) const {
+    const auto is_list = [](const SoftRow<Real>& soft) { return soft.is_list(); };
+    if (std::none_of(r.soft, r.soft + 3, is_list)) return false;
+    std::int64_t masked = 0;
+    for (std::int64_t j = 0; j < p_.classes; ++j)
+      masked += logit(r.index, j) == -std::numeric_limits<Real>::infinity();
+    if (masked == 0) return false;
+    for (Source source : {kSoft, kSoftB, kPast}) {
+      if (!r.soft[source].is_list()) continue;
+      const double more = r.soft[source].keep_off_masked(p_.dtype, logits_at(r.index, 0), masked, p_.classes);
+      if (source == kPast) r.past_entropy += more;
+    }
+    r.uniform = r.tables = r.lists = 0;
+    r.sparse_mass[0] = r.sparse_mass[1] = 0;
+    for (int k = 0; k < r.labels; ++k) r.sparse_mass[0] += r.hard[k];
+    lay_out(r);
+    return true;
+  }
+
   // Sets a chunk to what the loops read. Mass that is computed goes where it lasts until the second loop, if that reads
   // it. (Set in place, as Statistics are: a copy would be loaded before what was stored has arrived.)
   void set_chunk(Chunk<Real>& c, const Row<Real>& r, std::int64_t begin, Scratch<Real>& scratch) const {

@@ -3,6 +3,8 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "blended_kl.h"
 #include "cpu/convert.h"
@@ -31,10 +33,30 @@ class SoftRow {
     }
   }
 
+  bool is_list() const { return indices_ != nullptr; }
   // Whether it is a list so short that it is cheaper to add its classes one by one to the uniform tail.
-  bool is_sparse(std::int64_t classes) const { return indices_ != nullptr && rows_->width * kSparse <= classes; }
+  bool is_sparse(std::int64_t classes) const {
+    return is_list() && logits_ == nullptr && rows_->width * kSparse <= classes;
+  }
   Real tail() const { return tail_; }    // of a list: the probability of each class that is not on it
   double mass() const { return mass_; }  // of a list and its tail
+
+  // Spreads the tail of a list over the classes whose logits are not -inf; `masked` of them are. Returns what that adds
+  // to the row's entropy.
+  double keep_off_masked(DType dtype, const void* logits, std::int64_t masked, std::int64_t classes) {
+    dtype_ = dtype;
+    logits_ = logits;
+    double listed = 0;
+    each_listed(0, classes, [&](std::int64_t j, Real probability) {
+      listed += probability;
+      masked -= is_masked(j);
+    });
+    const double rest = std::max(0.0, 1 - listed), unlisted = double(classes - rows_->width);
+    const double sharing = unlisted - double(masked);
+    tail_ = sharing > 0 ? Real(rest / sharing) : 0;
+    mass_ = listed + double(tail_) * sharing;
+    return masked == 0 || rest == 0 ? 0 : rest * std::log((sharing > 0 ? sharing : rest) / unlisted);
+  }
 
   // Probabilities of the classes [begin, begin + n): where they lie, or written to buffer. To prefetch: those from
   // class `next` of row `ahead` on.
@@ -46,6 +68,8 @@ class SoftRow {
   const Real* chunk(std::int64_t begin, std::int64_t n, Real* buffer) const {
     if (indices_ != nullptr) {
       std::fill(buffer, buffer + n, tail_);
+      for (std::int64_t j = 0; logits_ != nullptr && j < n; ++j)
+        if (is_masked(begin + j)) buffer[j] = 0;
       each_listed(begin, begin + n, [&](std::int64_t j, Real probability) { buffer[j - begin] = probability; });
       return buffer;
     }
@@ -69,6 +93,11 @@ class SoftRow {
  private:
   static constexpr std::int64_t kBatch = 64, kSparse = 64;
 
+  bool is_masked(std::int64_t j) const {
+    Real buffer[1];
+    return *as_real(dtype_, logits_, j, 1, buffer) == -std::numeric_limits<Real>::infinity();
+  }
+
   const void* element(std::int64_t i) const {
     return static_cast<const char*>(rows_->values) + i * size_of(rows_->dtype);
   }
@@ -89,6 +118,8 @@ class SoftRow {
   const std::int32_t* indices_ = nullptr;
   Real tail_ = 0;
   double mass_ = 0;
+  DType dtype_ = DType::float32;
+  const void* logits_ = nullptr;  // of the loss's row, where the tail is kept off those of -inf
   Real shift_ = 0, remainder_ = 0;  // of logits: logsumexp times the temperature, in two terms
 };
 

@@ -32,6 +32,7 @@ class Block {
     Row row[3];
     Stats warp[3][32];
     Stats block[3][kMostCluster];
+    double sums[32];
   };
 
   __device__ Block(const Task& task, Shared& shared)
@@ -62,7 +63,9 @@ class Block {
       const Base base = Held::has_past(row) ? task_.base_at_t : Base{kLog2e, 1, 1};
       give(i, row, base, now);
       look_up(i + 2 * step, 3 - now - next);
-      const Stats all = take(base, now);
+      Stats all = take(base, now);
+      if constexpr (Held::kMasses)
+        if (!(all.sum[kDot] > -kInf) && row.used && has_lists(row)) keep_lists_off_masked(i, shared_.row[now], base, all);
       if (held_.thread == 0) write_loss(i, row, base, all);
       write_gradient(i, row, base, all, shared_.row[next]);
       forget(i);  // so that no register keeps what follows from it
@@ -116,6 +119,44 @@ class Block {
     if (cluster() == 1) return merged(shared_.warp[turn], warps(), base, p_.stats != nullptr);
     cluster_wait();
     return merged(shared_.block[turn], cluster(), base, p_.stats != nullptr);
+  }
+
+  // Gives logits of -inf no share of the lists' tails. That is rare: each block of the cluster does so for itself, class
+  // by class, in the same order.
+  __device__ void keep_lists_off_masked(std::int64_t i, Row& row, const Base& base, Stats& all) {
+    const Span<T> span = held_.span(i);
+    double masked[kScaledRows] = {};  // that a list does not have
+    for (int j = int(threadIdx.x); j < span.classes; j += int(blockDim.x))
+      for (int k = 0; k < kScaledRows && span.logit(j) == -kInf; ++k)
+        masked[k] += row.scaled[k].is_list() && row.scaled[k].place_of(j) < 0;
+    for (double& count : masked) count = block_sum(count, shared_.sums);
+    if (threadIdx.x == 0) {
+      row.masked = true;
+      for (int k = 0; k < kScaledRows; ++k) {
+        if (!row.scaled[k].is_list()) continue;
+        const float more = row.scaled[k].take_tail_from(masked[k], p_.classes);
+        if (k == kPast) row.past_entropy += more;
+      }
+    }
+    __syncthreads();
+
+    double dot = 0, class_mass = 0, past_mass = 0;
+    const auto add = [&](float z, Masses m) {
+      class_mass += m.of_class;
+      past_mass += m.of_past;
+      if (m.both() != 0) dot += double(m.both()) * base.x(z, origin_of(all.max));
+    };
+    for (int j = int(threadIdx.x); j < span.classes; j += int(blockDim.x)) {
+      const float z = span.logit(j);
+      add(z, masses_at(p_, row, j, false, z != -kInf));
+    }
+    for_each_listed(row, [&](int k, const ScaledRow& list, int n, int j) {
+      const float z = span.logit(j), more = list.listed(n) - (z == -kInf ? 0 : list.tail);
+      add(z, k == kPast ? Masses{0, more} : Masses{more, 0});
+    });
+    all.sum[kDot] = float(block_sum(dot, shared_.sums));
+    all.sum[kClassMass] = float(block_sum(class_mass, shared_.sums));
+    all.sum[kPastMass] = float(block_sum(past_mass, shared_.sums));
   }
 
   // --- What comes out

@@ -43,6 +43,15 @@ struct ScaledRow {
   __device__ float probability(float value) const { return logits ? exp2_approx(fmaf(value, by, -shift)) : value; }
   // Of a list: the mass of its class number i, and where it has class j, or -1.
   __device__ float listed(int i) const { return scale * element(dtype, values, i); }
+  // Of a list: takes the tail from `masked` of the classes that have it, for the others. Returns what that adds to the
+  // entropy of the scaled row.
+  __device__ float take_tail_from(double masked, std::int64_t classes) {
+    const double unlisted = double(classes - width), sharing = unlisted - masked, rest = tail * unlisted;
+    if (masked == 0 || rest == 0) return 0;
+    const double more = rest * log(sharing > 0 ? sharing / unlisted : double(tail) / scale);
+    tail = sharing > 0 ? float(rest / sharing) : 0;
+    return float(more);
+  }
   __device__ int place_of(int j) const {
     int first = 0, last = width;
     while (first < last) {
@@ -61,6 +70,7 @@ enum { kSoftA, kSoftB, kPast, kScaledRows };
 // Everything that the block's threads need to know of a row. The masses are scaled by the reduction.
 struct Row {
   bool used, bad;  // bad: a label or past_index is out of range
+  bool masked;     // lists have tails, and logits are -inf: these have no share of the tails
   int label[2];    // -1: none
   float hard[2];   // mass of the label's own class
   float share[2];  // the label's share of the row's class term
@@ -210,6 +220,7 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, float class_scale, 
   if (writes) {
     row.used = is_used(p, at);
     row.bad = bad;
+    row.masked = false;
     row.smooth = smooth;
     row.past_entropy = past_entropy;
     row.upstream = p.upstream == nullptr ? 1 : static_cast<const float*>(p.upstream)[i * p.upstream_stride];

@@ -36,6 +36,8 @@ class RowGradient {
         write_class(to, span, j, Held::kMasses ? masses_at(held_.p, row_, j, false).both() : 0);
     });
     if constexpr (!kZeros) write_sparse(to, span, rank);
+    if constexpr (!kZeros && Held::kMasses)
+      if (row_.masked) write_masked(to, span);
   }
 
  private:
@@ -85,6 +87,17 @@ class RowGradient {
       if (held_.thread_of(span, j) / int(blockDim.x) != rank || listed_before(row_, k, j)) return;
       write_class(to, span, j, masses_at(held_.p, row_, j, true).both() + hard_at(row_, j));
     });
+  }
+
+  // Classes that have no share of tails, by the thread that has written their vectors.
+  __device__ void write_masked(T* to, const Span<T>& span) const {
+    __syncthreads();  // what lists have has been written
+    const auto write = [&](int j) {
+      if (span.logit(j) == -kInf)
+        write_class(to, span, j, masses_at(held_.p, row_, j, true, false).both() + hard_at(row_, j));
+    };
+    held_.for_each_class(span, write);
+    held_.for_each_single(span, write);
   }
 
   Held& held_;

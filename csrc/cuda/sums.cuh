@@ -20,13 +20,15 @@ __device__ inline double warp_sum(double x) {
   return x;
 }
 
-// Of all threads of a block of kSumThreads; the result is the first thread's. `warps` is shared memory.
-__device__ inline double block_sum(double x, double (&warps)[kSumThreads / 32]) {
+// Of all threads of a block, for each of them. `warps` is shared memory, with room for as many as the block has.
+template <int n>
+__device__ double block_sum(double x, double (&warps)[n]) {
   x = warp_sum(x);
   __syncthreads();  // the last sum has been read
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = x;
   __syncthreads();
-  return warp_sum(threadIdx.x < kSumThreads / 32 ? warps[threadIdx.x] : 0.0);
+  const unsigned lane = threadIdx.x % 32;
+  return warp_sum(lane < blockDim.x / 32 ? warps[lane] : 0.0);
 }
 
 // sums[2 * block], sums[2 * block + 1]: the normalisers of the block's rows.

@@ -20,8 +20,9 @@ __device__ inline Masses uniform_masses(const Row& row) {
   return m;
 }
 
-// At class j. `lists`: with what lists have there; else all lists give it what they leave to the others.
-__device__ inline Masses masses_at(const BlendedKL& p, const Row& row, std::int64_t j, bool lists) {
+// At class j. `lists`: with what lists have there; else all lists give it their tail. `tails`: false for a logit of -inf
+// in a row that is `masked`.
+__device__ inline Masses masses_at(const BlendedKL& p, const Row& row, std::int64_t j, bool lists, bool tails = true) {
   const float* weight = row.smooth == 0 ? nullptr : static_cast<const float*>(p.weight);
   Masses m{weight == nullptr ? row.smooth : row.smooth * weight[j], 0};
   for (int k = 0; k < kScaledRows; ++k) {
@@ -32,7 +33,7 @@ __device__ inline Masses masses_at(const BlendedKL& p, const Row& row, std::int6
       if (term.weight != nullptr) mass *= term.weight[j];
     } else if (term.is_list()) {
       const int place = lists ? term.place_of(int(j)) : -1;
-      mass = place < 0 ? term.tail : term.listed(place);
+      mass = place >= 0 ? term.listed(place) : tails ? term.tail : 0;
     }
     (k == kPast ? m.of_past : m.of_class) += mass;
   }

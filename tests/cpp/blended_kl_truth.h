@@ -25,6 +25,25 @@ inline double sum_of(const Row& x) {
   return double(total);
 }
 
+// Row r of a table as a loss with logits z takes it: what a list leaves of 1, to the classes that it does not have and
+// whose logits are not -inf.
+inline Row row_beside(const Table& table, int64_t r, const Row& z) {
+  Row q = table.probabilities[r];
+  if (table.rows.indices == nullptr) return q;
+  const std::int32_t *const first = table.rows.indices + r * table.rows.width, *const last = first + table.rows.width;
+  long double rest = 1;
+  int64_t sharing = 0;
+  auto listed = [&](std::size_t j) { return std::binary_search(first, last, std::int32_t(j)); };
+  for (std::size_t j = 0; j < q.size(); ++j)
+    if (listed(j))
+      rest -= q[j];
+    else
+      sharing += z[j] != -INFINITY;
+  for (std::size_t j = 0; j < q.size(); ++j)
+    if (!listed(j)) q[j] = z[j] == -INFINITY ? 0 : std::max(0.0, double(rest)) / double(sharing);
+  return q;
+}
+
 inline Answer truth(Problem& problem) {
   const BlendedKL& p = problem.p;
   const int64_t n = p.rows, classes = p.classes;
@@ -47,12 +66,13 @@ inline Answer truth(Problem& problem) {
       const double lam = p.lam == nullptr ? 1 : problem.lam.get(i), share = which == 0 ? lam : 1 - lam;
       const double alpha = p.soft.values != nullptr && problem.soft.has(y) ? p.alpha : 0;
       used[i] = true;
+      const Row soft = alpha == 0 ? Row(classes) : row_beside(problem.soft, y, problem.z[i]);
       divisor += share * weight(y);
       score[i][y] += share;
       mass[i][y] += share * (1 - alpha) * (1 - eps) * weight(y);
       for (int64_t j = 0; j < classes; ++j) {
         mass[i][j] += share * (1 - alpha) * eps / double(classes) * weight(j);
-        if (alpha != 0) mass[i][j] += share * alpha * weight(y) * problem.soft.probabilities[y][j];
+        mass[i][j] += share * alpha * weight(y) * soft[j];
       }
     }
     has_past[i] =
@@ -67,7 +87,7 @@ inline Answer truth(Problem& problem) {
   for (int64_t i = 0; i < n; ++i) {
     const Row at_1 = log_softmax(problem.z[i], 1), at_t = log_softmax(problem.z[i], t);
     Row& m = mass[i];
-    Row q = has_past[i] ? problem.past.probabilities[problem.past_index[i]] : Row(classes);
+    Row q = has_past[i] ? row_beside(problem.past, problem.past_index[i], problem.z[i]) : Row(classes);
     double entropy = 0;
     for (double x : q) entropy -= x > 0 ? past_scale * x * std::log(x) : 0;
     for (double& x : m) x *= class_scale;

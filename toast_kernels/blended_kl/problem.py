@@ -26,22 +26,28 @@ class Table(NamedTuple):
     def rows(self, index) -> "Table":
         return Table(*(x[index] if isinstance(x, Tensor) else x for x in self))
 
-    def dense(self, num_classes: int) -> Tensor:
-        """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled."""
+    def dense(self, num_classes: int, masked: Tensor | None = None) -> Tensor:
+        """[R, C] probabilities in float32 (float64 for float64 values); zeros in the rows that are not filled.
+
+        masked: bool [R, C], the classes that get nothing of a top-k row's tail; None: there are none.
+        """
         values = self.values.to(torch.promote_types(self.values.dtype, torch.float32))
         if self.logsumexp is not None:
             probs = torch.softmax(values / self.temperature, dim=1)
         elif self.indices is not None:
-            probs = tail(values, num_classes)[:, None].repeat(1, num_classes)
-            probs.scatter_(1, self.indices.long(), values)
+            listed = self.indices.long()
+            sharing = torch.ones_like(values[:, :1], dtype=torch.bool) if masked is None else ~masked
+            sharing = sharing.expand(-1, num_classes).scatter(1, listed, False)
+            probs = torch.where(sharing, tail(values, sharing.sum(1).clamp(min=1))[:, None], 0).scatter(1, listed, values)
         else:
             probs = values
         return torch.where(self.filled[:, None], probs, 0)
 
 
-def tail(values: Tensor, num_classes: int) -> Tensor:
-    """[R] probability of each class that top-k rows do not list; 0 where rounding leaves a sum above 1."""
-    return (1 - values.sum(dim=1)).clamp(min=0) / max(num_classes - values.shape[1], 1)
+def tail(values: Tensor, sharing: int | Tensor) -> Tensor:
+    """[R] probability of each of the `sharing` (a number, or [R]) classes that share what top-k rows leave of 1; 0 where
+    rounding leaves a sum above 1."""
+    return (1 - values.sum(dim=1)).clamp(min=0) / sharing
 
 
 class Problem(NamedTuple):

@@ -6,7 +6,8 @@ Everything is one cross-entropy against a row of target mass t (class term) and 
     a_i = - sum_j t_ij log softmax(z_i)_j
     b_i = T^2 sum_j Q[r_i]_j (log Q[r_i]_j - log softmax(z_i / T)_j)
 
-with 0 log 0 = 0 and 0 * -inf = 0. Kernels are tested against this file.
+with 0 log 0 = 0 and 0 * -inf = 0. What a top-k row of S or Q leaves of 1 is shared by the classes that it does not list
+and whose logit in z_i is not -inf; without one it is dropped. Kernels are tested against this file.
 """
 
 import torch
@@ -24,6 +25,7 @@ def blended_kl(problem: Problem) -> Outputs:
     num_rows, num_classes = logits.shape
     z = logits.to(dtype)
     statistics_of = z.detach()
+    masked = statistics_of == -torch.inf
     w = None if weight is None else weight.to(dtype)
     if z.device.type == "cpu" and not torch.compiler.is_compiling():
         _reject_out_of_range(problem)
@@ -58,7 +60,7 @@ def blended_kl(problem: Problem) -> Outputs:
                 mass = mass + hard
             else:
                 a = (problem.alpha * soft.filled[y].to(dtype))[:, None]
-                mass = mass + (1 - a) * hard + a * w_y[:, None] * soft.rows(y).dense(num_classes).to(dtype)
+                mass = mass + (1 - a) * hard + a * w_y[:, None] * soft.rows(y).dense(num_classes, masked).to(dtype)
             score = score + onehot
             row_weight = row_weight + w_y
             used |= kept
@@ -80,7 +82,7 @@ def blended_kl(problem: Problem) -> Outputs:
             row = torch.where(bad, 0, past_index.clamp(min=0))
             has_past = used & ~bad & (past_index >= 0) & past.filled[row]
             past_weight = problem.past_weight
-            q = torch.where(has_past[:, None], past.rows(row).dense(num_classes).to(dtype), 0)
+            q = torch.where(has_past[:, None], past.rows(row).dense(num_classes, masked).to(dtype), 0)
             log_p = (z / temperature).log_softmax(1)
             past_rows = past_weight * torch.xlogy(q, q).sum(1) + _cross_entropy(past_weight * q, log_p)
             past_rows = temperature**2 * past_rows

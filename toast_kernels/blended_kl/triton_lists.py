@@ -25,8 +25,9 @@ def list_block(table, row, scale, start):
 
 @triton.jit
 def list_terms(table, row, scale, logits_row, origin, sum_d, masked, C):
-    """Of `scale` times a top-k row: the tail (mass of each class that it does not list), all its mass, the dot of that
-    with d, and whether there is mass on a logit of -inf. sum_d, masked: as finite_d has it."""
+    """Of `scale` times a top-k row: the tail (mass of each class that it does not list and whose logit is not -inf), all
+    its mass, the dot of that with d, whether there is mass on a logit of -inf, and what logits of -inf add to the row's
+    entropy. sum_d, masked: as finite_d has it."""
     listed, dot, listed_d, listed_masked, lost = scale * 0, scale * 0, scale * 0, scale * 0, scale * 0
     for start in range(0, table.width, LIST_BLOCK):
         at, value, mask = list_block(table, row, scale, start)
@@ -41,10 +42,14 @@ def list_terms(table, row, scale, logits_row, origin, sum_d, masked, C):
         listed_d += add_d
         listed_masked += add_masked
         lost += add_lost
-    tail = tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - table.width, 1)
+    rest = tl.maximum(1.0 - listed, 0.0)
+    unlisted = C - table.width
+    sharing = unlisted - (masked - listed_masked.to(tl.int32))
+    tail = tl.where(sharing > 0, rest / tl.maximum(sharing, 1), 0.0)
     dot += tail * (sum_d - listed_d)
-    lost += tl.where((tail != 0) & (masked > listed_masked), 1.0, 0.0)
-    return scale * tail, scale * (listed + tail * (C - table.width)), scale * dot, (scale != 0) & (lost != 0)
+    more = tl.where(sharing > 0, sharing.to(tl.float32), rest) / tl.maximum(unlisted, 1)
+    more = tl.where((sharing < unlisted) & (rest != 0), rest * tl.log(more), 0.0)
+    return scale * tail, scale * (listed + tail * sharing), scale * dot, (scale != 0) & (lost != 0), scale * more
 
 
 @triton.jit

@@ -34,6 +34,8 @@ class Outside(NamedTuple):
     past: Any  # of the past term
     dot: Any  # all of it times d
     lost: Any  # bool: there is some on a logit of -inf (hard mass left out)
+    entropy: Any  # what logits of -inf add to the past's, times its factor
+    masked: Any  # int32: how many logits are -inf, counted where there are lists
     uniform: Any  # what each class has, if no list names it
     tail_a: Any  # and each list's part of that
     tail_b: Any
@@ -136,13 +138,13 @@ def without_nan_in_dot(inputs, target, sums, logits_row, origin, C, PAST: tl.con
 
 @triton.jit
 def finite_d(logits_row, origin, C):
-    """The sum of d where it is not -inf, and the number of the other classes."""
-    total, masked = origin * 0, origin * 0
+    """The sum of d where it is not -inf, and the number of the other classes, int32."""
+    total, masked = origin * 0, tl.zeros([], tl.int32)
     for start in range(0, C, READ_AGAIN):
         at = start + tl.arange(0, READ_AGAIN)
         z = load(logits_row, at, C, None, 0.0, False, "")
         total += tl.sum(tl.where((z == -INF) | (at >= C), 0.0, z - origin), 0)
-        masked += tl.sum(tl.where(z == -INF, 1.0, 0.0), 0)
+        masked += tl.sum((z == -INF).to(tl.int32), 0)
     return total, masked
 
 
@@ -174,10 +176,10 @@ def outside_of(inputs, target, sums, logits_row, origin, C, PAST: tl.constexpr):
     """Outside, of smoothing and lists."""
     settings = inputs.settings
     none = sums.p * 0
-    mass, past_mass, dot, uniform, tail_a, tail_b, tail_past = none, none, none, none, none, none, none
+    mass, past_mass, dot, uniform, tail_a, tail_b, tail_past, entropy = none, none, none, none, none, none, none, none
     lost = sums.p < sums.p
     PAST_LIST: tl.constexpr = PAST and inputs.past.indices is not None
-    sum_d, masked = sums.d, none
+    sum_d, masked = sums.d, tl.zeros([], tl.int32)
     if inputs.soft.indices is not None or PAST_LIST:  # noqa: SIM102, known when compiled
         if not (tl.abs(sum_d) < INF):
             sum_d, masked = finite_d(logits_row, origin, C)
@@ -188,18 +190,18 @@ def outside_of(inputs, target, sums, logits_row, origin, C, PAST: tl.constexpr):
         lost = (uniform != 0) & (masked != 0)
     if inputs.soft.indices is not None:
         a = target.a
-        tail_a, add, add_dot, add_lost = list_terms(inputs.soft, a.y, a.soft, logits_row, origin, sum_d, masked, C)
+        tail_a, add, add_dot, add_lost, _ = list_terms(inputs.soft, a.y, a.soft, logits_row, origin, sum_d, masked, C)
         uniform, mass, dot, lost = uniform + tail_a, mass + add, dot + add_dot, lost | add_lost
         if inputs.labels.target_b is not None:
             b = target.b
-            tail_b, add, add_dot, add_lost = list_terms(inputs.soft, b.y, b.soft, logits_row, origin, sum_d, masked, C)
+            tail_b, add, add_dot, add_lost, _ = list_terms(inputs.soft, b.y, b.soft, logits_row, origin, sum_d, masked, C)
             uniform, mass, dot, lost = uniform + tail_b, mass + add, dot + add_dot, lost | add_lost
     if PAST_LIST:
-        tail_past, past_mass, add_dot, add_lost = list_terms(
+        tail_past, past_mass, add_dot, add_lost, entropy = list_terms(
             inputs.past, target.past_row, target.past, logits_row, origin, sum_d, masked, C
         )
         uniform, dot, lost = uniform + tail_past, dot + add_dot, lost | add_lost
-    return Outside(mass, past_mass, dot, lost, uniform, tail_a, tail_b, tail_past)
+    return Outside(mass, past_mass, dot, lost, entropy, masked, uniform, tail_a, tail_b, tail_past)
 
 
 @triton.jit
@@ -240,6 +242,8 @@ def finish(inputs, target, sums, logits_row, shift, origin, C, PAST: tl.constexp
     if PAST:
         entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.past_mass != 0, other=0.0).to(tl.float32)
         loss += past_sum * moved + settings.temperature * (past_sum * tl.log(sums.e) - target.past_mass * entropy)
+        if inputs.past.indices is not None:
+            loss -= settings.temperature * outside.entropy
         coef_e = tl.div_rn(past_sum, sums.e)
     loss += tl.where(outside.lost, INF, 0.0)
     return loss, cross_entropy, log_p, Gradient(shift, coef_p, coef_e, outside, z_a, z_b)

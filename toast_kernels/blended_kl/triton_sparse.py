@@ -5,7 +5,8 @@ import triton.language as tl
 
 from .triton_lists import LIST_BLOCK, list_block, listed_beyond_tail
 from .triton_parts import exponentials, masses_at, total_mass, wide
-from .triton_rows import gradient_tile
+from .triton_reduction import INF
+from .triton_rows import READ_AGAIN, gradient_tile
 
 
 @triton.jit
@@ -69,6 +70,32 @@ def store_list(
 
 
 @triton.jit
+def store_masked(
+    inputs, target, gradient, logits_row, gradient_row, C, PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr
+):
+    """Stores the gradient at logits of -inf, which have no share of tails, over what was stored there."""
+    SOFT: tl.constexpr = inputs.soft.indices is not None
+    outside = gradient.outside
+    tails = outside.tail_a + outside.tail_b + outside.tail_past
+    tl.debug_barrier()
+    for start in range(0, C, READ_AGAIN):
+        at = start + tl.arange(0, READ_AGAIN)
+        z = tl.load(logits_row + at, mask=at < C, other=0.0).to(tl.float32)
+        masked = z == -INF
+        if tl.sum(masked.to(tl.int32), 0) > 0:
+            g = sparse_gradient(inputs, target, gradient, z, at, C, PAST, POWER, ALIGN) + tails
+            if SOFT:
+                a = target.a
+                g -= listed_beyond_tail(inputs.soft, a.y, a.soft, 0.0, at, masked)
+                if inputs.labels.target_b is not None:
+                    b = target.b
+                    g -= listed_beyond_tail(inputs.soft, b.y, b.soft, 0.0, at, masked)
+            if PAST and inputs.past.indices is not None:
+                g -= listed_beyond_tail(inputs.past, target.past_row, target.past, 0.0, at, masked)
+            tl.store(gradient_row + at, g, mask=masked)
+
+
+@triton.jit
 def store_lists(
     inputs, target, gradient, logits_row, gradient_row, C, PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr
 ):
@@ -92,3 +119,6 @@ def store_lists(
             inputs.past, target.past_row, target.past, outside.tail_past, SOFT, PAIRS,
             inputs, target, gradient, logits_row, gradient_row, C, PAST, POWER, ALIGN,
         )  # fmt: skip
+    if SOFT or (PAST and inputs.past.indices is not None):  # noqa: SIM102, known when compiled
+        if outside.masked != 0:
+            store_masked(inputs, target, gradient, logits_row, gradient_row, C, PAST, POWER, ALIGN)
