@@ -46,7 +46,8 @@ def test_every_name_is_in_the_table_and_the_reference_can_do_all():
     assert set(backends.BACKENDS) == {"auto", *BY_NAME} == {"auto"}.union(*KERNELS.values())
     for row in KERNELS.values():
         assert list(row)[-1] == "reference"
-        assert row["reference"] == backends.Kernels(None, FLOATS, None, 0, True)
+        learns = ("target", "weight", "lam", "alpha", "past_weight")
+        assert row["reference"] == backends.Kernels(None, FLOATS, None, 0, learns)
 
 
 @pytest.mark.parametrize("dtype", FLOATS, ids=str)
@@ -73,7 +74,7 @@ def test_auto_leaves_to_the_reference_what_no_kernel_can(everything):
     assert choose("blended_kl", "auto", CUDA, torch.float32, wide + 1) == "reference"
     assert choose("blended_kl", "auto", CPU, torch.float32, wide + 1) == "cpu"
     for device in (CPU, CUDA):
-        assert choose("blended_kl", "auto", device, torch.float32, 10, learns_target=True) == "reference"
+        assert choose("blended_kl", "auto", device, torch.float32, 10, learns=("target",)) == "reference"
 
 
 @pytest.mark.parametrize("op", KERNELS)
@@ -117,8 +118,8 @@ REFUSED = {
 def test_a_name_that_cannot_says_why_and_what_can(everything, name):
     backend, device, dtype, width, learns, why = REFUSED[name]
     with pytest.raises(ValueError, match=f'^backend "{backend}" {why}; use "auto" or "reference"$'):
-        choose("blended_kl", backend, device, dtype, width, learns_target=learns)
-    assert choose("blended_kl", "reference", device, dtype, width, learns_target=learns) == "reference"
+        choose("blended_kl", backend, device, dtype, width, learns=("target",) * learns)
+    assert choose("blended_kl", "reference", device, dtype, width, learns=("target",) * learns) == "reference"
 
 
 def test_tensors_elsewhere(everything):

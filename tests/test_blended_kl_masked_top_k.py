@@ -15,7 +15,7 @@ INF = math.inf
 
 
 def as_used(table, masked):
-    """[R, C] NumPy: the rows of a top-k table beside logits of which masked [R, C] are -inf, written out class by class."""
+    """[R, C] float64: rows of a top-k table beside logits that are -inf where masked, NumPy [R, C], class by class."""
     rows = np.zeros((len(table), table.num_classes))
     for r in range(len(table)):
         listed = table.indices[r].tolist()
@@ -42,8 +42,9 @@ def by_autograd(logits, y, soft, alpha, past, past_weight, t, upstream):
 
 
 def problem(dtype, classes, k, masks=True, seed=0):
-    """Logits, labels, soft targets and past of four rows of which all list the same k classes, the label among them, and
-    leave 0.1 to 0.9 of 1. Of the other classes are masked: in row 0 none, then some, all (m = 0), all but one (m = 1)."""
+    """Logits, labels, soft targets and past of four rows, of which all list the same k classes, the label among them,
+    and leave 0.1 to 0.9 of 1. Of the other classes row 0 masks none, the next some, all (m = 0), all but one (m = 1).
+    """
     logits = normal(4, classes, seed=seed).to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
     probs = normal(classes, classes, seed=seed + 1, scale=1.0).softmax(1)
@@ -123,15 +124,24 @@ def test_pairs_smoothing_and_weights(kernel, classes, weighted, smoothing, targe
 
 @pytest.mark.parametrize("classes", [6, 130])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_listed_mass_on_a_masked_class_is_an_infinite_loss(backend, classes):
+def test_listed_mass_on_a_masked_class(backend, classes):
+    """The loss is infinite, the gradient the formula's; a class that is listed with 0 does no harm."""
     logits, y, soft, past = problem(torch.float32, classes, 2, masks=False)
     logits[1:, 0] = -INF  # listed by all rows
-    logits[2, 1] = -INF
-    for keywords in ({"soft_targets": soft, "alpha": 0.4}, {"past": past}):
-        loss = toast_loss(logits, y, reduction="none", backend=backend, **keywords)
-        assert (loss == INF).tolist() == [False, True, True, True]
-    nothing = {"soft_targets": replace(soft, values=soft.values * torch.tensor([0.0, 1.0])), "alpha": 0.4}
-    assert toast_loss(logits, y, reduction="none", backend=backend, **nothing).isfinite().all()
+    logits[2, 1:3] = -INF
+    upstream = torch.ones(4, dtype=torch.float64)
+    for without in (False, True):
+        if without:
+            soft, past = (replace(t, values=t.values * torch.tensor([0.0, 1.0])) for t in (soft, past))
+            past = replace(past, entropy=torch.special.entr(past.dense()).sum(1))
+        keywords = {"soft_targets": soft, "alpha": 0.4, "past": past, "reduction": "none"}
+        loss, gradient, _ = run(logits, y, upstream, keywords, backend)
+        masked = (logits == -INF).numpy()
+        rows = as_used(soft[y], masked), as_used(past, masked)
+        expected = by_autograd(logits, y, rows[0], 0.4, rows[1], 1.0, 3.0, upstream)
+        assert (loss == INF).tolist() == [False, *[not without] * 3]
+        torch.testing.assert_close(loss.double(), expected[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(gradient.double(), expected[1], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("classes", [10, 1000])

@@ -75,6 +75,18 @@ def numbers(given: tuple) -> tuple:
     return alpha, past_weight
 
 
+def learned(given: Arguments) -> tuple[str, ...]:
+    """The names of the arguments besides the logits that require grad and that the loss depends on."""
+    target = given.target
+    arguments = {
+        "weight": given.weight,
+        "alpha": None if given.soft_targets is None else given.alpha,
+        "past_weight": None if given.past is None else given.past_weight,
+        **({"target": target} if isinstance(target, Tensor) else {"lam": target[2]}),
+    }
+    return tuple(name for name, x in arguments.items() if isinstance(x, Tensor) and x.requires_grad)
+
+
 def class_dim(logits: Tensor) -> int:
     return min(1, logits.dim() - 1)
 
@@ -104,12 +116,12 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
         y_a, y_b, lam = target
         target, y_b = _labels(y_a), _labels(y_b)
         if isinstance(lam, Tensor):
-            lam = lam.detach().to(logits.device).expand(label_shape(logits)).reshape(-1)
+            lam = lam.to(logits.device).expand(label_shape(logits)).reshape(-1)
             lam = _operand(lam, dtype)
         else:
             lam = rows.new_full(target.shape, lam, dtype=dtype)
     if weight is not None:
-        weight = _operand(weight.detach(), dtype)
+        weight = _operand(weight, dtype)
     if soft is None:
         alpha = None
     else:
@@ -120,7 +132,10 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
         if isinstance(past, Tensor):
             past = SoftTargets.view_logits(_as_rows(past.detach()), temperature)
         past = _table(past, temperature, dtype)
-        past_index = torch.arange(len(rows), device=rows.device) if past_index is None else _labels(past_index)
+        if past_index is None:
+            past_index = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
+        else:
+            past_index = _labels(past_index)
     return Problem(
         rows, target, y_b, lam, weight, soft, alpha, past, past_index, past_weight, None,
         temperature, ignore_index, float(label_smoothing), reduction, need_gradient, bool(need_stats),

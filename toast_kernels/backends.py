@@ -28,10 +28,10 @@ class Kernels(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = FLOATS
     widest: int | None = None  # row: classes, or columns of class_medoids' x; None: any
     auto_from: int = 0  # how wide rows must be for "auto" to take it; then they must be of those that it holds, too
-    learns_target: bool = False  # whether a target that requires grad gets a gradient
+    learns: tuple[str, ...] = ()  # arguments besides the logits that get a gradient
 
 
-REFERENCE = Kernels(None, learns_target=True)
+REFERENCE = Kernels(None, learns=("target", "weight", "lam", "alpha", "past_weight"))
 
 # op -> backend -> its kernels, in the order in which "auto" tries them. README.md has this as a table.
 # Measured on a CPU: "cpu" against the reference and torch's own, in README.md and bench/README.md.
@@ -80,13 +80,14 @@ def choose(
     dtype: torch.dtype,
     width: int | None = None,
     *,
-    learns_target: bool = False,
+    learns: tuple[str, ...] = (),
     held: bool = False,
 ) -> str:
     """The backend that runs `op` on tensors of this device and dtype, whose rows hold `width` numbers (None: few).
 
     "auto" takes the first of KERNELS[op] that can, and at last the reference; a name is taken at its word.
-    learns_target: the target requires grad. held: "cuda" would hold the rows in registers, see blended_kl/cuda.py.
+    learns: arguments that require grad, for which "auto" takes a backend that gives it. held: "cuda" would hold the
+    rows in registers, see blended_kl/cuda.py.
 
     Raises ValueError for an unknown name or one that cannot take these tensors, RuntimeError for one that is not
     installed; both say what would do.
@@ -97,7 +98,7 @@ def choose(
         for name, kernels in KERNELS[op].items():
             wanted = not kernels.auto_from or (held and width >= kernels.auto_from)
             here = wanted and kernels.device in (None, device.type) and not missing(name, device)
-            if here and not _refusal(kernels, dtype, width, learns_target):
+            if here and not _refusal(kernels, dtype, width, learns):
                 return name
     if requested not in KERNELS[op]:
         others = " or ".join(f'"{name}"' for name in ("auto", *KERNELS[op]))
@@ -110,19 +111,19 @@ def choose(
         hint = " (TRITON_INTERPRET=1, set before Python starts, runs it on the CPU, very slowly)"
         hint = hint if requested == "triton" and device.type == "cpu" else ""
         raise ValueError(f'backend "{requested}" needs tensors on {where}, got tensors on {device}{hint}')
-    if why := _refusal(kernels, dtype, width, learns_target):
+    if why := _refusal(kernels, dtype, width, learns):
         raise ValueError(f'backend "{requested}" {why}; use "auto" or "reference"')
     return requested
 
 
-def _refusal(kernels: Kernels, dtype: torch.dtype, width: int | None, learns_target: bool) -> str | None:
+def _refusal(kernels: Kernels, dtype: torch.dtype, width: int | None, learns: tuple[str, ...]) -> str | None:
     """Why these kernels cannot take such tensors, wherever they are; None if they can."""
     if dtype not in kernels.dtypes:
         return f"computes in float32, and the logits are {str(dtype).removeprefix('torch.')}"
     if width is not None and kernels.widest is not None and width > kernels.widest:
         return f"takes rows of at most {kernels.widest} numbers, and these have {width}"
-    if learns_target and not kernels.learns_target:
-        return "gives no gradient to the target, and this one requires grad"
+    for name in set(learns).difference(kernels.learns):
+        return f"gives no gradient to the {name}, and this one requires grad"
     return None
 
 

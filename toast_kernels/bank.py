@@ -84,10 +84,11 @@ class MedoidBank(nn.Module):
         self.pool_rows = pool_rows
         self.ignore_index = ignore_index
         self.backend = backend
-        self.medoids = torch.full((num_classes,), -1)
-        self._count = 0 if pool_rows is None else torch.zeros((), dtype=torch.int64)  # on a GPU beyond pool_rows too
-        self._logits = torch.empty(0, num_classes, dtype=pool_dtype)
-        self._labels = torch.empty(0, dtype=torch.int64)
+        self.medoids = torch.full((num_classes,), -1, dtype=torch.int64, device="cpu")
+        # On a GPU beyond pool_rows too.
+        self._count = 0 if pool_rows is None else torch.zeros((), dtype=torch.int64, device="cpu")
+        self._logits = torch.empty(0, num_classes, dtype=pool_dtype, device="cpu")
+        self._labels = torch.empty(0, dtype=torch.int64, device="cpu")
 
     @property
     def num_rows(self) -> int:
@@ -196,7 +197,8 @@ class MedoidBank(nn.Module):
         if isinstance(target, (tuple, list)):
             y_a, y_b, lam = target
             if not isinstance(lam, Tensor):
-                lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
+                # Filled there: a copy from here would wait.
+                lam = torch.full((), lam, dtype=torch.float32, device=y_a.device)
             lam = lam.to(y_a.device)
             mostly_b = torch.where(1 - lam >= self.min_share, y_b, self.ignore_index)
             return torch.where((lam >= self.min_share) | (y_a == y_b), y_a, mostly_b)

@@ -79,7 +79,9 @@ def toast_loss(
 
     Returns:
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
-        constants. Asking a kernel for a second derivative raises.
+        constants. Logits get a gradient; so do class probabilities and, with them, weight, from the reference, which
+        "auto" then takes. Where another argument requires grad (weight, lam, alpha, past_weight), and for a second
+        derivative, kernels raise; backend="reference" has them.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.

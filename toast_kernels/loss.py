@@ -98,7 +98,7 @@ class ToastLoss(nn.Module):
             backend=backend,
         )
         self.register_buffer("weight", weight)
-        self.register_buffer("alpha", torch.tensor(0.0))
+        self.register_buffer("alpha", torch.tensor(0.0, dtype=torch.float32))
 
     def forward(self, logits: Tensor, target, past: PastPredictions | None = None, return_stats: bool = False):
         """The loss, or (loss, stats), as toast_loss gives it.

@@ -49,7 +49,7 @@ class PredictionMemory:
     def past(self, sample: Tensor) -> PastPredictions:
         """The last predictions of these samples; index is -1 where there is none yet."""
         targets = self.targets[self._rows(sample)].to(sample.device)
-        index = torch.arange(len(sample), device=sample.device)
+        index = torch.arange(len(sample), dtype=torch.int64, device=sample.device)
         return PastPredictions(targets, torch.where(targets.filled, index, -1), len(sample))
 
     @torch.no_grad()

@@ -116,8 +116,9 @@ class HardReplay:
             if slots == 0:
                 return x, y, None
             x = map_tree(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
-            empty = torch.full((slots,), self.ignore_index, device=device)
-            past = PastPredictions(None, torch.full((rows + slots,), -1, device=device), rows, self.ignore_index)
+            empty = torch.full((slots,), self.ignore_index, dtype=torch.int64, device=device)
+            index = torch.full((rows + slots,), -1, dtype=torch.int64, device=device)
+            past = PastPredictions(None, index, rows, self.ignore_index)
         else:
             carried = self._carried = self._carried.to(device)
             if probabilities != (carried.slots.labels is None):
@@ -260,7 +261,7 @@ def _with_slots(new: Tensor, kept: Tensor, filled: Tensor | None) -> Tensor:
     if slots <= rows:
         again = new[:slots]
     else:
-        again = new[torch.arange(slots, device=new.device) % rows] if rows else kept
+        again = new[torch.arange(slots, dtype=torch.int64, device=new.device) % rows] if rows else kept
     return torch.cat([new, torch.where(filled.view(-1, *[1] * (new.dim() - 1)), kept, again)])
 
 

@@ -193,7 +193,7 @@ class SoftTargets:
 
     def to(self, device: torch.device | str) -> SoftTargets:
         """The same rows on another device; self when they are there already."""
-        device = torch.empty(0, device=device).device  # "cuda" means the current one
+        device = torch.empty(0, dtype=torch.uint8, device=device).device  # "cuda" means the current one
         return self if device == self.device else self._map(lambda t: t.to(device))
 
     def __getitem__(self, rows: Tensor | slice) -> SoftTargets:
@@ -315,6 +315,6 @@ def _largest(probs: Tensor, k: int) -> Tensor:
     above, equal = probs > kth, probs == kth
     room = k - above.sum(dim=1, keepdim=True)
     chosen = above | (equal & (equal.cumsum(dim=1) <= room))
-    columns = torch.arange(probs.shape[1], device=probs.device)
+    columns = torch.arange(probs.shape[1], dtype=torch.int64, device=probs.device)
     # topk and not nonzero, which waits for a GPU. A row with a NaN has too few that are chosen: any column will do.
     return torch.where(chosen, columns, columns[-1]).topk(k, dim=1, largest=False, sorted=True).values

@@ -136,5 +136,5 @@ def _pointer(address, dtype, size):
         return _Pointer(address, dtype, size)
     # The interpreter asks for a storage; it reads and writes by addresses, whatever the storage's size.
     if not address:
-        return torch.empty(0, dtype=dtype)
+        return torch.empty(0, dtype=dtype, device="cpu")
     return torch.frombuffer((ctypes.c_char * dtype.itemsize).from_address(address), dtype=dtype)

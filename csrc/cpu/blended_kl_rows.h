@@ -158,8 +158,7 @@ class Rows {
     const auto is_list = [](const SoftRow<Real>& soft) { return soft.is_list(); };
     if (std::none_of(r.soft, r.soft + 3, is_list)) return false;
     std::int64_t masked = 0;
-    for (std::int64_t j = 0; j < p_.classes; ++j)
-      masked += logit(r.index, j) == -std::numeric_limits<Real>::infinity();
+    for (std::int64_t j = 0; j < p_.classes; ++j) masked += logit(r.index, j) == -std::numeric_limits<Real>::infinity();
     if (masked == 0) return false;
     for (Source source : {kSoft, kSoftB, kPast}) {
       if (!r.soft[source].is_list()) continue;

@@ -119,7 +119,7 @@ class SoftRow {
   Real tail_ = 0;
   double mass_ = 0;
   DType dtype_ = DType::float32;
-  const void* logits_ = nullptr;  // of the loss's row, where the tail is kept off those of -inf
+  const void* logits_ = nullptr;    // of the loss's row, where the tail is kept off those of -inf
   Real shift_ = 0, remainder_ = 0;  // of logits: logsumexp times the temperature, in two terms
 };
 

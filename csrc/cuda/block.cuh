@@ -65,7 +65,8 @@ class Block {
       look_up(i + 2 * step, 3 - now - next);
       Stats all = take(base, now);
       if constexpr (Held::kMasses)
-        if (!(all.sum[kDot] > -kInf) && row.used && has_lists(row)) keep_lists_off_masked(i, shared_.row[now], base, all);
+        if (!(all.sum[kDot] > -kInf) && row.used && has_lists(row))
+          keep_lists_off_masked(i, shared_.row[now], base, all);
       if (held_.thread == 0) write_loss(i, row, base, all);
       write_gradient(i, row, base, all, shared_.row[next]);
       forget(i);  // so that no register keeps what follows from it
@@ -121,8 +122,8 @@ class Block {
     return merged(shared_.block[turn], cluster(), base, p_.stats != nullptr);
   }
 
-  // Gives logits of -inf no share of the lists' tails. That is rare: each block of the cluster does so for itself, class
-  // by class, in the same order.
+  // Gives logits of -inf no share of the lists' tails. That is rare: each block of the cluster does so for itself,
+  // class by class, in the same order.
   __device__ void keep_lists_off_masked(std::int64_t i, Row& row, const Base& base, Stats& all) {
     const Span<T> span = held_.span(i);
     double masked[kScaledRows] = {};  // that a list does not have

@@ -20,8 +20,8 @@ __device__ inline Masses uniform_masses(const Row& row) {
   return m;
 }
 
-// At class j. `lists`: with what lists have there; else all lists give it their tail. `tails`: false for a logit of -inf
-// in a row that is `masked`.
+// At class j. `lists`: with what lists have there; else all lists give it their tail. `tails`: false for a logit of
+// -inf in a row that is `masked`.
 __device__ inline Masses masses_at(const BlendedKL& p, const Row& row, std::int64_t j, bool lists, bool tails = true) {
   const float* weight = row.smooth == 0 ? nullptr : static_cast<const float*>(p.weight);
   Masses m{weight == nullptr ? row.smooth : row.smooth * weight[j], 0};

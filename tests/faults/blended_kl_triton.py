@@ -8,6 +8,9 @@ DENSE = TESTS + "test_every_pair_of_encodings[rows-float32-soft-dense-past-dense
 TOP_K = TESTS + "test_every_pair_of_encodings[rows-float32-soft-top-k-past-top-k]"
 BLOCKS = TESTS + "test_every_pair_of_encodings[blocks-float32-soft-dense-past-dense]"
 WIDTHS = TESTS + "test_widths_around_tiles"
+MASKED_TOP_K = "tests/test_blended_kl_masked_top_k.py::"
+ROWS_WRITTEN_OUT = MASKED_TOP_K + "test_loss_and_gradient_are_those_of_the_rows_written_out[triton-float32-140-3]"
+LISTED_MASKED = MASKED_TOP_K + "test_listed_mass_on_a_masked_class[triton-6]"
 MASKED = TESTS + "test_top_k_mass_on_masked_classes"
 MANY = TESTS + "test_more_rows_than_one_program_or_group_adds_up[mean]"
 KEPT = TESTS + "test_a_launch_is_kept_for_problems_of_its_layout"
@@ -68,15 +71,27 @@ FAULTS = {
     "toast_kernels/blended_kl/triton_lists.py": [
         (
             "the tail is spread over all classes",
-            "tl.maximum(1.0 - listed, 0.0) / tl.maximum(C - table.width, 1)",
-            "tl.maximum(1.0 - listed, 0.0) / C",
+            "rest / tl.maximum(sharing, 1)",
+            "rest / C",
             TOP_K,
         ),
         (
-            "a tail on a masked class is not seen",
-            "(tail != 0) & (masked > listed_masked)",
-            "(tail != 0) & (tail < 0)",
-            MASKED,
+            "the tail is spread over masked classes too",
+            "(masked - listed_masked.to(tl.int32))",
+            "0 * masked",
+            ROWS_WRITTEN_OUT,
+        ),
+        (
+            "listed classes that are masked count twice",
+            "(masked - listed_masked.to(tl.int32))",
+            "masked",
+            LISTED_MASKED,
+        ),
+        (
+            "the entropy is that of the rest spread over all classes",
+            "rest * tl.log(more), 0.0)",
+            "0.0 * more, 0.0)",
+            ROWS_WRITTEN_OUT,
         ),
         (
             "mass listed on a masked class is not seen",
@@ -98,6 +113,18 @@ FAULTS = {
         ),
     ],
     "toast_kernels/blended_kl/triton_sparse.py": [
+        (
+            "the gradient at masked classes has the tails",
+            "C, PAST, POWER, ALIGN) + tails",
+            "C, PAST, POWER, ALIGN) + 0 * tails",
+            ROWS_WRITTEN_OUT,
+        ),
+        (
+            "the gradient at a masked class lacks what the past's list has there",
+            "g -= listed_beyond_tail(inputs.past, target.past_row, target.past, 0.0, at, masked)",
+            "g -= 0.0",
+            LISTED_MASKED,
+        ),
         (
             "labels lack their mass",
             "value -= tl.where(at == target.a.y, target.a.hard, 0.0)",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from ..arguments import Arguments, check, class_dim, numbers, to_problem
+from ..arguments import Arguments, check, class_dim, learned, numbers, to_problem
 from ..backends import choose
 from ..native import rows_of
 from ..soft_targets import SoftTargets
@@ -56,12 +56,19 @@ class Plan:
     def __init__(self, given: Arguments, eager: bool):
         logits, target = given.logits, given.target
         grad = torch.is_grad_enabled()
-        learns_target = isinstance(target, Tensor) and target.requires_grad and grad
+        self.learned = learned(given) if grad else ()
+        # What F.cross_entropy gives a gradient, "auto" does.
+        learns = self.learned if isinstance(target, Tensor) and target.is_floating_point() else ()
         width = logits.shape[class_dim(logits)]
         self.backend = choose(
             "blended_kl", given.backend, logits.device, logits.dtype, width,
-            learns_target=learns_target, held=held(given),
+            learns=tuple(name for name in learns if name in ("target", "weight")), held=held(given),
         )  # fmt: skip
+        if self.learned and self.backend != "reference":
+            raise ValueError(
+                f'{self.learned[0]} requires grad, and backend "{self.backend}" gives it no gradient: use '
+                'backend="reference", or detach it'
+            )
         self.eager = eager
         self.differentiable = logits.requires_grad and grad
         in_forward = self.differentiable and gradient_in_forward(logits, given.reduction)
@@ -78,7 +85,8 @@ class Plan:
             problem = to_problem(given, alpha, past_weight, self.need_gradient)
             if self.launch is None:
                 if self.backend == "reference":
-                    return reference.blended_kl(problem)
+                    values = {name: getattr(Arguments(*given), name) for name in self.learned if name in _SCALARS}
+                    return reference.blended_kl(problem._replace(**values))
                 if not self.eager:
                     return traced(problem, self.backend)
                 self.scale_ = kernels(self.backend).scale_
@@ -143,6 +151,7 @@ class _Unplanned(Exception):
     pass
 
 
+_SCALARS = ("alpha", "past_weight")
 _TENSORS = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
 _KINDS_OF_SETTINGS = (_NUMBERS, int, _NUMBERS, str, bool, str)
@@ -159,7 +168,7 @@ def _of_number(x):
     if isinstance(x, _NUMBERS):
         return float
     if type(x) in _TENSORS and not x.dim():
-        return float if x.device.type == "cpu" else (x.dtype, x.device)
+        return x.requires_grad, float if x.device.type == "cpu" else (x.dtype, x.device)
     raise _Unplanned
 
 

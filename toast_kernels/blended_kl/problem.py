@@ -38,15 +38,17 @@ class Table(NamedTuple):
             listed = self.indices.long()
             sharing = torch.ones_like(values[:, :1], dtype=torch.bool) if masked is None else ~masked
             sharing = sharing.expand(-1, num_classes).scatter(1, listed, False)
-            probs = torch.where(sharing, tail(values, sharing.sum(1).clamp(min=1))[:, None], 0).scatter(1, listed, values)
+            probs = torch.where(sharing, tail(values, sharing.sum(1).clamp(min=1))[:, None], 0).scatter(
+                1, listed, values
+            )
         else:
             probs = values
         return torch.where(self.filled[:, None], probs, 0)
 
 
 def tail(values: Tensor, sharing: int | Tensor) -> Tensor:
-    """[R] probability of each of the `sharing` (a number, or [R]) classes that share what top-k rows leave of 1; 0 where
-    rounding leaves a sum above 1."""
+    """[R] probability of each of the classes, `sharing` of them (a number, or [R]), that share what top-k rows leave of
+    1; 0 where rounding leaves a sum above 1."""
     return (1 - values.sum(dim=1)).clamp(min=0) / sharing
 
 
@@ -161,9 +163,12 @@ def flatten(problem: Problem) -> list:
 
 def arguments_of_op(problem: Problem) -> list:
     """The fields as the op takes them: numbers that may be tensors as float64 tensors."""
-    alpha, past_weight = (
-        None if x is None else torch.as_tensor(x, dtype=torch.float64) for x in (problem.alpha, problem.past_weight)
-    )
+
+    def tensor(x):
+        device = x.device if isinstance(x, Tensor) else "cpu"
+        return None if x is None else torch.as_tensor(x, dtype=torch.float64, device=device)
+
+    alpha, past_weight = tensor(problem.alpha), tensor(problem.past_weight)
     return flatten(problem._replace(alpha=alpha, past_weight=past_weight))
 
 

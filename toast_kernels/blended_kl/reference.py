@@ -87,7 +87,7 @@ def blended_kl(problem: Problem) -> Outputs:
             past_rows = past_weight * torch.xlogy(q, q).sum(1) + _cross_entropy(past_weight * q, log_p)
             past_rows = temperature**2 * past_rows
             past_rows = torch.where(has_past, past_rows, 0)
-    poison = torch.where(bad, torch.nan, 1)  # the gradient too
+    poison = torch.where(bad, torch.nan, row_weight.new_ones(()))  # the gradient too
     row_loss = torch.where(z.isnan().any(1), torch.nan, row_loss * poison)
 
     if problem.reduction == "none":

@@ -25,9 +25,9 @@ def list_block(table, row, scale, start):
 
 @triton.jit
 def list_terms(table, row, scale, logits_row, origin, sum_d, masked, C):
-    """Of `scale` times a top-k row: the tail (mass of each class that it does not list and whose logit is not -inf), all
-    its mass, the dot of that with d, whether there is mass on a logit of -inf, and what logits of -inf add to the row's
-    entropy. sum_d, masked: as finite_d has it."""
+    """Of `scale` times a top-k row: the tail (mass of each class that it does not list and whose logit is not -inf),
+    all its mass, the dot of that with d, whether there is mass on a logit of -inf, and what logits of -inf add to the
+    row's entropy. sum_d, masked: as finite_d has it."""
     listed, dot, listed_d, listed_masked, lost = scale * 0, scale * 0, scale * 0, scale * 0, scale * 0
     for start in range(0, table.width, LIST_BLOCK):
         at, value, mask = list_block(table, row, scale, start)

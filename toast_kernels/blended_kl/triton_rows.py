@@ -194,7 +194,9 @@ def outside_of(inputs, target, sums, logits_row, origin, C, PAST: tl.constexpr):
         uniform, mass, dot, lost = uniform + tail_a, mass + add, dot + add_dot, lost | add_lost
         if inputs.labels.target_b is not None:
             b = target.b
-            tail_b, add, add_dot, add_lost, _ = list_terms(inputs.soft, b.y, b.soft, logits_row, origin, sum_d, masked, C)
+            tail_b, add, add_dot, add_lost, _ = list_terms(
+                inputs.soft, b.y, b.soft, logits_row, origin, sum_d, masked, C
+            )
             uniform, mass, dot, lost = uniform + tail_b, mass + add, dot + add_dot, lost | add_lost
     if PAST_LIST:
         tail_past, past_mass, add_dot, add_lost, entropy = list_terms(

@@ -18,7 +18,7 @@ def pool_rows(
         pool[start : start + len(labels)] = logits
         pool_labels[start : start + len(labels)] = labels
         return
-    to = start + torch.arange(len(labels), device=labels.device)
+    to = start + torch.arange(len(labels), dtype=torch.int64, device=labels.device)
     fits = to < len(pool)
     to %= len(pool)  # so that no two rows have one place
     pool.index_copy_(0, to, torch.where(fits[:, None], logits.to(pool.dtype), pool[to]))
@@ -48,7 +48,7 @@ def carry_rows(
         labelled = labels != ignore_index
         may &= labelled if labels_b is None else labelled | (labels_b != ignore_index)
     rows = torch.where(may, score, -torch.inf).argsort(descending=True, stable=True)[:num_slots]
-    slot = torch.arange(num_slots, device=logits.device)
+    slot = torch.arange(num_slots, dtype=torch.int64, device=logits.device)
     chosen = may.sum().clamp(max=num_slots)
     filled = slot < chosen
     slots.filled.copy_(filled)

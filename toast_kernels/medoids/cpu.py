@@ -64,7 +64,7 @@ class _EuclideanClass:
         self.n, self.width, self.threads = len(rows), matrix[3], threads
         self.rows = rows  # alive as long as its address is used
         self.fields = (matrix, rows.data_ptr(), self.n)
-        self.everyone = torch.arange(self.n, device="cpu")
+        self.everyone = torch.arange(self.n, dtype=torch.int64, device="cpu")
         self.mean = self._zeros(self.width)
         self.radius = _C.medoids_centre(self.fields, self.mean.data_ptr(), threads)
         self.block = max(STRIP, min(2048, PANEL // max(1, self.width)))

@@ -93,7 +93,9 @@ class _Classes:
         by_hash = self.hashes.argsort(stable=True)  # equal rows of a class come to lie side by side, in their order
         self.class_of, by_class = key[by_hash].sort(stable=True)
         self.order = by_hash[by_class]
-        self.offsets = torch.searchsorted(self.class_of, torch.arange(num_classes + 1, device=self.device))
+        self.offsets = torch.searchsorted(
+            self.class_of, torch.arange(num_classes + 1, dtype=torch.int64, device=self.device)
+        )
         self.used = self.class_of < num_classes
         self.class_of = self.class_of.clamp_max(num_classes - 1)
         self.sizes = self.offsets.diff()
