@@ -4,6 +4,8 @@ import pytest
 import torch
 from blended_kl_cases import Case, name
 from torch._dynamo.testing import CompileCounterWithBackend
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toast_kernels import toast_loss
@@ -153,3 +155,63 @@ def test_bad_arguments_raise_under_compile_too():
     compiled = torch.compile(toast_loss, backend="aot_eager")
     with pytest.raises((ValueError, torch._dynamo.exc.TorchRuntimeError), match="temperature must be positive"):
         compiled(torch.zeros(2, 33), torch.tensor([0, 3]), temperature=-1.0)
+
+
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+@pytest.mark.parametrize("where", ["in the same function", "outside"])
+def test_a_backward_pass_in_a_compiled_function_is_not_compiled(where, reduction):
+    """Else the kernels' launches were, with tensors that compiled code frees."""
+
+    def step(loss, logits, target, upstream):
+        if loss is None:
+            loss = toast_loss(logits, target, reduction=reduction)
+        loss.backward(upstream)
+        return loss
+
+    logits, target, _ = CASES["plain"].arguments()
+    upstream = torch.linspace(-1, 2, 6) if reduction == "none" else torch.tensor(0.5)
+    gradients = []
+    counter = CompileCounterWithBackend("eager")
+    for run in (step, torch.compile(step, backend=counter)):
+        leaf = logits.clone().requires_grad_()
+        run(None if "same" in where else toast_loss(leaf, target, reduction=reduction), leaf, target, upstream)
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+    assert counter.frame_count == ("same" in where)  # the forward pass
+
+
+@each_case
+def test_a_backward_pass_under_a_mode_of_a_loss_that_came_before_it(case):
+    """make_fx and fake tensors see an upstream gradient whose values are unknown."""
+    logits, target, keywords = case.arguments()
+    leaf = logits.clone().requires_grad_()
+    loss = toast_loss(leaf, target, **keywords)
+    upstream = torch.rand_like(loss)
+    (expected,) = torch.autograd.grad(loss, leaf, upstream, retain_graph=True)
+
+    def backward(upstream):
+        return torch.autograd.grad(loss, leaf, upstream)[0]
+
+    traced = make_fx(lambda u: torch.autograd.grad(loss, leaf, u, retain_graph=True)[0])(upstream)
+    torch.testing.assert_close(traced(upstream), expected, rtol=1e-2, atol=1e-4)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert backward(mode.from_tensor(upstream)).shape == leaf.shape
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_make_fx_and_fake_tensors_take_alpha_and_past_weight_as_tensors(reduction, backend):
+    logits, target, keywords = Case(6, 33, soft="dense", past="dense", reduction=reduction).arguments()
+
+    def gradient(logits, alpha, past_weight):
+        numbers = {"alpha": alpha, "past_weight": past_weight, "backend": backend}
+        loss = toast_loss(logits, target, **keywords | numbers)
+        return torch.autograd.grad(loss.sum(), logits)[0]
+
+    inputs = logits.requires_grad_(), torch.tensor(0.3), torch.tensor(1.5)
+    traced = make_fx(gradient)(*inputs)
+    others = logits, torch.tensor(0.6), torch.tensor(0.5)
+    torch.testing.assert_close(traced(*others), gradient(*others), rtol=1e-4, atol=1e-6)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fakes = [mode.from_tensor(x) for x in inputs]
+        assert gradient(*fakes).shape == logits.shape

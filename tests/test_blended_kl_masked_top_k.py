@@ -9,7 +9,7 @@ import pytest
 import torch
 from blended_kl_cases import BACKENDS, DTYPES, Case, assert_runs_as_good, in_truth, name, normal, run, toast_loss
 
-from toast_kernels import SoftTargets
+from toast_kernels import HardReplay, MedoidBank, PredictionMemory, SoftTargets
 
 INF = math.inf
 
@@ -184,3 +184,73 @@ def test_the_smallest_masked_problem(backend):
     past.values.mul_(1 - 2.0**-23)
     loss = toast_loss(torch.tensor([[1.0, 2.0, -INF]]), torch.tensor([0]), past=past, backend=backend)
     assert loss.isfinite()
+
+
+def masked_logits(rows, classes, seed):
+    """Class j is masked in row i where i + j is a multiple of 3, and so never class i."""
+    logits = normal(rows, classes, seed=seed).float()
+    at = torch.arange(rows)[:, None] * 2 + torch.arange(classes)[None, :] + 1
+    logits[at % 3 == 0] = -INF
+    return logits
+
+
+def check_past(past, logits, y, backend):
+    """A past of top-k rows of masked logits gives the loss and gradient of its rows written out."""
+    z = logits.clone().requires_grad_()
+    keywords = {"past": past.targets, "past_index": past.index, "reduction": "none"}
+    loss = toast_loss(z, y, backend=backend, **keywords)
+    loss.sum().backward()
+    has_past = (past.index >= 0)[:, None]
+    table = past.targets[past.index.clamp(min=0)]
+    rows = torch.where(has_past, as_used(table, (logits == -INF).numpy()), 0)
+    none = torch.zeros_like(rows)
+    expected, gradient = by_autograd(logits, y, none, 0.0, rows, 1.0, 3.0, torch.ones(len(y), dtype=torch.float64))
+    assert loss.isfinite().all()
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z.grad.double(), gradient, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 6, 9])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_replay_of_masked_logits(backend, top_k):
+    """Lists shorter and longer than the 6 classes that are not masked."""
+    replay = HardReplay(1.0, top_k=top_k)
+    x, labels = torch.arange(6.0)[:, None], torch.arange(6)
+    for _ in range(2):
+        rows, y, past = replay.extend(x, labels)
+        logits = masked_logits(6, 9, 1)[rows[:, 0].long()]  # a carried row has the mask that it had
+        used = y != -100
+        if past.targets is not None:
+            assert (past.index[6:] >= 0).all()
+            check_past(past._replace(index=past.index[used]), logits[used], y[used], backend)
+        loss = torch.nn.functional.cross_entropy(logits, y, reduction="none")
+        replay.keep(rows, y, logits, loss)
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 6, 9])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_memory_of_masked_logits(backend, top_k):
+    memory = PredictionMemory(6, 9, top_k=top_k)
+    logits, sample = masked_logits(6, 9, 2), torch.arange(6)
+    memory.keep(sample[:4], logits[:4])
+    check_past(memory.past(sample), masked_logits(6, 9, 3), torch.arange(6), backend)
+
+
+@pytest.mark.parametrize("top_k", [1, 4, 9])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bank_beside_masked_logits(backend, top_k):
+    """Soft targets of unmasked training, in a loss with masked classes."""
+    bank = MedoidBank(9, top_k=top_k)
+    bank.update(normal(36, 9, seed=4).float(), torch.arange(36) % 9)
+    table = bank.compute()
+    logits, y = masked_logits(6, 9, 5), torch.arange(6)
+    listed = torch.zeros(6, 9, dtype=torch.bool).scatter(1, table.indices[:6].long(), True)
+    logits = torch.where(listed & (logits == -INF), 0.5, logits)  # no listed mass under -inf
+    z = logits.clone().requires_grad_()
+    loss = toast_loss(z, y, soft_targets=table, alpha=0.6, reduction="none", backend=backend)
+    loss.sum().backward()
+    rows = as_used(table[:6], (logits == -INF).numpy())
+    ones = torch.ones(6, dtype=torch.float64)
+    expected, gradient = by_autograd(logits, y, rows, 0.6, torch.zeros_like(rows), 1.0, 3.0, ones)
+    torch.testing.assert_close(loss.detach().double(), expected, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(z.grad.double(), gradient, rtol=1e-5, atol=1e-6)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .backends import FLOATS
-from .blended_kl.problem import Problem, Table, loss_dtype, number
+from .blended_kl.problem import Problem, Table, is_traced, loss_dtype, number
 from .native import rows_of
 from .soft_targets import SoftTargets
 
@@ -221,7 +221,7 @@ def _check_lam(lam):
     if not isinstance(lam, Tensor):
         if not 0 <= lam <= 1:
             raise ValueError(f"target[2] (lam) must be in [0, 1], got {lam}")
-    elif lam.device.type == "cpu" and not torch.compiler.is_compiling() and not ((lam >= 0) & (lam <= 1)).all():
+    elif lam.device.type == "cpu" and not is_traced() and not ((lam >= 0) & (lam <= 1)).all():
         raise ValueError(f"target[2] (lam) must be in [0, 1], got values from {lam.min()} to {lam.max()}")
 
 

@@ -23,3 +23,13 @@ def _only_eager(method):
         return (disabled if torch.compiler.is_compiling() else method)(*arguments, **keywords)
 
     return call
+
+
+def run_as_is(function):
+    """A decorator: where a compiled function calls this one in Python (as a backward pass in it does), torch.compile
+    leaves it and all that it calls alone. Costs nothing and imports nothing; before PyTorch 2.7 it does nothing."""
+    frames = torch._C._dynamo.eval_frame
+    if hasattr(frames, "set_code_exec_strategy"):
+        skip = frames._FrameAction.SKIP
+        frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))
+    return function

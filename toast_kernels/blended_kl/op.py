@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..uncompiled import run_as_is
 from .problem import Outputs, Problem, allocate, arguments_of_op, flatten, number, schema, unflatten
 
 torch.library.define(
@@ -75,6 +76,7 @@ def _save(ctx, inputs, output):
     keep(ctx, output[1:2] if ctx.in_forward else inputs)
 
 
+@run_as_is
 def _backward(ctx, upstream, *_):
     gradient = None
     if upstream is not None:
@@ -126,6 +128,7 @@ class BlendedKL(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @run_as_is
     def backward(ctx, upstream):
         if not torch.is_grad_enabled():
             return BlendedKL.gradient(ctx, upstream), None, None, None
@@ -136,6 +139,7 @@ class BlendedKL(torch.autograd.Function):
     @staticmethod
     def gradient(ctx, upstream):
         plan, batched = ctx.plan, not _has_storage(upstream)  # is_grads_batched: several upstream gradients in one
+        batched = batched or torch._C._len_torch_dispatch_stack() > 0
         if not plan.need_gradient:
             problem = unflatten(kept(ctx))
             return _gradient_by_op(problem, upstream, plan.backend) if batched else plan.gradient(problem, upstream)

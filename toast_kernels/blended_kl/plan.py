@@ -17,7 +17,7 @@ from ..soft_targets import SoftTargets
 from . import reference
 from .cuda import held
 from .op import gradient_in_forward, kernels, traced, with_gradient
-from .problem import Outputs, Problem, flatten, make
+from .problem import Outputs, Problem, flatten, is_traced, make
 
 MOST_PLANS = 1024
 _plans: dict[tuple, "Plan"] = {}
@@ -124,7 +124,7 @@ def _is_plain(problem: Problem, given: tuple) -> bool:
 def kind_of_call(given: tuple) -> tuple | None:
     """What the plan of a call is found by; None for a call that is to be looked at anew each time: under a compiler,
     another dispatch mode or transform, with tensor subclasses or settings that are no plain numbers, or wrong ones."""
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_traced():
         return None
     if torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0 or torch._C._get_tracing_state():
         return None
@@ -168,7 +168,8 @@ def _of_number(x):
     if isinstance(x, _NUMBERS):
         return float
     if type(x) in _TENSORS and not x.dim():
-        return x.requires_grad, float if x.device.type == "cpu" else (x.dtype, x.device)
+        kind = float if x.device.type == "cpu" else (x.dtype, x.device)
+        return (kind, "learned") if x.requires_grad else kind
     raise _Unplanned
 
 

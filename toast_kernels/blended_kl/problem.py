@@ -95,9 +95,14 @@ def loss_dtype(logits: torch.dtype) -> torch.dtype:
     return torch.float64 if logits == torch.float64 else torch.float32
 
 
+def is_traced() -> bool:
+    """Whether a compiler or another dispatch mode (make_fx, fake tensors) sees the call: values may be unknown then."""
+    return torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0
+
+
 def number(value):
-    """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown while a compiler traces, stays a tensor."""
-    if type(value) is float or not isinstance(value, Tensor) or torch.compiler.is_compiling():  # floats take no time
+    """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown in a traced call, stays a tensor."""
+    if type(value) is float or not isinstance(value, Tensor) or is_traced():  # floats take no time
         return value
     return value.item() if value.device.type == "cpu" else value
 

@@ -11,9 +11,8 @@ and whose logit in z_i is not -inf; without one it is dropped. Kernels are teste
 """
 
 import torch
-import torch.nn.functional as F
 
-from .problem import Outputs, Problem
+from .problem import Outputs, Problem, is_traced
 
 
 def blended_kl(problem: Problem) -> Outputs:
@@ -27,7 +26,7 @@ def blended_kl(problem: Problem) -> Outputs:
     statistics_of = z.detach()
     masked = statistics_of == -torch.inf
     w = None if weight is None else weight.to(dtype)
-    if z.device.type == "cpu" and not torch.compiler.is_compiling():
+    if z.device.type == "cpu" and not is_traced():
         _reject_out_of_range(problem)
 
     if not problem.has_labels:
@@ -42,6 +41,7 @@ def blended_kl(problem: Problem) -> Outputs:
         smooth = smooth * w
 
     if labels:
+        classes = torch.arange(num_classes, dtype=torch.int64, device=z.device)
         mass = z.new_zeros(num_rows, num_classes)  # t
         score = z.new_zeros(num_rows, num_classes)  # what the unweighted, unblended cross-entropy is taken against
         row_weight = z.new_zeros(num_rows)
@@ -52,7 +52,7 @@ def blended_kl(problem: Problem) -> Outputs:
             bad |= kept & ((label < 0) | (label >= num_classes))
             y = torch.where(kept & ~bad, label, 0)
             share = torch.where(kept, share, 0)
-            onehot = F.one_hot(y, num_classes).to(dtype) * share[:, None]
+            onehot = (y[:, None] == classes).to(dtype) * share[:, None]
             w_y = share if w is None else share * w[y]
             weighted = onehot if w is None else torch.where(onehot != 0, onehot * w, 0)  # no inf * 0 at other labels
             hard = (1 - label_smoothing) * weighted + smooth * share[:, None]
