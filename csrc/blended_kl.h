@@ -30,7 +30,8 @@ struct SoftRows {
   std::int64_t stride = 0;       // elements from one row of values to the next
   std::int64_t rows = 0;
   std::int64_t width = 0;                 // C | k | C
-  const std::int32_t* indices = nullptr;  // [rows, k] ascending; what they leave of 1 is spread over the others
+  const std::int32_t* indices = nullptr;  // [rows, k] ascending; what they leave of 1 is spread over the others, but
+                                          // not those whose logit is -inf; over none, it is dropped
   const double* logsumexp = nullptr;      // [rows]: values are logits, row = softmax(values / temperature)
   const void* entropy = nullptr;          // [rows] - sum q log q; read for past rows only
   const bool* filled = nullptr;           // [rows]; null: all are

@@ -1,5 +1,7 @@
 """Faults of the C++ kernel of blended_kl."""
 
+MASKED_TOP_K = "tests/test_blended_kl_masked_top_k.py::"
+ROWS_WRITTEN_OUT = MASKED_TOP_K + "test_loss_and_gradient_are_those_of_the_rows_written_out[cpu-float32-140-3]"
 CPP = "ctest blended_kl.generic"
 AVX2 = "ctest blended_kl.avx2"
 AVX512 = "ctest blended_kl.avx512"
@@ -189,6 +191,12 @@ FAULTS = {
     ],
     "csrc/cpu/blended_kl_rows.h": [
         (
+            "masked classes are not looked for",
+            "if (masked == 0) return false;",
+            "return false;",
+            CPP,
+        ),
+        (
             "a weight that is not finite leads to a soft target that is not there",
             "if (alpha != 0) {",
             "{",
@@ -302,6 +310,24 @@ FAULTS = {
         ("small float16 are not subnormal", "magnitude < 0x1p-14f", "magnitude < 0x1p-24f", CPP),
     ],
     "csrc/cpu/soft_rows.h": [
+        (
+            "masked classes keep their share of a tail",
+            "if (is_masked(begin + j)) buffer[j] = 0;",
+            "",
+            ROWS_WRITTEN_OUT,
+        ),
+        (
+            "the entropy of a row beside masked classes is the stored one",
+            "return masked == 0 || rest == 0 ? 0 :",
+            "return rest >= 0 ? 0 :",
+            ROWS_WRITTEN_OUT,
+        ),
+        (
+            "listed classes that are masked count twice",
+            "masked -= is_masked(j);",
+            "",
+            MASKED_TOP_K + "test_listed_mass_on_a_masked_class[cpu-6]",
+        ),
         (
             "a top-k row's tail is spread over all classes",
             "double(std::max<std::int64_t>(classes - rows.width, 1))",

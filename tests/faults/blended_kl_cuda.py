@@ -6,6 +6,18 @@ RACES = "ctest blended_kl_cuda_races"
 FAULTS = {
     "csrc/cuda/block.cuh": [
         (
+            "the entropy of a row beside masked classes is the stored one",
+            "if (k == kPast) row.past_entropy += more;",
+            "",
+            RUN,
+        ),
+        (
+            "masked classes keep their share of a tail",
+            "masses_at(p_, row, j, false, z != -kInf)",
+            "masses_at(p_, row, j, false)",
+            RUN,
+        ),
+        (
             "warps' statistics are read before they are written",
             "shared_.warp[turn][warp()] = mine;\n    __syncthreads();",
             "shared_.warp[turn][warp()] = mine;\n    __syncwarp();",
@@ -70,9 +82,15 @@ FAULTS = {
     ],
     "csrc/cuda/row_gradient.cuh": [
         (
-            "classes of lists are written before the vectors that they lie in",
-            "__syncthreads();",
+            "the gradient at masked classes has the tails",
+            "if (row_.masked) write_masked(to, span);",
             "",
+            RUN,
+        ),
+        (
+            "classes of lists are written before the vectors that they lie in",
+            "!has_lists(row_)) return;\n    __syncthreads();",
+            "!has_lists(row_)) return;",
             RACES,
         ),
         (
@@ -159,6 +177,12 @@ FAULTS = {
         ),
     ],
     "csrc/cuda/row.cuh": [
+        (
+            "a tail is not spread anew over fewer classes",
+            "tail = sharing > 0 ? float(rest / sharing) : 0;",
+            "",
+            RUN,
+        ),
         ("both labels of Mixup have the first's share", "return which == 0 ? lam : 1 - lam;", "return lam;", RUN),
         (
             "what a list leaves is spread over the listed classes too",

@@ -82,7 +82,7 @@ FAULTS = {
             ROWS_WRITTEN_OUT,
         ),
         (
-            "listed classes that are masked count twice",
+            "listed masked classes count twice",
             "(masked - listed_masked.to(tl.int32))",
             "masked",
             LISTED_MASKED,
@@ -114,7 +114,7 @@ FAULTS = {
     ],
     "toast_kernels/blended_kl/triton_sparse.py": [
         (
-            "the gradient at masked classes has the tails",
+            "tails reach the gradient at masked classes",
             "C, PAST, POWER, ALIGN) + tails",
             "C, PAST, POWER, ALIGN) + 0 * tails",
             ROWS_WRITTEN_OUT,
@@ -159,8 +159,8 @@ FAULTS = {
         ),
         (
             "masked classes are not counted",
-            "masked += tl.sum(tl.where(z == -INF, 1.0, 0.0), 0)",
-            "masked += tl.sum(tl.where(z == INF, 1.0, 0.0), 0)",
+            "masked += tl.sum((z == -INF).to(tl.int32), 0)",
+            "masked += tl.sum((z == INF).to(tl.int32), 0)",
             MASKED,
         ),
         (

@@ -7,6 +7,18 @@ RETAIN = AUTOGRAD + "test_retain_graph_gives_the_same_gradient_twice_and_leaves_
 FAULTS = {
     "toast_kernels/blended_kl/op.py": [
         (
+            "compilers go into the backward pass",
+            "    @staticmethod\n    @run_as_is\n",
+            "    @staticmethod\n",
+            "tests/test_blended_kl_compile.py::test_a_backward_pass_in_a_compiled_function_is_not_compiled",
+        ),
+        (
+            "a fake upstream gradient is looked at",
+            "batched or torch._C._len_torch_dispatch_stack() > 0",
+            "batched",
+            "tests/test_blended_kl_compile.py::test_a_backward_pass_under_a_mode_of_a_loss_that_came_before_it",
+        ),
+        (
             "the gradient that was handed over is scaled again",
             "if batched or _graph_is_kept():",
             "if batched:",
@@ -44,6 +56,18 @@ FAULTS = {
         ),
     ],
     "toast_kernels/blended_kl/plan.py": [
+        (
+            "a number that is learned has the plan of one that is not",
+            'return (kind, "learned") if x.requires_grad else kind',
+            "return kind",
+            "tests/test_blended_kl_learned.py::test_a_plan_for_constants_is_not_taken_for_what_is_learned[cpu]",
+        ),
+        (
+            "the reference gets the number of an alpha that is learned",
+            "problem._replace(**values)",
+            "problem",
+            "tests/test_blended_kl_learned.py::test_the_reference_gives_all_of_them_the_gradient_of_finite_differences",
+        ),
         (
             "a plan is found for tensors of other strides",
             "return x.shape, x.stride(), x.dtype,",
@@ -115,6 +139,12 @@ FAULTS = {
     ],
     "toast_kernels/arguments.py": [
         (
+            "a lam that is learned passes for a constant",
+            '{"lam": target[2]}',
+            "{}",
+            "tests/test_blended_kl_learned.py::test_auto_raises_too",
+        ),
+        (
             "integer tables of another layout are read as contiguous",
             "return tensor if tensor.is_contiguous() else tensor.contiguous()",
             "return tensor",
@@ -122,6 +152,12 @@ FAULTS = {
         ),
     ],
     "toast_kernels/blended_kl/reference.py": [
+        (
+            "the loss has torch's default dtype",
+            "row_weight.new_ones(())",
+            "1",
+            "tests/test_defaults.py",
+        ),
         (
             "the reference's past term lacks T^2",
             "past_rows = temperature**2 *",
