@@ -1,0 +1,53 @@
+"""Faults of the medoids of rows on several ranks."""
+
+TESTS = "tests/test_distributed_medoids.py::"
+MEDOIDS = TESTS + "test_every_rank_has_the_medoids_of_all_rows_in_rank_order"
+
+FAULTS = {
+    "toast_kernels/distributed.py": [
+        (
+            "an owner leaves out the rows of the first rank",
+            "metric=metric,\n                    ignore_index=-1,",
+            "metric=metric,\n                    ignore_index=-1, mask=positions >= sizes[0],",
+            MEDOIDS,
+        ),
+        ("positions are counted on each rank", "offset = sum(sizes[: ranks.rank])", "offset = 0", MEDOIDS),
+        (
+            "rows are named by the classes of the first rank",
+            "own.repeat(ranks.size).repeat_interleave(numbers)",
+            "own.repeat_interleave(numbers.view(ranks.size, -1).sum(0))",
+            MEDOIDS,
+        ),
+        ("the medoids' rows stay where they are", "rows = ranks.all_reduce(rows)", "rows = rows.clone()", MEDOIDS),
+        (
+            "a rank may send more than a slab",
+            "received[owner] + total[c] > limit or sent + most[c] > limit",
+            "received[owner] + total[c] > limit",
+            TESTS + "test_a_slab_is_bounded",
+        ),
+        (
+            "an owner may receive more than a slab",
+            "received[owner] + total[c] > limit or sent + most[c] > limit",
+            "sent + most[c] > limit",
+            TESTS + "test_a_slab_is_bounded",
+        ),
+        (
+            "what failed on a rank is kept from all",
+            "        if failed:\n",
+            "        if False:\n",
+            TESTS + "test_a_failure_on_one_rank_is_an_error_on_all_that_names_it",
+        ),
+        (
+            "a rank is named by its number in its group",
+            "dist.get_global_rank(group, rank)",
+            "rank",
+            TESTS + "test_a_failure_on_one_rank_is_an_error_on_all_that_names_it",
+        ),
+        (
+            "ranks may differ in dtype",
+            "C=x.shape[1], dtype=x.dtype,",
+            "C=x.shape[1],",
+            TESTS + "test_a_failure_on_one_rank_is_an_error_on_all_that_names_it",
+        ),
+    ],
+}
