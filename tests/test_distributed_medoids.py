@@ -56,7 +56,7 @@ def pools(spread, size, dtype=torch.float16):
 
 
 def select(x, labels, group, *, num_classes=CLASSES, metric="euclidean", store=None):
-    """The medoids and what was stored: [C, D], NaN where nothing was."""
+    """The medoids' positions (every other is a row's), and what was stored: [C, D], NaN where nothing was."""
     table = torch.full((num_classes, WIDTH), torch.nan, dtype=x.dtype)
     times_stored = torch.zeros(num_classes)
 
@@ -65,7 +65,16 @@ def select(x, labels, group, *, num_classes=CLASSES, metric="euclidean", store=N
         times_stored[classes] += 1
 
     medoids = distributed_class_medoids(
-        x, labels, num_classes, store or write, metric=metric, ignore_index=-100, backend="auto", ranks=Ranks(group)
+        x,
+        labels,
+        1 + 2 * torch.arange(len(x)),
+        2 * len(x),
+        num_classes,
+        store or write,
+        metric=metric,
+        ignore_index=-100,
+        backend="auto",
+        ranks=Ranks(group),
     )
     assert torch.equal(times_stored, (medoids >= 0).float()) or store
     return medoids, table
@@ -155,7 +164,7 @@ def test_every_rank_has_the_medoids_of_all_rows_in_rank_order(found, group, case
     rows[expected >= 0] = x[expected[expected >= 0]]
     for rank in GROUPS[group]:
         medoids, table = found[rank][group, case]
-        assert medoids.tolist() == expected.tolist()
+        assert medoids.tolist() == torch.where(expected >= 0, 1 + 2 * expected, -1).tolist()
         assert torch.equal(table.view(torch.uint8), rows.view(torch.uint8))
     if spread == "even":
         assert expected.tolist() == scipy_medoids(x, labels, CLASSES, metric).tolist()
@@ -169,8 +178,8 @@ def test_a_slab_is_bounded(found, spread):
     largest = labels.bincount().max().item()
     assert largest > SLAB_ROWS
     received, sent = torch.tensor([found[rank]["exchanges", spread] for rank in THREE]).unbind(2)
-    assert received[:, 0].tolist() == [largest, 0, 0]  # alone
-    assert received[:, 1:].max() <= SLAB_ROWS
+    assert received[0, 0] == largest  # and no other class
+    assert received.flatten()[1:].max() <= SLAB_ROWS
     assert sent[:, 1:].max() <= SLAB_ROWS
     assert sent.sum() == received.sum() == len(labels)
 
@@ -200,3 +209,20 @@ def test_a_rank_that_does_not_come_is_an_error_within_the_timeout(found):
     for rank in (0, 1, 3):
         assert found[rank]["alone"].startswith("RuntimeError: a rank failed or did not come: set_epoch is collective")
     assert "alone" not in found[LOST]
+
+
+@pytest.mark.parametrize(
+    ("backends", "here", "somewhere", "expected"),
+    [
+        ("cuda:nccl", "cuda:1", {"cuda"}, "cuda:1"),
+        ("cpu:gloo,cuda:nccl", "cuda:1", {"cuda"}, "cuda:1"),
+        ("cpu:gloo,cuda:nccl", "cpu", {"cpu"}, "cpu"),
+        ("cpu:gloo,cuda:gloo", "cuda:1", {"cuda"}, "cpu"),
+        ("cpu:gloo,meta:nccl", "cpu", {"meta"}, "meta"),  # no rows here
+        ("meta:nccl", "cpu", {"cpu"}, "meta"),
+        ("meta:nccl", "cpu", set(), "meta"),
+    ],
+)
+def test_rows_are_exchanged_where_the_backend_is_at_home(backends, here, somewhere, expected):
+    with mock.patch.object(dist, "get_backend_config", return_value=backends):
+        assert Ranks().exchange_device(torch.device(here), somewhere) == torch.device(expected)

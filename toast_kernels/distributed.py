@@ -57,14 +57,7 @@ class Ranks:
             yield
         except Exception as raised:
             error = raised
-        try:
-            failed = self.all_reduce(torch.tensor(error is not None, dtype=torch.int64, device="cpu"), "MAX")
-        except RuntimeError as lost:
-            raise RuntimeError(
-                "a rank failed or did not come: set_epoch is collective, every rank of the process group must call it "
-                f"(with process_group=None each keeps to its own rows): {lost}"
-            ) from error or lost
-        if failed:
+        if self.all_reduce(torch.tensor(error is not None, dtype=torch.int64, device="cpu"), "MAX"):
             reasons = self.all_gather_object(error and f"{type(error).__name__}: {error}")
             said = [f"{self._name(rank)} failed with {reason}" for rank, reason in enumerate(reasons) if reason]
             raise RuntimeError("; ".join(said)) from error
@@ -81,15 +74,18 @@ class Ranks:
 
     def all_gather_object(self, value: Any) -> list:
         """Every rank's value, in their order."""
-        values = [None] * self.size
-        dist.all_gather_object(values, value, self._group)
+        values = [value] * self.size
+        if self.size > 1:
+            with _nobody_missing():
+                dist.all_gather_object(values, value, self._group)
         return values
 
     def all_reduce(self, tensor: Tensor, op: str = "SUM") -> Tensor:
         """The ranks' tensors reduced, on this one's device. May overwrite it."""
         backends = self._backends()
         reduced = tensor if tensor.device.type in backends else tensor.to(next(iter(backends)))
-        dist.all_reduce(reduced, getattr(dist.ReduceOp, op), self._group)
+        with _nobody_missing():
+            dist.all_reduce(reduced, getattr(dist.ReduceOp, op), self._group)
         return reduced.to(tensor.device)
 
     def all_to_all(self, rows: Tensor, for_each: list[int], from_each: list[int]) -> Tensor:
@@ -97,7 +93,8 @@ class Ranks:
         that they come from."""
         with self.in_step():
             received = rows.new_empty(sum(from_each), *rows.shape[1:])
-        dist.all_to_all_single(received, rows, from_each, for_each, self._group)
+        with _nobody_missing():
+            dist.all_to_all_single(received, rows, from_each, for_each, self._group)
         return received
 
     def exchange_device(self, device: torch.device, types: set[str]) -> torch.device:
@@ -122,10 +119,23 @@ class Ranks:
         return dict(sorted((pair.split(":") for pair in pairs), key=lambda pair: pair[0] != "cpu"))
 
 
+@contextmanager
+def _nobody_missing() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise RuntimeError(
+            "a rank failed or did not come: set_epoch is collective, every rank of the process group must call it "
+            f"(with process_group=None each keeps to its own rows): {error}"
+        ) from error
+
+
 @torch.no_grad()
 def distributed_class_medoids(
     x: Tensor,  # [n, C] on this rank
     labels: Tensor,  # [n] int64 or int32
+    positions: Tensor,  # int64 [n]
+    num_positions: int,
     num_classes: int,
     store: Callable[[Tensor, Tensor], None],
     *,
@@ -134,7 +144,10 @@ def distributed_class_medoids(
     backend: str,
     ranks: Ranks,
 ) -> Tensor:  # int64 [K] on the CPU
-    """class_medoids of all ranks' rows, concatenated in the order of the ranks: -1, or a row number in there.
+    """class_medoids of all ranks' rows, concatenated in the order of the ranks.
+
+    Returns each medoid's position, or -1. A rank's rows have these positions among num_positions, and those of the
+    ranks before it come before them.
 
     Every rank of the group must call it, also one without rows (whose x may be on any device); the result is the same
     on each. Calls store(classes, rows) on every rank, with the medoids' rows: int64 [k] on the CPU, ascending, and
@@ -154,25 +167,25 @@ def distributed_class_medoids(
     ranks.agree(
         C=x.shape[1], dtype=x.dtype, num_classes=num_classes, metric=metric, ignore_index=ignore_index, backend=backend
     )
-    sizes, devices = zip(*ranks.all_gather_object((len(x), x.device.type)), strict=True)
+    sizes, spans, devices = zip(*ranks.all_gather_object((len(x), num_positions, x.device.type)), strict=True)
     device = ranks.exchange_device(x.device, {kind for kind, size in zip(devices, sizes, strict=True) if size})
     selects_on = x.device if device.type == "cpu" else device
-    offset = sum(sizes[: ranks.rank])
+    offset, span_offset = sum(sizes[: ranks.rank]), sum(spans[: ranks.rank])
     limit = max(1, SLAB // pool.row_bytes)
     total, most = ranks.all_reduce(pool.counts.clone()), ranks.all_reduce(pool.counts.clone(), "MAX")
 
-    medoids = torch.zeros(num_classes, dtype=torch.int64, device="cpu")  # 1 + position; 0 where it is not known here
+    medoids = torch.zeros(num_classes, dtype=torch.int64, device="cpu")  # 1 + row of all; 0: another rank knows
     for owned in _slabs(total.tolist(), most.tolist(), ranks.size, limit):
         mine = owned[ranks.rank]
         classes_of_each = [len(classes) for classes in owned]
         with ranks.in_step():
             numbers, chosen = pool.rows_of([c for classes in owned for c in classes])
             for_each = [part.sum().item() for part in numbers.split(classes_of_each)]
-            numbers, rows, positions = (sent.to(device) for sent in (numbers, pool.bytes_of(chosen), chosen + offset))
+            numbers, rows, places = (sent.to(device) for sent in (numbers, pool.bytes_of(chosen), chosen + offset))
         numbers = ranks.all_to_all(numbers, classes_of_each, [len(mine)] * ranks.size)
         from_each = numbers.view(ranks.size, len(mine)).sum(1).tolist()
         rows = ranks.all_to_all(rows, for_each, from_each)
-        positions = ranks.all_to_all(positions, for_each, from_each)
+        places = ranks.all_to_all(places, for_each, from_each)
         with ranks.in_step():
             if mine:
                 own = torch.arange(len(mine), dtype=torch.int64, device=device)
@@ -181,19 +194,22 @@ def distributed_class_medoids(
                     rows.view(x.dtype).to(selects_on), own_labels.to(selects_on), len(mine), metric=metric,
                     ignore_index=-1, backend=backend,
                 )  # fmt: skip
-                medoids[mine] = 1 + positions[best.to(device)].cpu()
+                medoids[mine] = 1 + places[best.to(device)].cpu()
     medoids = ranks.all_reduce(medoids) - 1
 
+    found = torch.zeros_like(medoids)  # 1 + position
     for classes in (medoids >= 0).nonzero()[:, 0].split(limit):
         with ranks.in_step():
             row = medoids[classes] - offset
             here = (row >= 0) & (row < len(x))
             rows = torch.zeros(len(classes), pool.row_bytes, dtype=torch.uint8, device=device)
-            rows[here.to(device)] = pool.bytes_of(row[here].to(x.device)).to(device)
+            row = row[here].to(x.device)
+            rows[here.to(device)] = pool.bytes_of(row).to(device)
+            found[classes[here]] = 1 + span_offset + positions[row].cpu()
         rows = ranks.all_reduce(rows)  # bytes: those of the one rank that has the row, and zeros
         with ranks.in_step():
             store(classes, rows.view(x.dtype).to(x.device))
-    return medoids
+    return ranks.all_reduce(found) - 1
 
 
 class _Pool:

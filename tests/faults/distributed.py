@@ -8,10 +8,11 @@ FAULTS = {
         (
             "an owner leaves out the rows of the first rank",
             "metric=metric,\n                    ignore_index=-1,",
-            "metric=metric,\n                    ignore_index=-1, mask=positions >= sizes[0],",
+            "metric=metric,\n                    ignore_index=-1, mask=places >= sizes[0],",
             MEDOIDS,
         ),
-        ("positions are counted on each rank", "offset = sum(sizes[: ranks.rank])", "offset = 0", MEDOIDS),
+        ("positions are counted on each rank", "sum(spans[: ranks.rank])", "0", MEDOIDS),
+        ("rows are numbered on each rank", "sum(sizes[: ranks.rank])", "0", MEDOIDS),
         (
             "rows are named by the classes of the first rank",
             "own.repeat(ranks.size).repeat_interleave(numbers)",
