@@ -1,11 +1,13 @@
 """MedoidBank: pools an epoch's logits, then turns each class's medoid into the class's soft target."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .arguments import label_shape
+from .distributed import Ranks, distributed_class_medoids
 from .functional import class_medoids
 from .kept_rows.op import pool_rows as copy_to_pool
 from .soft_targets import SoftTargets, check_temperature, default_dtype
@@ -36,11 +38,14 @@ class MedoidBank(nn.Module):
             in it are counted there: a CUDA graph that holds an update goes on where the last replay ended. Default: it
             grows as rows come.
         ignore_index: rows with this label are left out.
+        process_group: of torch.distributed. compute combines the pools of its ranks: it is collective, and on every
+            rank the result is the same, bit for bit, that of all their rows in the order of the ranks. By default
+            "world", the default group if there is one when it is needed; None: each process keeps to its own rows.
         backend: of class_medoids.
 
     Attributes:
         medoids: int64 [C] after compute: the medoid's position among the rows given to update since the last reset
-            (all of them count, those left out too), or -1.
+            (all of them count, those left out too; of several ranks, those of the first come first), or -1.
         num_rows: how many rows were given to update since the last reset. Reading it waits for a GPU with pool_rows.
 
     The state is complete, in the middle of an epoch too: it holds the pooled rows. The pool lives on the device of
@@ -60,6 +65,7 @@ class MedoidBank(nn.Module):
         pool_dtype: torch.dtype = torch.float16,
         pool_rows: int | None = None,
         ignore_index: int = -100,
+        process_group="world",
         backend: str = "auto",
     ):
         super().__init__()
@@ -84,6 +90,7 @@ class MedoidBank(nn.Module):
         self.pool_rows = pool_rows
         self.ignore_index = ignore_index
         self.backend = backend
+        self.ranks = Ranks(process_group)
         self.medoids = torch.full((num_classes,), -1)
         self._count = 0 if pool_rows is None else torch.zeros((), dtype=torch.int64)  # on a GPU beyond pool_rows too
         self._logits = torch.empty(0, num_classes, dtype=pool_dtype)
@@ -107,6 +114,11 @@ class MedoidBank(nn.Module):
         """
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "in a replica of nn.DataParallel no row can be pooled: what it pools is thrown away after the forward "
+                "pass. Use DistributedDataParallel, or compute the loss outside of DataParallel"
+            )
         if torch._C._current_graph_task_id() != -1:
             if self.pool_rows is None and not self._count:
                 warnings.warn(
@@ -145,11 +157,23 @@ class MedoidBank(nn.Module):
             RuntimeError: nothing was given to update since the last reset, or more than pool_rows rows.
         """
         num_rows = self.num_rows
-        if num_rows == 0:
+        if sum(self.ranks.all_gather_object(num_rows)) == 0:
             raise RuntimeError("the pool is empty: compute() needs an update(logits, target) since the last reset()")
         if num_rows > len(self._logits):
             raise RuntimeError(f"pool_rows = {len(self._logits)} rows fit into the pool, and {num_rows} came")
         pool, labels = self._logits[:num_rows], self._labels[:num_rows]
+        if self.ranks.size > 1:
+            table = SoftTargets.empty(self.num_classes, self.num_classes, top_k=self.top_k, dtype=self.dtype)
+            table = replace(table, temperature=self.temperature)
+
+            def store(classes, rows):
+                table[classes] = SoftTargets.from_logits(rows, self.temperature, top_k=self.top_k, dtype=self.dtype)
+
+            self.medoids = distributed_class_medoids(
+                pool, labels, torch.arange(num_rows), num_rows, self.num_classes, store, metric=self.metric,
+                ignore_index=self.ignore_index, backend=self.backend, ranks=self.ranks,
+            )  # fmt: skip
+            return table
         self.medoids = class_medoids(
             pool, labels, self.num_classes, metric=self.metric, ignore_index=self.ignore_index, backend=self.backend
         )

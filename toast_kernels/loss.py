@@ -69,6 +69,7 @@ class ToastLoss(nn.Module):
         dtype: torch.dtype | None = None,
         pool_dtype: torch.dtype = torch.float16,
         pool_rows: int | None = None,
+        process_group="world",
         backend: str = "auto",
     ):
         super().__init__()
@@ -95,6 +96,7 @@ class ToastLoss(nn.Module):
             pool_dtype=pool_dtype,
             pool_rows=pool_rows,
             ignore_index=ignore_index,
+            process_group=process_group,
             backend=backend,
         )
         self.register_buffer("weight", weight)
@@ -176,7 +178,8 @@ class ToastLoss(nn.Module):
         """
         if not 0 <= epoch < num_epochs:
             raise ValueError(f"epoch must be in [0, num_epochs) with num_epochs = {num_epochs}, got {epoch}")
-        if epoch != self.epoch and self.bank.num_rows:
+        self.bank.ranks.agree(epoch=epoch, num_epochs=num_epochs, last_epoch=self.epoch)
+        if epoch != self.epoch and sum(self.bank.ranks.all_gather_object(self.bank.num_rows)):
             new = self.bank.compute()
             if self.soft_targets is None:
                 self.soft_targets = new
