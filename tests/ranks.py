@@ -37,7 +37,7 @@ def seconds(number: float) -> datetime.timedelta:
 
 def one_rank(function, rank: int, size: int, folder: str) -> None:
     store = dist.FileStore(os.path.join(folder, "store"), size)
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=seconds(60))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=seconds(30))
     torch.save(function(rank, size), os.path.join(folder, f"{rank}.pt"))
     dist.destroy_process_group()
 

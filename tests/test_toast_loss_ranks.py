@@ -84,9 +84,10 @@ def rows_of(rank):
     return torch.randn(20, CLASSES, generator=generator), torch.randint(CLASSES, (20,), generator=generator)
 
 
-def table_of(criterion, rank):
+def table_of(criterion, rank, without=None):
     criterion.set_epoch(0, 3)
-    criterion(*rows_of(rank))
+    if rank != without:
+        criterion(*rows_of(rank))
     criterion.set_epoch(1, 3)
     return criterion.soft_targets.values, criterion.bank.medoids
 
@@ -102,12 +103,13 @@ def groups(rank):
     pair, hasty = dist.new_group([1, 2]), dist.new_group(timeout=ranks.seconds(1))
     found = {"before": table_of(EARLY, rank), "group": table_of(ToastLoss(CLASSES, process_group=pair), rank)}
     found["copy"] = table_of(copy.deepcopy(ToastLoss(CLASSES, process_group=pair)), rank)
+    found["empty pool"] = table_of(ToastLoss(CLASSES), rank, without=1)
     if rank == 0:
         found["alone"] = table_of(ToastLoss(CLASSES, process_group=None), rank)
     bank = MedoidBank(CLASSES)
     bank.update(*rows_of(rank))
     found["bank"] = bank.compute().values, bank.medoids
-    found["empty"] = error_of(MedoidBank(CLASSES).compute)
+    found["empty pools"] = error_of(MedoidBank(CLASSES).compute)
     criterion = ToastLoss(CLASSES)
     found["differ"] = error_of(criterion.set_epoch, rank, 3)
     if rank:
@@ -165,11 +167,20 @@ def test_every_rank_goes_on_from_the_first_ones_checkpoint(found):
 
 @pytest.mark.parametrize(
     ("case", "members"),
-    [("before", [0, 1, 2]), ("bank", [0, 1, 2]), ("group", [1, 2]), ("copy", [1, 2]), ("group", [0]), ("alone", [0])],
+    [
+        ("before", [0, 1, 2]),
+        ("bank", [0, 1, 2]),
+        ("empty pool", [0, 2]),
+        ("group", [1, 2]),
+        ("copy", [1, 2]),
+        ("group", [0]),
+        ("alone", [0]),
+    ],
 )
 def test_the_ranks_of_a_group_choose_together(found, case, members):
     expected, medoids = expected_of([rows_of(rank) for rank in members])
-    for rank in members:
+    everyone = range(SIZE) if case == "empty pool" else members
+    for rank in everyone:
         values, found_medoids = found[rank][case]
         assert found_medoids.tolist() == medoids.tolist()
         torch.testing.assert_close(values.float(), expected.to(values.dtype).float())
@@ -177,7 +188,7 @@ def test_the_ranks_of_a_group_choose_together(found, case, members):
 
 def test_an_empty_pool_is_one_that_is_empty_on_every_rank(found):
     for rank in found:
-        assert rank["empty"].startswith("RuntimeError: the pool is empty")
+        assert rank["empty pools"].startswith("RuntimeError: the pool is empty")
 
 
 def test_ranks_in_different_epochs_are_an_error_on_all(found):
@@ -210,7 +221,7 @@ def test_data_parallel_replicas_cannot_pool(monkeypatch):
     criterion(*rows_of(0))
 
 
-@pytest.mark.parametrize("process_group", ["workd", "none"])
+@pytest.mark.parametrize("process_group", ["workd", 1, [0, 1]])
 def test_what_is_no_group_is_an_error(process_group):
     with pytest.raises(ValueError, match='process_group must be a process group, "world" or None'):
         ToastLoss(CLASSES, process_group=process_group)

@@ -25,7 +25,8 @@ class Ranks:
     """
 
     def __init__(self, process_group: dist.ProcessGroup | str | None = "world"):
-        if isinstance(process_group, str) and process_group != "world":
+        outside = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None  # new_group's for such a process
+        if process_group not in (None, "world", outside) and not isinstance(process_group, dist.ProcessGroup):
             raise ValueError(f'process_group must be a process group, "world" or None, got {process_group!r}')
         self.process_group = process_group
 

@@ -1,6 +1,7 @@
 """Faults of the medoids of rows on several ranks."""
 
 TESTS = "tests/test_distributed_medoids.py::"
+LOSS = "tests/test_toast_loss_ranks.py::"
 MEDOIDS = TESTS + "test_every_rank_has_the_medoids_of_all_rows_in_rank_order"
 
 FAULTS = {
@@ -34,8 +35,8 @@ FAULTS = {
         ),
         (
             "what failed on a rank is kept from all",
-            "        if failed:\n",
-            "        if False:\n",
+            'if self.all_reduce(torch.tensor(error is not None, dtype=torch.int64, device="cpu"), "MAX"):',
+            "if False:",
             TESTS + "test_a_failure_on_one_rank_is_an_error_on_all_that_names_it",
         ),
         (
@@ -49,6 +50,42 @@ FAULTS = {
             "C=x.shape[1], dtype=x.dtype,",
             "C=x.shape[1],",
             TESTS + "test_a_failure_on_one_rank_is_an_error_on_all_that_names_it",
+        ),
+    ],
+    "toast_kernels/bank.py": [
+        (
+            "each rank chooses alone",
+            "if self.ranks.size > 1:",
+            "if False:",
+            LOSS + "test_every_rank_has_the_soft_targets_of_all_ranks_rows",
+        ),
+        (
+            "a replica's pool is thrown away in silence",
+            'getattr(self, "_is_replica", False)',
+            "False",
+            LOSS + "test_data_parallel_replicas_cannot_pool",
+        ),
+    ],
+    "toast_kernels/loss.py": [
+        (
+            "a rank without rows does not come",
+            "sum(self.bank.ranks.all_gather_object(self.bank.num_rows))",
+            "self.bank.num_rows",
+            LOSS + "test_the_ranks_of_a_group_choose_together",
+        ),
+        (
+            "ranks may be in different epochs",
+            "self.bank.ranks.agree(epoch=epoch, num_epochs=num_epochs,",
+            "self.bank.ranks.agree(num_epochs=num_epochs,",
+            LOSS + "test_ranks_in_different_epochs_are_an_error_on_all",
+        ),
+    ],
+    "toast_kernels/prediction_memory.py": [
+        (
+            "a memory warns at every step",
+            "self._warned = True",
+            "pass",
+            LOSS + "test_a_prediction_memory_warns_once",
         ),
     ],
 }
