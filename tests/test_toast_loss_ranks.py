@@ -103,7 +103,7 @@ def groups(rank):
     pair, hasty = dist.new_group([1, 2]), dist.new_group(timeout=ranks.seconds(1))
     found = {"before": table_of(EARLY, rank), "group": table_of(ToastLoss(CLASSES, process_group=pair), rank)}
     found["copy"] = table_of(copy.deepcopy(ToastLoss(CLASSES, process_group=pair)), rank)
-    found["empty pool"] = table_of(ToastLoss(CLASSES), rank, without=1)
+    found["empty pool"] = table_of(ToastLoss(CLASSES, dtype=torch.float32), rank, without=1)
     if rank == 0:
         found["alone"] = table_of(ToastLoss(CLASSES, process_group=None), rank)
     bank = MedoidBank(CLASSES)
