@@ -28,12 +28,14 @@ void softmax_statistics(int dtype, std::uintptr_t logits, std::int64_t rows, std
 }
 
 std::int64_t pool_rows(int dtype, std::uintptr_t logits, std::int64_t rows, std::int64_t classes, std::int64_t stride,
-                       std::uintptr_t labels, std::int64_t ignore_index, int pool_dtype, std::uintptr_t pool,
-                       std::uintptr_t pool_labels, std::int64_t start, int threads) {
+                       std::uintptr_t labels, std::uintptr_t places, std::int64_t ignore_index, int pool_dtype,
+                       std::uintptr_t pool, std::uintptr_t pool_labels, std::uintptr_t positions, std::int64_t capacity,
+                       std::uintptr_t counts, int threads) {
   py::gil_scoped_release release;
   return toast::pool_rows_cpu({toast::DType(dtype), pointer<const void>(logits), rows, classes, stride,
-                               pointer<const std::int64_t>(labels), ignore_index, toast::DType(pool_dtype),
-                               pointer<void>(pool), pointer<std::int64_t>(pool_labels), start, threads});
+                               pointer<const std::int64_t>(labels), pointer<const std::int64_t>(places), ignore_index,
+                               toast::DType(pool_dtype), pointer<void>(pool), pointer<std::int64_t>(pool_labels),
+                               pointer<std::int64_t>(positions), capacity, pointer<std::int64_t>(counts), threads});
 }
 
 std::int64_t carry_rows(const py::tuple& batch, const py::tuple& settings, const py::tuple& slots, int threads) {

@@ -12,16 +12,19 @@ struct PoolRows {
   const void* logits;  // [rows, classes], rows contiguous
   std::int64_t rows, classes, stride;
   const std::int64_t* labels;  // [rows]
+  const std::int64_t* places;  // [rows]: which row of the pool each goes to; null: to the first free ones, in order
   std::int64_t ignore_index;
   DType pool_dtype;
-  void* pool;                 // [start + rows or more, classes]
-  std::int64_t* pool_labels;  // [start + rows or more]
-  std::int64_t start;         // the pool's first free row
+  void* pool;                             // [capacity, classes]
+  std::int64_t *pool_labels, *positions;  // [capacity]
+  std::int64_t capacity;
+  std::int64_t* counts;  // rows put one after the other into the pool so far, and all rows that came
   int threads = 1;
 };
 
-// Copies logits, converted to the pool's dtype, and labels. Returns -1, or the first row whose label is neither in
-// [0, classes) nor ignore_index: then nothing is written.
+// Copies the rows whose label is not ignore_index: logits, converted to the pool's dtype, label, and position among
+// all rows that came. What has no place in the pool is counted and not written. Returns -1, or the first row whose
+// label is neither in [0, classes) nor ignore_index: then nothing is written or counted.
 std::int64_t pool_rows_cpu(const PoolRows& problem);
 
 struct CarryRows {

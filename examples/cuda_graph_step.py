@@ -5,10 +5,11 @@
 A graph repeats the same launches on the same memory, with nothing of Python in between. So what it needs is:
 
 - a batch that is copied to where the graph reads it;
-- ToastLoss(pool_rows=...), a pool that does not grow; HardReplay has fixed memory anyway;
+- ToastLoss(pool_rows=...), a pool that does not grow; soft targets and HardReplay have fixed memory anyway;
 - an optimizer made with capturable=True;
-- some ordinary steps first, in which all of this memory is made;
-- a new capture after set_epoch, which makes soft targets.
+- some ordinary steps first, in which all of this memory is made.
+
+set_epoch writes the new soft targets where the old ones were: the graph serves all epochs.
 
 Without a GPU the same steps run one by one.
 """
@@ -20,20 +21,16 @@ from torch import Tensor, nn
 
 from toast_kernels import HardReplay, ToastLoss
 
-WARM_UP = 3  # ordinary steps at the start of an epoch
+WARM_UP = 3  # ordinary steps at the start
 
 
 class Trainer:
-    """Trains on batches of one size; from the fourth of an epoch on, each step is one launch."""
+    """Trains on batches of one size; from the fourth on, each step is one launch."""
 
     def __init__(self, model: nn.Module, optimizer, criterion: ToastLoss, replay: HardReplay, x: Tensor, y: Tensor):
         self.model, self.optimizer, self.criterion, self.replay = model, optimizer, criterion, replay
         self.x, self.y = torch.empty_like(x), torch.empty_like(y)  # what the graph reads
         self.loss = torch.zeros((), device=x.device)  # and writes
-        self.graph, self.steps = None, 0
-
-    def set_epoch(self, epoch: int, num_epochs: int) -> None:
-        self.criterion.set_epoch(epoch, num_epochs)
         self.graph, self.steps = None, 0
 
     def step(self, x: Tensor, y: Tensor) -> Tensor:
@@ -77,7 +74,7 @@ def main() -> None:
     centres = torch.randn(classes, width, device=device)
     model = nn.Sequential(nn.Linear(width, 256), nn.BatchNorm1d(256), nn.ReLU(), nn.Linear(256, classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, capturable=device.type == "cuda")
-    criterion = ToastLoss(classes, pool_rows=batch * steps).to(device)
+    criterion = ToastLoss(classes, num_epochs=epochs, pool_rows=batch * steps).to(device)
 
     def draw() -> tuple[Tensor, Tensor]:
         y = torch.randint(classes, (batch,), device=device)
@@ -85,7 +82,7 @@ def main() -> None:
 
     trainer = Trainer(model, optimizer, criterion, HardReplay(), *draw())
     for epoch in range(epochs):
-        trainer.set_epoch(epoch, epochs)
+        criterion.set_epoch(epoch)
         total, began = torch.zeros((), device=device), time.perf_counter()
         for _ in range(steps):
             total += trainer.step(*draw())

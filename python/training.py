@@ -52,8 +52,12 @@ class Training:
             past_weight=options.past_weight,
             temperature=options.temperature,
             metric=options.metric,
+            num_epochs=options.epochs,
+            dtype=torch.float32,
+            pool_rows=len(data.train),
+            save_pool=self.use_medoids,  # so that a training that was stopped in mid-epoch goes on bit for bit
         ).to(device)
-        self.criterion.set_epoch(0, options.epochs)
+        self.criterion.set_epoch(0)
         self.replay = None
         if use_replay:
             self.replay = HardReplay(options.fraction, options.max_age, temperature=options.temperature)
@@ -163,7 +167,7 @@ class Training:
         self.epoch, self.step = self.epoch + 1, 0
         with self.stopwatch.part("medoids"):
             if self.epoch < self.options.epochs:
-                self.criterion.set_epoch(self.epoch, self.options.epochs)
+                self.criterion.set_epoch(self.epoch)
             elif self.use_medoids:
                 soft_targets = self.criterion.bank.compute()
                 medoids = self.criterion.bank.medoids

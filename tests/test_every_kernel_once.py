@@ -107,4 +107,4 @@ def test_kept_rows(targets, classes):
     expected = entr(softmax(hardest.double().numpy() / 3, axis=1)).sum(axis=1)
     np.testing.assert_allclose(carried.entropy.cpu(), expected, rtol=2e-6)
     assert bank.num_rows == 18
-    assert torch.equal(bank._logits.cpu(), torch.cat([z[:6] for _, _, z in steps]).half())
+    assert torch.equal(bank.pool.logits.cpu(), torch.cat([z[:6] for _, _, z in steps]).half())

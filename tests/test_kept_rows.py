@@ -1,100 +1,17 @@
-"""pool_rows and carry_rows of every backend, against plain loops over rows and SciPy."""
+"""carry_rows of every backend, against plain loops over rows and SciPy."""
 
 import math
 
 import numpy as np
 import pytest
 import torch
+from kept_rows_cases import DTYPES, IGNORE, every_backend, moved, needs_interpreter, rows_of
 from memory_bounds import only_within
 from scipy.special import entr, logsumexp, softmax
 from triton.runtime.errors import InterpreterError
 
 from toast_kernels import backends
-from toast_kernels.kept_rows.op import Slots, carry_rows, pool_rows
-
-BACKENDS = ["reference", *(["cpu"] if backends._C else []), "triton"]
-every_backend = pytest.mark.parametrize("backend", BACKENDS)
-DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
-IGNORE = -7
-interpreted = backends.interpreted()
-needs_interpreter = pytest.mark.skipif(not interpreted, reason="needs Triton's interpreter")
-
-
-def moved(tensor, backend):
-    """Where a backend's kernels run; with the same strides."""
-    if tensor is None or backend != "triton" or not torch.cuda.is_available():
-        return tensor
-    base = tensor if tensor._base is None else tensor._base
-    return base.cuda().as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-
-
-def run_pool_rows(logits, labels, pool, pool_labels, start, backend):
-    on_device = moved(pool, backend), moved(pool_labels, backend)
-    start = moved(start, backend) if isinstance(start, torch.Tensor) else start
-    pool_rows(moved(logits, backend), moved(labels, backend), *on_device, start, IGNORE, backend)
-    pool.copy_(on_device[0])
-    pool_labels.copy_(on_device[1])
-
-
-def rows_of(layout, rows, classes, dtype, seed=0):
-    """Logits [rows, classes]; what lies around them is NaN."""
-    values = 3 * torch.randn(rows, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    storage = torch.full((rows + 2, 2 * classes + 3), torch.nan, dtype=dtype)
-    logits = {
-        "contiguous": lambda: torch.empty(rows, classes, dtype=dtype),
-        "rows apart": lambda: storage[1:-1, 1 : classes + 1],
-        "columns apart": lambda: storage[1:-1, 1 : 2 * classes : 2],
-    }[layout]()
-    return logits.copy_(values)
-
-
-@every_backend
-@pytest.mark.parametrize("pool_dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("layout", ["contiguous", "rows apart", "columns apart"])
-def test_the_pool_gets_the_rows_and_no_more(layout, dtype, pool_dtype, backend):
-    for rows, classes, start in ((1, 1, 0), (5, 17, 3), (3, 1025, 1), (0, 4, 2)):
-        logits = rows_of(layout, rows, classes, dtype)
-        if classes > 16:
-            logits[0, :6] = torch.tensor([torch.nan, torch.inf, -torch.inf, 1e5, 6e-8, 65519.9]).to(dtype)
-        labels = torch.arange(2 * rows)[::2] % classes
-        labels[rows // 2 :] = IGNORE
-        size = start + rows + 2
-        pool, pool_labels = torch.full((size, classes), 55.0, dtype=pool_dtype), torch.full((size,), 55)
-        run_pool_rows(logits, labels, pool, pool_labels, start, backend)
-        inside = slice(start, start + rows)
-        assert torch.equal(pool[inside].nan_to_num(nan=7.0), logits.to(pool_dtype).nan_to_num(nan=7.0))
-        assert torch.equal(pool[inside].isnan(), logits.isnan())
-        assert torch.equal(pool_labels[inside], labels)
-        for outside in (slice(None, start), slice(start + rows, None)):
-            assert (pool[outside] == 55).all()
-            assert (pool_labels[outside] == 55).all()
-
-
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton" or interpreted])
-@pytest.mark.parametrize("label", [5, -1, 2**40])
-def test_a_label_out_of_range_is_an_error_and_nothing_is_written(label, backend):
-    labels = torch.tensor([0, IGNORE, label, -100])
-    pool, pool_labels = torch.full((4, 5), 55.0), torch.full((4,), 55)
-    with pytest.raises(IndexError, match=rf"target must be in \[0, 5\) or ignore_index = -7, got {label}"):
-        pool_rows(torch.zeros(4, 5), labels, pool, pool_labels, 0, IGNORE, backend)
-    assert (pool == 55).all()
-    assert (pool_labels == 55).all()
-
-
-@pytest.mark.parametrize("backend", ["reference", "triton"])  # as on a GPU
-@pytest.mark.parametrize("start", [0, 3, 5, 7, 8, 20])
-def test_rows_beyond_the_pool_are_not_written(start, backend):
-    logits, labels = rows_of("contiguous", 4, 3, torch.float32), torch.arange(4) % 3
-    memory = torch.full((12, 3), 55.0)
-    pool, pool_labels = memory[2:10], torch.full((8,), 55)
-    run_pool_rows(logits, labels, pool, pool_labels, torch.tensor(start), backend)
-    expected, expected_labels = torch.full((12, 3), 55.0), torch.full((8,), 55)
-    fit = max(0, min(4, 8 - start))
-    expected[2 + start : 2 + start + fit] = logits[:fit]
-    expected_labels[start : start + fit] = labels[:fit]
-    assert torch.equal(memory, expected)
-    assert torch.equal(pool_labels, expected_labels)
+from toast_kernels.kept_rows.op import Slots, carry_rows
 
 
 class Batch:
@@ -219,9 +136,6 @@ def test_more_rows_and_classes_than_a_tile(backend, monkeypatch):
         found = batch.slots()
         batch.carry(found, backend, batch.ages)
         batch.check(found)
-        pool, labels = torch.zeros(rows, classes, dtype=torch.float16), torch.arange(rows)
-        run_pool_rows(batch.logits, labels, pool, labels.clone(), 0, backend)
-        assert torch.equal(pool, batch.logits.half())
 
 
 @every_backend
@@ -299,19 +213,16 @@ def test_masked_classes_have_no_share_and_bad_rows_are_marked(backend):
 @pytest.mark.skipif(not backends._C, reason="the C++ kernels are not built")
 def test_threads_change_nothing():
     batch, threads = Batch(0, 96, 64, 32, 8001, targets="triple"), torch.get_num_threads()
-    labels, pools, found = torch.zeros(96, dtype=torch.int64), [], []
+    found = []
     try:
         for count in (1, 4):
             torch.set_num_threads(count)
             found.append(batch.slots())
             batch.carry(found[-1], "cpu", batch.ages)
-            pools.append(torch.zeros(96, 8001, dtype=torch.float16))
-            pool_rows(batch.logits, labels, pools[-1], labels.clone(), 0, IGNORE, "cpu")
     finally:
         torch.set_num_threads(threads)
     batch.check(found[0])
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
-    assert torch.equal(*pools)
 
 
 @needs_interpreter
@@ -326,12 +237,6 @@ def test_the_triton_kernels_touch_only_what_they_are_given(max_age, targets):
         with only_within([*given, *found]):
             batch.carry(found, "triton", batch.ages)
         batch.check(found)
-
-        labels, place = torch.zeros(rows, dtype=torch.int64), torch.tensor(2)
-        pool, pool_labels = torch.zeros(rows, classes, dtype=torch.float16), torch.zeros(rows, dtype=torch.int64)
-        with only_within([batch.logits, labels, pool, pool_labels, place]):
-            pool_rows(batch.logits, labels, pool, pool_labels, place, IGNORE, "triton")
-        assert torch.equal(pool[2:], batch.logits[:-2].half())
 
 
 @needs_interpreter

@@ -7,17 +7,19 @@ pytest.importorskip("triton")
 import torch
 from compile_only import CHIPS, compile_all
 
-from toast_kernels.kept_rows.op import Slots
+from toast_kernels.kept_rows.op import PoolMemory, Slots
 
 
 def every_kind():
-    """Labels, pairs and class probabilities; float64 scores; ages; a counter on the device and a number."""
+    """Labels, pairs and class probabilities; float64 scores; ages; places counted and given."""
     from toast_kernels.kept_rows import triton  # not at the top: in a process without the interpreter
 
     rows, new, slots, classes = 384, 256, 128, 1001
     labels, score = torch.zeros(rows, dtype=torch.int64), torch.zeros(rows)
     numbers, real = torch.zeros(slots, dtype=torch.int64), torch.zeros(slots)
-    pool = torch.zeros(rows, classes, dtype=torch.float16)
+    pool = PoolMemory(
+        torch.zeros(rows, classes, dtype=torch.float16), labels, labels, torch.zeros(3, dtype=torch.int64)
+    )
 
     def logits(dtype):
         return torch.zeros(rows, classes, dtype=dtype)
@@ -27,8 +29,8 @@ def every_kind():
         entropy, filled = real.clone(), real > 0
         return Slots(distilled, numbers, numbers, real, kept, real.double(), entropy, filled, numbers, numbers, numbers)
 
-    triton.pool_rows(logits(torch.bfloat16), labels, pool, labels, torch.tensor(0), -100)
-    triton.pool_rows(logits(torch.float32), labels, pool, labels, 0, -100)
+    triton.pool_rows(logits(torch.bfloat16), labels, pool, -100, None)
+    triton.pool_rows(logits(torch.float32), labels, pool, -100, labels)
     triple = memory(torch.bfloat16)
     triton.carry_rows(logits(torch.bfloat16), labels, labels, score, score, new, labels[new:], triple, 2, -100, 3.0)
     plain = memory(torch.float32)._replace(labels_b=None, lam=None)

@@ -80,10 +80,14 @@ def test_memory_state_survives_a_file(top_k):
 
 def test_memory_of_another_size_is_refused():
     state = PredictionMemory(5, CLASSES).state_dict()
-    with pytest.raises(ValueError, match="the state must have num_samples = 6 rows, got 5"):
+    with pytest.raises(ValueError, match=r"the state must have values \[6, 4\] .*, got \[5, 4\]"):
         PredictionMemory(6, CLASSES).load_state_dict(state)
-    with pytest.raises(ValueError, match=r"must have temperature 2.0 like the table, got 3.0"):
+    with pytest.raises(ValueError, match=r"the state must have temperature 2.0, got 3.0"):
         PredictionMemory(5, CLASSES, temperature=2.0).load_state_dict(state)
+    with pytest.raises(ValueError, match=r"the state must have values, entropy, filled, indices, temperature .*, got"):
+        PredictionMemory(5, CLASSES, top_k=2).load_state_dict(state)
+    with pytest.raises(ValueError, match="states were not tensors only"):
+        PredictionMemory(5, CLASSES).load_state_dict({"targets": {}})
 
 
 @pytest.mark.parametrize(

@@ -36,16 +36,20 @@ def one_step(model, criterion, replay, x, y):
 
 def make(device="cpu", **settings):
     torch.manual_seed(0)
-    return nn.Linear(WIDTH, CLASSES).to(device), ToastLoss(CLASSES, pool_rows=50, **settings).to(device)
+    settings = settings if "max_rows_per_class" in settings else {"pool_rows": 50, **settings}
+    return nn.Linear(WIDTH, CLASSES).to(device), ToastLoss(CLASSES, **settings).to(device)
 
 
 @pytest.mark.parametrize("triple", [False, True], ids=["labels", "triple"])
 @pytest.mark.parametrize("top_k", [None, 3])
-@pytest.mark.parametrize("settings", [{}, {"correct_only": True}], ids=["plain", "correct only"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"correct_only": True}, {"max_rows_per_class": 3}], ids=["plain", "correct only", "reservoir"]
+)
+@pytest.mark.filterwarnings("ignore:ToastLoss keeps a copy")
 def test_nothing_waits(top_k, triple, settings):
     """On the device "meta" there are no values: what would look at one raises."""
-    model, criterion = make("meta", **settings)
-    criterion.epoch = 0
+    model, criterion = make("meta", top_k=top_k, **settings)
+    criterion.bank.pool.allocate("meta")
     replay = HardReplay(max_age=2, distil_fraction=0.5, top_k=top_k)
     for number in range(3):
         one_step(model, criterion, replay, *batch(number, "meta", triple))
@@ -148,7 +152,7 @@ def test_the_example_trains_as_an_ordinary_loop_does(device):
     trainer = example().Trainer(*parts(), *batch(0, device))
     model, optimizer, criterion, replay = parts()
     for epoch in range(3):
-        trainer.set_epoch(epoch, 3)
+        trainer.criterion.set_epoch(epoch, 3)
         criterion.set_epoch(epoch, 3)
         for number in range(10):
             x, y = batch(10 * epoch + number, device)

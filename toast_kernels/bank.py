@@ -7,10 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from .arguments import label_shape
-from .distributed import Ranks, distributed_class_medoids
+from .backends import BACKENDS, FLOATS, KERNELS
+from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
-from .kept_rows.op import pool_rows as copy_to_pool
-from .soft_targets import SoftTargets, check_temperature, default_dtype
+from .medoids.reference import METRICS
+from .pool import Pool
+from .soft_targets import SoftTargets, check_temperature
+from .state import of_another_version, state_rank
 from .uncompiled import leave_uncompiled
 
 
@@ -31,25 +34,34 @@ class MedoidBank(nn.Module):
         correct_only: pool only rows that the model got right (argmax = label). [OLS]
         min_share: a mixed row (Mixup, CutMix) belongs to a class from this share of it on, in (0.5, 1]; other mixed
             rows belong to none. [choice]
-        dtype: of the soft targets; default by the dtype of the first logits given, see :class:`SoftTargets`.
+        dtype: of the soft targets: bfloat16, float32 or float64. Default: bfloat16, which rounds a probability by at
+            most 0.4%, for top-k float32.
         pool_dtype: the pool takes N * C values of it. float16 holds a logit to 0.05%, and bfloat16 logits exactly;
             a row with a logit above its range, 65504, is left out like any row that is not finite.
-        pool_rows: the pool is made once, for this many rows, on the device of the first logits, and on a GPU the rows
-            in it are counted there: a CUDA graph that holds an update goes on where the last replay ended. Default: it
-            grows as rows come.
+        pool_rows: N, made once on the device of the first logits. Rows that find no room are dropped, and compute
+            says how many. Ignored rows take none. A CUDA graph that holds an update goes on where the last replay
+            ended. Default: the pool grows by half as rows come; while it is copied both pools are held, 2.5 times N at
+            the worst, and 1.5 times N stay held; on a GPU growing waits for it.
+        max_rows_per_class: a class's rows are a random choice of so many (Vitter's algorithm R), in a pool of C times
+            as many rows: for segmentation and language models, where an epoch has far more rows than are needed.
+        seed: of that choice, which is another one on every rank.
+        save_pool: state_dict holds the pool too; needs pool_rows or max_rows_per_class. See below.
         ignore_index: rows with this label are left out.
-        process_group: of torch.distributed. compute combines the pools of its ranks: it is collective, and on every
-            rank the result is the same, bit for bit, that of all their rows in the order of the ranks. By default
-            "world", the default group if there is one when it is needed; None: each process keeps to its own rows.
-        backend: of class_medoids.
+        process_group: of torch.distributed, over which compute is collective: on each of its ranks the result is, bit
+            for bit, that of the ranks' pools one after the other. "world": the default group, if there is one when
+            compute is called. None: every process keeps to its own pool.
+        backend: of class_medoids; where it has no kernels of that name, "auto".
 
     Attributes:
         medoids: int64 [C] after compute: the medoid's position among the rows given to update since the last reset
-            (all of them count, those left out too; of several ranks, those of the first come first), or -1.
-        num_rows: how many rows were given to update since the last reset. Reading it waits for a GPU with pool_rows.
+            (all of them count, those left out too; those of a rank after those of the ranks before it), or -1. Not
+            saved.
+        num_rows: how many rows were given to update since the last reset. Reading it waits for a GPU.
 
-    The state is complete, in the middle of an epoch too: it holds the pooled rows. The pool lives on the device of
-    the logits and keeps its memory from epoch to epoch.
+    The pool lives on the device of the logits and keeps its memory from epoch to epoch. A run that resumes in the
+    middle of an epoch without save_pool has pooled only the rows that come after that. With save_pool each rank's
+    pool has names of its own, `pool_of_rank_0.logits` and so on, so each rank has to save its own state
+    (torch.distributed.checkpoint does), and as many ranks have to resume. The process group comes first, then the bank.
     """
 
     def __init__(
@@ -64,8 +76,11 @@ class MedoidBank(nn.Module):
         dtype: torch.dtype | None = None,
         pool_dtype: torch.dtype = torch.float16,
         pool_rows: int | None = None,
+        max_rows_per_class: int | None = None,
+        seed: int = 0,
+        save_pool: bool = False,
         ignore_index: int = -100,
-        process_group="world",
+        process_group: ProcessGroup | str | None = "world",
         backend: str = "auto",
     ):
         super().__init__()
@@ -73,36 +88,51 @@ class MedoidBank(nn.Module):
             raise ValueError(f"num_classes must be an int >= 1, got {num_classes!r}")
         if not 0.5 < min_share <= 1:
             raise ValueError(f"min_share must be in (0.5, 1], got {min_share}")
-        if not pool_dtype.is_floating_point:
-            raise TypeError(f"pool_dtype must be a floating-point dtype, got {pool_dtype}")
-        if pool_rows is not None and (isinstance(pool_rows, bool) or not isinstance(pool_rows, int) or pool_rows < 1):
-            raise ValueError(f"pool_rows must be None or an int >= 1, got {pool_rows!r}")
+        if metric not in METRICS:
+            raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
+        if pool_dtype not in FLOATS:
+            raise TypeError(f"pool_dtype must be one of {', '.join(map(str, FLOATS))}, got {pool_dtype}")
+        if backend not in BACKENDS:
+            raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
+        for name, number in (("pool_rows", pool_rows), ("max_rows_per_class", max_rows_per_class)):
+            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
+                raise ValueError(f"{name} must be None or an int >= 1, got {number!r}")
+        if None not in (pool_rows, max_rows_per_class):
+            raise ValueError(f"pool_rows is num_classes * max_rows_per_class already, got pool_rows = {pool_rows}")
+        if save_pool and pool_rows is max_rows_per_class is None:
+            raise ValueError("save_pool needs pool_rows or max_rows_per_class, so that the state has one size")
         leave_uncompiled(MedoidBank, "update")
-        check_temperature(temperature)
-        SoftTargets.empty(0, num_classes, top_k=top_k, dtype=dtype or torch.float32)  # checks top_k and dtype
         self.num_classes = num_classes
         self.metric = metric
-        self.temperature = temperature
+        self.temperature = check_temperature(temperature)
         self.top_k = top_k
         self.correct_only = correct_only
         self.min_share = min_share
-        self.dtype = dtype
+        self.dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
+        SoftTargets.empty(0, num_classes, top_k=top_k, dtype=self.dtype)  # checks top_k and dtype
         self.pool_rows = pool_rows
         self.ignore_index = ignore_index
         self.backend = backend
         self.ranks = Ranks(process_group)
-        self.medoids = torch.full((num_classes,), -1)
-        self._count = 0 if pool_rows is None else torch.zeros((), dtype=torch.int64)  # on a GPU beyond pool_rows too
-        self._logits = torch.empty(0, num_classes, dtype=pool_dtype)
-        self._labels = torch.empty(0, dtype=torch.int64)
+        self.save_pool = save_pool
+        with torch.inference_mode(False):
+            self.medoids = torch.full((num_classes,), -1, dtype=torch.int64, device="cpu")
+            self.pool = Pool(
+                num_classes, pool_dtype, capacity=pool_rows, most=max_rows_per_class, seed=seed,
+                ignore_index=ignore_index,
+            )  # fmt: skip
+        if save_pool:
+            self.pool.allocate(torch.device("cpu"))
+            self._saved_as = f"pool_of_rank_{state_rank()}"
+            setattr(self, self._saved_as, self.pool)  # where torch.distributed.checkpoint looks for it
 
     @property
     def num_rows(self) -> int:
-        return int(self._count)
+        return self.pool.num_rows
 
     def update(self, logits: Tensor, target) -> None:
-        """Adds a copy of the rows to the pool. Does not wait for a GPU; torch.compile leaves it out. In a backward pass
-        it adds nothing: that is a checkpoint's second forward pass, over the rows of the first.
+        """Adds a copy of the rows to the pool. With pool_rows it does not wait for a GPU; torch.compile leaves it out.
+        In a backward pass it adds nothing: that is a checkpoint's second forward pass, over the rows of the first.
 
         Args:
             logits: [N, C] or [N, C, d1, ...] (each position is a row).
@@ -110,17 +140,16 @@ class MedoidBank(nn.Module):
 
         Raises:
             IndexError: on the CPU, a label that is neither in [0, C) nor ignore_index. Nothing was added.
-            RuntimeError: on the CPU, the rows do not fit into pool_rows. On a GPU compute raises it.
         """
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
-                "in a replica of nn.DataParallel no row can be pooled: what it pools is thrown away after the forward "
-                "pass. Use DistributedDataParallel, or compute the loss outside of DataParallel"
+                "a replica of nn.DataParallel cannot pool rows: they would be lost after its forward pass. Use "
+                "DistributedDataParallel, or keep the loss out of DataParallel"
             )
         if torch._C._current_graph_task_id() != -1:
-            if self.pool_rows is None and not self._count:
+            if self.pool.capacity is None and not self.pool.at_most:
                 warnings.warn(
                     "rows that come in a backward pass are not pooled, and none came before: in a reentrant checkpoint "
                     "the forward pass has no gradients; use use_reentrant=False, or keep the loss out of it",
@@ -140,80 +169,103 @@ class MedoidBank(nn.Module):
             labels = torch.where(logits.argmax(dim=1) == labels, labels, self.ignore_index)
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
         labels = (labels if labels.dim() == 1 else labels.reshape(-1)).to(logits.device, torch.int64)
-        start = self._reserve(rows.shape[0], logits.device)
-        copy_to_pool(rows, labels, self._logits, self._labels, start, self.ignore_index)
-        if self.pool_rows is None:
-            self._count += rows.shape[0]
-        else:
-            self._count.add_(rows.shape[0])
-        if self.dtype is None:
-            self.dtype = default_dtype(logits.dtype, self.top_k)
+        self.pool.add(rows, labels)
 
     @torch.no_grad()
     def compute(self) -> SoftTargets:
         """C rows, row c from the medoid of class c; not filled where no row of the pool belongs to the class.
 
         Raises:
-            RuntimeError: nothing was given to update since the last reset, or more than pool_rows rows.
+            RuntimeError: nothing was given to update since the last reset; or one of several ranks failed, or did not
+                call it within the group's timeout.
+
+        Warns where pool_rows were too few.
         """
-        num_rows = self.num_rows
-        if sum(self.ranks.all_gather_object(num_rows)) == 0:
+        if not self.has_rows():
             raise RuntimeError("the pool is empty: compute() needs an update(logits, target) since the last reset()")
-        if num_rows > len(self._logits):
-            raise RuntimeError(f"pool_rows = {len(self._logits)} rows fit into the pool, and {num_rows} came")
-        pool, labels = self._logits[:num_rows], self._labels[:num_rows]
-        if self.ranks.size > 1:
-            table = SoftTargets.empty(self.num_classes, self.num_classes, top_k=self.top_k, dtype=self.dtype)
-            table = replace(table, temperature=self.temperature)
+        table = self._of_all_ranks() if self.ranks.size > 1 else self._of_this_process()
+        if self.pool_rows is not None and (dropped := self.pool.num_dropped):
+            warnings.warn(
+                f"pool_rows = {self.pool_rows} rows fit into the pool, and {self.pool_rows + dropped} came: the last "
+                f"{dropped} were dropped",
+                stacklevel=3,
+            )
+        return table
 
-            def store(classes, rows):
-                table[classes] = SoftTargets.from_logits(rows, self.temperature, top_k=self.top_k, dtype=self.dtype)
+    def has_rows(self) -> bool:
+        """Whether a row was given to any rank since the last reset. Collective; waits for a GPU."""
+        return any(self.ranks.all_gather_object(self.num_rows > 0))
 
-            self.medoids = distributed_class_medoids(
-                pool, labels, torch.arange(num_rows), num_rows, self.num_classes, store, metric=self.metric,
-                ignore_index=self.ignore_index, backend=self.backend, ranks=self.ranks,
-            )  # fmt: skip
-            return table
-        self.medoids = class_medoids(
-            pool, labels, self.num_classes, metric=self.metric, ignore_index=self.ignore_index, backend=self.backend
-        )
-        rows = pool[self.medoids.clamp(min=0)]
+    def _of_this_process(self) -> SoftTargets:
+        logits, labels, positions = self.pool.rows()
+        found = class_medoids(logits, labels, self.num_classes, **self._selection())
+        if not len(logits):
+            self.medoids, rows = found, logits.new_zeros(self.num_classes, self.num_classes)
+        else:
+            at = found.clamp(min=0)
+            self.medoids, rows = torch.where(found >= 0, positions[at], -1), logits[at]
         return SoftTargets.from_logits(
             rows, self.temperature, top_k=self.top_k, dtype=self.dtype, filled=self.medoids >= 0
         )
 
+    def _of_all_ranks(self) -> SoftTargets:
+        kind = {"top_k": self.top_k, "dtype": self.dtype}
+        logits, labels, positions = self.pool.rows()
+        table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
+        table = replace(table, temperature=self.temperature)
+
+        def store(classes: Tensor, rows: Tensor) -> None:
+            table[classes.to(table.device)] = SoftTargets.from_logits(rows, self.temperature, **kind)
+
+        self.medoids = distributed_class_medoids(
+            logits, labels, positions, self.num_rows, self.num_classes, store, **self._selection(), ranks=self.ranks
+        )
+        return table
+
+    def _selection(self) -> dict:
+        """Settings of class_medoids."""
+        backend = self.backend if self.backend in KERNELS["class_medoids"] else "auto"
+        return {"metric": self.metric, "ignore_index": self.ignore_index, "backend": backend}
+
     def reset(self) -> None:
         """Empties the pool."""
-        if self.pool_rows is None:
-            self._count = 0
-        else:
-            self._count.zero_()
+        self.pool.reset()
 
-    def get_extra_state(self) -> dict:
-        num_rows = self.num_rows
-        # clone: a view would save the whole buffer behind it
-        return {
-            "logits": self._logits[:num_rows].clone(),
-            "labels": self._labels[:num_rows].clone(),
-            "num_rows": num_rows,
-            "medoids": self.medoids,
-            "dtype": self.dtype,
-        }
+    def extra_repr(self) -> str:
+        settings = ("metric", "temperature", "top_k", "correct_only", "min_share", "dtype", "pool_rows", "save_pool")
+        settings = [f"{name}={getattr(self, name)!r}" for name in settings]
+        most, dtype = self.pool.most, self.pool.memory.logits.dtype
+        return ", ".join([str(self.num_classes), *settings, f"max_rows_per_class={most}", f"pool_dtype={dtype}"])
 
-    def set_extra_state(self, state: dict) -> None:
-        rows, classes = state["logits"].shape
-        if classes != self.num_classes:
-            raise ValueError(f"the state's pool must have C = {self.num_classes} classes, got {classes}")
-        if self.pool_rows is not None and rows > self.pool_rows:
-            raise ValueError(f"the state's pool must have at most pool_rows = {self.pool_rows} rows, got {rows}")
-        self._logits = state["logits"].to(self._logits.dtype, copy=True)
-        self._labels = state["labels"].clone()
-        if self.pool_rows is None:
-            self._count = state["num_rows"]
-        else:
-            self._count.fill_(state["num_rows"])
-        self.medoids = state["medoids"].clone()
-        self.dtype = state["dtype"]
+    def _saved_pool(self, prefix: str) -> dict[str, Tensor]:
+        """The pool's tensors as a state names them."""
+        if not self.save_pool:
+            return {}
+        if self._saved_as != f"pool_of_rank_{state_rank()}":
+            raise RuntimeError(
+                f"with save_pool the bank must be made after torch.distributed.init_process_group: it was made as "
+                f"{self._saved_as}, and this is rank {state_rank()}"
+            )
+        return {f"{prefix}{self._saved_as}.{name}": x for name, x in self.pool.state().items()}
+
+    def _save_to_state_dict(self, destination, prefix, keep_vars):
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination.update(self._saved_pool(prefix))
+
+    @torch.no_grad()
+    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
+        if of_another_version(state, prefix, errors):
+            return
+        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
+        own = self._saved_pool(prefix)
+        unexpected[:] = [key for key in unexpected if key not in own]
+        for key, tensor in own.items():
+            if key not in state:
+                missing.append(key)
+            elif (shape := state[key].shape) != tensor.shape:
+                errors.append(f"{key} must have shape {list(tensor.shape)} (from pool_rows), got {list(shape)}")
+            else:
+                tensor.copy_(state[key])
 
     def _labels_of(self, target) -> Tensor:
         """The class each row belongs to, or ignore_index."""
@@ -228,29 +280,3 @@ class MedoidBank(nn.Module):
             share, labels = target.max(dim=1)
             return torch.where(share >= self.min_share, labels, self.ignore_index)
         return target
-
-    def _reserve(self, new_rows: int, device: torch.device) -> int | Tensor:
-        """Makes room for rows on `device` and returns where they begin."""
-        if self.pool_rows is None:
-            needed = self._count + new_rows
-            if needed > self._logits.shape[0]:  # by half at least, so that copying stays linear
-                self._resize(max(needed, len(self._logits) * 3 // 2), device)
-            elif self._logits.device != device:
-                self._resize(len(self._logits), device)
-            return self._count
-        if self._logits.shape[0] != self.pool_rows or self._logits.device != device:
-            self._resize(self.pool_rows, device)
-            self._count = self._count.to(device)
-        start = self.num_rows if device.type == "cpu" else self._count
-        known = start if device.type == "cpu" else 0
-        if known + new_rows > self.pool_rows:
-            raise RuntimeError(f"pool_rows = {self.pool_rows} rows fit into the pool, not {known} and {new_rows} more")
-        return start
-
-    def _resize(self, capacity: int, device: torch.device) -> None:
-        rows = min(self.num_rows, len(self._logits))
-        for name in ("_logits", "_labels"):
-            old = getattr(self, name)
-            new = old.new_empty(capacity, *old.shape[1:], device=device)
-            new[:rows] = old[:rows]
-            setattr(self, name, new)

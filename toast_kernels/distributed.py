@@ -13,6 +13,7 @@ from torch import Tensor
 from .functional import class_medoids
 from .medoids.reference import by_class
 
+ProcessGroup = dist.ProcessGroup if dist.is_available() else type(None)
 SLAB = 1 << 26  # bytes of rows that a rank sends, and as many that it receives, at a time
 
 
@@ -24,9 +25,9 @@ class Ranks:
             may be made before init_process_group; or None: every process on its own.
     """
 
-    def __init__(self, process_group: dist.ProcessGroup | str | None = "world"):
+    def __init__(self, process_group: ProcessGroup | str | None = "world"):
         outside = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None  # new_group's for such a process
-        if process_group not in (None, "world", outside) and not isinstance(process_group, dist.ProcessGroup):
+        if process_group not in (None, "world", outside) and not isinstance(process_group, ProcessGroup):
             raise ValueError(f'process_group must be a process group, "world" or None, got {process_group!r}')
         self.process_group = process_group
 
@@ -107,7 +108,7 @@ class Ranks:
         return device if device.type == kind else torch.empty(0, dtype=torch.uint8, device=kind).device
 
     @property
-    def _group(self) -> dist.ProcessGroup | None:
+    def _group(self) -> ProcessGroup | None:
         return None if self.process_group == "world" else self.process_group
 
     def _name(self, rank: int) -> str:

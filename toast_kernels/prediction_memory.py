@@ -1,5 +1,6 @@
 """PredictionMemory: every training sample's last prediction, for distillation an epoch later."""
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -43,7 +44,8 @@ class PredictionMemory:
             raise ValueError(f"num_samples and num_classes must be >= 1, got {num_samples} and {num_classes}")
         dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
         self.top_k = top_k
-        targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
+        with torch.inference_mode(False):
+            targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
         self.targets = replace(targets, temperature=check_temperature(temperature))
         self._warned = False
 
@@ -80,14 +82,29 @@ class PredictionMemory:
         )
         self.targets[rows[finite.to(rows.device)]] = new
 
-    def state_dict(self) -> dict:
-        return {"targets": self.targets.state_dict()}
+    def state_dict(self) -> dict[str, Tensor]:
+        """The table's tensors, not copied, and the temperature."""
+        state = {name: x for name, x in self.targets.state_dict().items() if isinstance(x, Tensor)}
+        return {**state, "temperature": torch.tensor(self.targets.temperature, dtype=torch.float64, device="cpu")}
 
-    def load_state_dict(self, state: dict) -> None:
-        targets = SoftTargets.from_state_dict(state["targets"])
-        if len(targets) != len(self.targets):
-            raise ValueError(f"the state must have num_samples = {len(self.targets)} rows, got {len(targets)}")
-        self.targets[:] = targets
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        if "targets" in state:
+            raise ValueError(
+                "the state is of a toast_kernels in which states were not tensors only: start with a new one"
+            )
+        own = self.state_dict()
+        if state.keys() != own.keys():
+            raise ValueError(f"the state must have {', '.join(own)} (indices with top_k), got {', '.join(state)}")
+        for name, tensor in own.items():
+            if state[name].shape != tensor.shape:
+                expected = f"{name} {list(tensor.shape)} (from num_samples, num_classes and top_k)"
+                raise ValueError(f"the state must have {expected}, got {list(state[name].shape)}")
+        if not math.isclose(state["temperature"], self.targets.temperature, rel_tol=1e-2):
+            temperature = float(state["temperature"])
+            raise ValueError(f"the state must have temperature {self.targets.temperature}, got {temperature}")
+        for name, tensor in own.items():
+            tensor.copy_(state[name])
 
     def _rows(self, sample: Tensor) -> Tensor:
         if sample.dtype != torch.int64 or sample.dim() != 1:

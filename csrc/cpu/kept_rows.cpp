@@ -48,6 +48,10 @@ void convert(DType in_dtype, const void* in, std::int64_t from, std::int64_t n, 
     by_way_of(float{});
 }
 
+struct Move {
+  std::int64_t row, to;
+};
+
 struct Candidate {
   double score;
   std::int64_t row, age;
@@ -76,11 +80,22 @@ std::vector<Candidate> candidates(const CarryRows& p) {
 std::int64_t pool_rows(const PoolRows& p) {
   for (std::int64_t i = 0; i < p.rows; ++i)
     if ((p.labels[i] < 0 || p.labels[i] >= p.classes) && p.labels[i] != p.ignore_index) return i;
-  const int threads = threads_for(p.rows * p.classes, p.threads);
+  std::vector<Move> moves;
+  moves.reserve(p.rows);
+  for (std::int64_t i = 0; i < p.rows; ++i) {
+    if (p.labels[i] == p.ignore_index) continue;
+    const std::int64_t to = p.places != nullptr ? p.places[i] : p.counts[0]++;
+    if (to < 0 || to >= p.capacity) continue;
+    p.pool_labels[to] = p.labels[i];
+    p.positions[to] = p.counts[1] + i;
+    moves.push_back({i, to});
+  }
+  p.counts[1] += p.rows;
+  const std::int64_t count = moves.size();
+  const int threads = threads_for(count * p.classes, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
-  for (std::int64_t i = 0; i < p.rows; ++i)
-    convert(p.dtype, p.logits, i * p.stride, p.classes, p.pool_dtype, p.pool, (p.start + i) * p.classes);
-  std::copy_n(p.labels, p.rows, p.pool_labels + p.start);
+  for (std::int64_t k = 0; k < count; ++k)
+    convert(p.dtype, p.logits, moves[k].row * p.stride, p.classes, p.pool_dtype, p.pool, moves[k].to * p.classes);
   return -1;
 }
 

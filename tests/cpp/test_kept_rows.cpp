@@ -30,34 +30,64 @@ void test_pool(unsigned seed, DType dtype, DType pool_dtype, int64_t rows, int64
   Random random(seed);
   check::current_case = "pool, seed " + std::to_string(seed);
   const int64_t stride = classes + random.one_of({0, 1, 7}), start = random.below(3);
+  const int64_t capacity = 1 + start + random.below(rows + 2);
+  const bool placed = random.once_in(2);
   Elements logits = make_logits(random, dtype, rows, classes, stride, {3, 1e-5, 1e4});
-  Guarded<int64_t> labels(rows);
+  Guarded<int64_t> labels(rows), places(rows);
   for (int64_t i = 0; i < rows; ++i) labels[i] = random.once_in(4) ? kIgnore : random.below(classes);
+  for (int64_t i = 0; i < rows; ++i) places[i] = capacity - i;  // the first beyond the pool, perhaps the last before it
   for (int threads : {1, 3}) {
-    Elements pool(pool_dtype, (start + rows) * classes), expected(pool_dtype, classes);
-    Guarded<int64_t> pool_labels(start + rows);
-    toast::PoolRows problem{dtype,       logits.data(),      rows,  classes, stride, labels.data(), kIgnore, pool_dtype,
-                            pool.data(), pool_labels.data(), start, threads};
+    Elements pool(pool_dtype, capacity * classes), expected(pool_dtype, classes);
+    Guarded<int64_t> pool_labels(capacity), positions(capacity), counts(2);
+    counts[0] = start, counts[1] = 10;
+    toast::PoolRows problem{dtype,
+                            logits.data(),
+                            rows,
+                            classes,
+                            stride,
+                            labels.data(),
+                            placed ? places.data() : nullptr,
+                            kIgnore,
+                            pool_dtype,
+                            pool.data(),
+                            pool_labels.data(),
+                            positions.data(),
+                            capacity,
+                            counts.data(),
+                            threads};
     if (rows > 0) {  // a wrong label: nothing is written
       const int64_t at = random.below(rows), label = labels[at];
       labels[at] = random.one_of({int64_t(-1), classes, classes + 1});
       CHECK(toast::pool_rows_cpu(problem) == at);
-      CHECK(pool_labels[start + at] == -1);  // as Guarded makes it
-      CHECK(std::isnan(pool.get((start + at) * classes)));
+      CHECK(counts[0] == start && counts[1] == 10);
       labels[at] = label;
     }
+    for (int64_t r = 0; r < capacity; ++r) CHECK(pool_labels[r] == -1 && std::isnan(pool.get(r * classes)));
     CHECK(toast::pool_rows_cpu(problem) == -1);
-    CHECK(pool.intact() && pool_labels.intact());
+    CHECK(pool.intact() && pool_labels.intact() && positions.intact() && counts.intact());
+    std::vector<int64_t> row_at(capacity, -1);
+    int64_t next = start;
     for (int64_t i = 0; i < rows; ++i) {
-      CHECK(pool_labels[start + i] == labels[i]);
+      if (labels[i] == kIgnore) continue;
+      const int64_t to = placed ? places[i] : next++;
+      if (to >= 0 && to < capacity) row_at[to] = i;
+    }
+    CHECK(counts[0] == next && counts[1] == 10 + rows);
+    for (int64_t r = 0; r < capacity; ++r) {
+      const int64_t i = row_at[r];
+      CHECK(pool_labels[r] == (i < 0 ? -1 : labels[i]));  // -1: as Guarded makes it
+      CHECK(positions[r] == (i < 0 ? -1 : 10 + i));
       for (int64_t j = 0; j < classes; ++j) {
+        if (i < 0) {
+          CHECK(std::isnan(pool.get(r * classes + j)));
+          continue;
+        }
         const double z = logits.get(i * stride + j);
         const bool by_way_of_float = dtype == DType::float64 && pool_dtype != DType::float64;
         expected.set(j, by_way_of_float ? double(float(z)) : z);
-        CHECK(pool.get((start + i) * classes + j) == expected.get(j));
+        CHECK(pool.get(r * classes + j) == expected.get(j));
       }
     }
-    for (int64_t i = 0; i < start; ++i) CHECK(pool_labels[i] == -1 && std::isnan(pool.get(i * classes)));
   }
 }
 

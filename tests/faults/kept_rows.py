@@ -3,15 +3,21 @@
 TESTS = "tests/test_kept_rows.py::"
 SORT = TESTS + "test_the_rows_carried_are_those_of_a_plain_sort"
 LAYOUTS = TESTS + "test_dtypes_and_layouts"
-POOL = TESTS + "test_the_pool_gets_the_rows_and_no_more"
+POOL_TESTS = "tests/test_kept_rows_pool.py::"
+POOL = POOL_TESTS + "test_the_pool_gets_the_rows_that_are_not_ignored"
 AGES = TESTS + "test_the_ages_may_lie_where_the_new_ones_go"
 TILES = TESTS + "test_more_rows_and_classes_than_a_tile"
+POOL_TILES = POOL_TESTS + "test_more_rows_and_classes_than_a_tile"
 AGAIN = TESTS + "test_the_same_memory_is_filled_again"
-OVERFLOW = TESTS + "test_rows_beyond_the_pool_are_not_written"
+OVERFLOW = POOL_TESTS + "test_rows_go_behind_those_of_the_last_call_and_beyond_the_pool_nothing_is_written"
+PLACES = POOL_TESTS + "test_rows_go_to_places_that_are_given"
 REPLAY = "tests/test_replay.py::"
 STEP = "tests/test_step.py::"
 BANK = "tests/test_bank.py::"
+BANK_POOL = "tests/test_bank_pool.py::"
 LOSS = "tests/test_toast_loss_module.py::"
+PAST = "tests/test_toast_loss_past.py::"
+STATE = "tests/test_toast_loss_state.py::"
 
 FAULTS = {
     "csrc/cpu/kept_rows.cpp": [
@@ -40,11 +46,25 @@ FAULTS = {
         ("carried rows are taken for contiguous", "chosen[j].row * p.stride", "chosen[j].row * p.classes", LAYOUTS),
         (
             "pooled rows are taken for contiguous",
-            "i * p.stride, p.classes, p.pool_dtype",
-            "i * p.classes, p.classes, p.pool_dtype",
+            "moves[k].row * p.stride",
+            "moves[k].row * p.classes",
             POOL,
         ),
-        ("the pool is written from its first row on", "(p.start + i) * p.classes", "i * p.classes", POOL),
+        ("ignored rows take room", "if (p.labels[i] == p.ignore_index) continue;", "", POOL),
+        (
+            "a row beyond the pool is written",
+            "if (to < 0 || to >= p.capacity) continue;",
+            "if (to < 0) continue;",
+            "ctest kept_rows.generic",
+        ),
+        (
+            "given places are not looked at",
+            "p.places != nullptr ? p.places[i] : p.counts[0]++",
+            "p.counts[0]++",
+            PLACES,
+        ),
+        ("positions begin anew in each step", "p.counts[1] + i;", "i;", POOL),
+        ("rows that are ignored have no number", "p.counts[1] += p.rows;", "p.counts[1] += moves.size();", POOL),
         (
             "only a row's first chunk is converted",
             "as_real(in_dtype, in, from + k, some, buffer)",
@@ -55,7 +75,7 @@ FAULTS = {
             "a label out of range is pooled",
             "|| p.labels[i] >= p.classes)",
             ")",
-            TESTS + "test_a_label_out_of_range_is_an_error_and_nothing_is_written",
+            POOL_TESTS + "test_a_label_out_of_range_is_an_error_and_nothing_is_written",
         ),
         (
             "statistics are of as many rows as there are slots",
@@ -74,8 +94,8 @@ FAULTS = {
         ("rows of infinite score are carried, Triton", 'tl.abs(value) < float("inf")', "value == value", SORT),
         (
             "only the first tile of rows is ranked",
-            "for first in tl.range(0, N, ROWS)",
-            "for first in tl.range(0, ROWS, ROWS)",
+            "rank, total = row * 0, row * 0\n    for first in tl.range(0, N, ROWS)",
+            "rank, total = row * 0, row * 0\n    for first in tl.range(0, ROWS, ROWS)",
             TILES,
         ),
         (
@@ -124,21 +144,26 @@ FAULTS = {
         ("rows beyond the pool are written", "width = tl.where(fits, C, 0)", "width = C", OVERFLOW),
         (
             "labels beyond the pool are written",
-            "tl.load(labels + row), mask=fits",
-            "tl.load(labels + row)",
-            TESTS + "test_the_triton_kernels_touch_only_what_they_are_given",
+            "tl.store(pool_labels + to, label, mask=fits)",
+            "tl.store(pool_labels + to, label)",
+            POOL_TESTS + "test_the_triton_kernel_touches_only_what_it_is_given",
         ),
+        ("ignored rows are written, Triton", "fits = (label != ignore_index) & ", "fits = ", POOL),
+        ("the rows before are counted in the first tile only", "before += tl.sum(", "before = tl.sum(", POOL_TILES),
+        ("the counts stay", "if increment(counts + 2) == N:", "if increment(counts + 2) > N:", OVERFLOW),
+        ("the number of finished programs stays", "tl.store(counts + 2, row * 0)", "pass", OVERFLOW),
     ],
     "toast_kernels/kept_rows/triton.py": [
         ("ages are read where they are written", "ages = ages.clone()", "pass", AGES),
     ],
     "toast_kernels/kept_rows/reference.py": [
         (
-            "the reference's rows beyond the pool wrap around",
-            "torch.where(fits[:, None], logits.to(pool.dtype), pool[to])",
-            "logits.to(pool.dtype)",
+            "the reference overwrites the pool's first row where no row fits",
+            "torch.where(found, logits[row].to(pool.dtype), pool[0])",
+            "logits[row].to(pool.dtype)",
             OVERFLOW,
         ),
+        ("the reference's counts stay", "counts[0] += kept.sum()", "pass", OVERFLOW),
         (
             "the reference's empty slots lose their logits",
             "torch.where(filled[:, None], logits[rows], slots.logits)",
@@ -169,7 +194,7 @@ FAULTS = {
             "a backward that reads the past again does not notice keep",
             "torch.autograd.graph.increment_version(carried.handed_out())",
             "pass",
-            LOSS + "test_keep_writes_over_the_past_and_a_backward_that_needs_it_notices",
+            PAST + "test_keep_writes_over_the_past_and_a_backward_that_needs_it_notices",
         ),
         (
             "the ages are not saved",
@@ -208,28 +233,74 @@ FAULTS = {
     ],
     "toast_kernels/bank.py": [
         (
-            "a full pool is written beyond its end",
-            "if known + new_rows > self.pool_rows:",
-            "if False:",
-            BANK + "test_a_full_pool_is_an_error_on_the_cpu",
-        ),
-        (
-            "an overflow is not noticed",
-            "if num_rows > len(self._logits):",
-            "if False:",
-            BANK + "test_a_pool_that_overflowed_on_a_gpu_says_so_at_compute",
-        ),
-        (
-            "a reset makes a new counter",
-            "self._count.zero_()",
-            "self._count = torch.zeros_like(self._count)",
-            BANK + "test_with_pool_rows_the_pool_stays_where_it_is",
-        ),
-        (
             "torch.compile looks into the pooling",
             'leave_uncompiled(MedoidBank, "update")',
             "leave_uncompiled(MedoidBank)",
             STEP + "test_compiled_once_for_all_steps_of_an_epoch",
+        ),
+        (
+            "medoids are rows of the pool and not those that were given",
+            "torch.where(found >= 0, positions[at], -1)",
+            "found",
+            BANK + "test_a_class_without_a_row_is_not_filled",
+        ),
+    ],
+    "toast_kernels/pool.py": [
+        (
+            "a dry run makes a pool of its own",
+            "(logits.is_meta and not self.memory.counts.is_meta) or is_fake(logits)",
+            "is_fake(logits)",
+            STATE + "test_a_dry_run_leaves_no_trace",
+        ),
+        (
+            "a fake tensor is pooled",
+            "not self.memory.counts.is_meta) or is_fake(logits):",
+            "not self.memory.counts.is_meta):",
+            STATE + "test_a_dry_run_leaves_no_trace",
+        ),
+        (
+            "a growing pool has room for ignored rows",
+            "self.at_most = int(self.memory.counts[0])",
+            "self.at_most += 0",
+            BANK_POOL + "test_a_growing_pool_has_no_room_for_ignored_rows",
+        ),
+        (
+            "a reservoir keeps its first rows",
+            "torch.where(k < most, k, ",
+            "torch.where(k >= 0, k, ",
+            BANK_POOL + "test_a_reservoir_keeps_every_row_as_likely",
+        ),
+        (
+            "a reservoir draws from one row too few",
+            "% (k + 1)",
+            "% k.clamp(min=1)",
+            BANK_POOL + "test_a_reservoir_keeps_every_row_as_likely",
+        ),
+        (
+            "two rows go to one place",
+            "place == torch.cat([place[1:], place.new_full((1,), -2)])",
+            "place < -1",
+            BANK_POOL + "test_a_reservoir_is_the_same_whatever_the_batches",
+        ),
+        (
+            "a reset makes new counters",
+            "self.memory.counts.zero_()",
+            "self.memory = self.memory._replace(counts=torch.zeros_like(self.memory.counts))",
+            BANK_POOL + "test_a_pool_of_one_size_stays_where_it_is",
+        ),
+        (
+            "a pool made in inference mode stays so",
+            "@torch.inference_mode(False)\n",
+            "",
+            STATE + "test_what_is_made_in_inference_mode_poisons_nothing",
+        ),
+    ],
+    "toast_kernels/state.py": [
+        (
+            "half() rounds the state",
+            "fn(tensor) if like.dtype == tensor.dtype else tensor.to(like.device)",
+            "fn(tensor)",
+            STATE + "test_casts_leave_the_dtypes",
         ),
     ],
     "toast_kernels/loss.py": [
@@ -237,7 +308,37 @@ FAULTS = {
             "a past with another ignore_index is taken",
             "if past.ignore_index not in (None, self.ignore_index):",
             "if False:",
-            LOSS + "test_a_past_with_another_ignore_index_is_refused",
+            PAST + "test_a_past_with_another_ignore_index_is_refused",
+        ),
+        (
+            "to_empty leaves what lay in memory",
+            "if was_meta and not self.alpha.is_meta:",
+            "if False:",
+            STATE + "test_made_on_meta_then_to_empty",
+        ),
+        (
+            "the soft targets are those of buffers that were exchanged",
+            "table is None or table.values is not values or",
+            "table is None or",
+            STATE + "test_made_on_meta_then_to_empty",
+        ),
+        (
+            "a state of another temperature is loaded",
+            "rel_tol=1e-2",
+            "rel_tol=1e2",
+            STATE + "test_a_state_of_other_settings_says_so",
+        ),
+        (
+            "the ramp goes on beyond its end",
+            "self.max_alpha * min((epoch + 1) / num_epochs, 1)",
+            "self.max_alpha * (epoch + 1) / num_epochs",
+            LOSS + "test_alpha_ramps_up_linearly_to_its_value_in_the_last_epoch",
+        ),
+        (
+            "a state made in inference mode stays so",
+            '        with torch.inference_mode(False):\n            self.register_buffer("alpha"',
+            '        if True:\n            self.register_buffer("alpha"',
+            STATE + "test_what_is_made_in_inference_mode_poisons_nothing",
         ),
     ],
     "toast_kernels/soft_targets.py": [

@@ -10,15 +10,15 @@ from .op import raise_label
 def pool_rows(
     logits,  # [N, C]
     labels,  # [N]
-    pool,  # [R, C]
-    pool_labels,  # [R]
-    start,
+    memory,
     ignore_index,
+    places,  # [N] or None
 ):
-    logits = rows_of(logits)
+    logits, (pool, pool_labels, positions, counts) = rows_of(logits), memory
     wrong = _C.pool_rows(
-        DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0), labels.data_ptr(), ignore_index,
-        DTYPE[pool.dtype], pool.data_ptr(), pool_labels.data_ptr(), start, torch.get_num_threads(),
+        DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0), labels.data_ptr(),
+        0 if places is None else places.data_ptr(), ignore_index, DTYPE[pool.dtype], pool.data_ptr(),
+        pool_labels.data_ptr(), positions.data_ptr(), pool.shape[0], counts.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if wrong >= 0:
         raise_label(labels[wrong], logits.shape[1], ignore_index)

@@ -33,16 +33,25 @@ class Slots(NamedTuple):
     row: Tensor  # int64 [K]: its position in the batch that it was chosen from
 
 
+class PoolMemory(NamedTuple):
+    """Memory for R pooled rows, written by every pool_rows."""
+
+    logits: Tensor  # [R, C] floating
+    labels: Tensor  # int64 [R]
+    positions: Tensor  # int64 [R]: the row's number among all rows that came
+    counts: Tensor  # int64 [3]: rows that wanted a place after the last one's; rows that came; 0 between two calls
+
+
 def pool_rows(
     logits,  # [N, C]
     labels,  # int64 [N]
-    pool,  # [R, C] floating
-    pool_labels,  # int64 [R]
-    start,  # an int, or, not on the CPU, an int64 tensor []: then rows beyond the pool are not written
+    memory,  # PoolMemory
     ignore_index,
+    places=None,  # int64 [N]: the pool's row for each; outside [0, R): none
     backend="auto",
 ):
-    """Copies rows to the pool, from its row `start` on, rounded to its dtype.
+    """Copies the rows whose label is not ignore_index to the pool, rounded to its dtype: to `places`, no two of them
+    equal, or one after the other behind those that came before. Rows beyond the pool are counted and not written.
 
     Raises IndexError on the CPU for a label that is neither in [0, C) nor ignore_index; then nothing is written.
     """
@@ -53,7 +62,7 @@ def pool_rows(
         if wrong.any():
             raise_label(labels[wrong][0], logits.shape[1], ignore_index)
     if labels.shape[0]:
-        _implementation(backend).pool_rows(logits, labels, pool, pool_labels, start, ignore_index)
+        _implementation(backend).pool_rows(logits, labels, memory, ignore_index, places)
 
 
 def carry_rows(

@@ -5,24 +5,35 @@ import torch
 from ..softmax_statistics.op import softmax_statistics
 
 
+def places_in_order(labels, counts, ignore_index):
+    """int64 [N]: the pool's row for each, behind those that came before, as counts will say from now on."""
+    kept = labels != ignore_index
+    places = counts[0] + kept.cumsum(0) - 1
+    counts[0] += kept.sum()
+    return places
+
+
 @torch.no_grad()
 def pool_rows(
-    logits,  # [N, C], N <= R
+    logits,  # [N, C]
     labels,  # [N]
-    pool,  # [R, C]
-    pool_labels,  # [R]
-    start,
+    memory,
     ignore_index,
+    places,  # [N] or None
 ):
-    if isinstance(start, int):
-        pool[start : start + len(labels)] = logits
-        pool_labels[start : start + len(labels)] = labels
-        return
-    to = start + torch.arange(len(labels), device=labels.device)
-    fits = to < len(pool)
-    to %= len(pool)  # so that no two rows have one place
-    pool.index_copy_(0, to, torch.where(fits[:, None], logits.to(pool.dtype), pool[to]))
-    pool_labels.index_copy_(0, to, torch.where(fits, labels, pool_labels[to]))
+    pool, pool_labels, positions, counts = memory
+    if places is None:
+        places = places_in_order(labels, counts, ignore_index)
+    row = torch.arange(len(labels), device=labels.device)
+    fits = (labels != ignore_index) & (places >= 0) & (places < len(pool))
+    # No row is left out, which would wait: the first that fits stands in for those that do not, or, if none does, what
+    # is in the pool's first row.
+    row = torch.where(fits, row, fits.int().argmax())
+    to, found = torch.where(fits[row], places[row], 0), fits.any()
+    pool.index_copy_(0, to, torch.where(found, logits[row].to(pool.dtype), pool[0]))
+    pool_labels.index_copy_(0, to, torch.where(found, labels[row], pool_labels[0]))
+    positions.index_copy_(0, to, torch.where(found, counts[1] + row, positions[0]))
+    counts[1] += len(labels)
 
 
 @torch.no_grad()

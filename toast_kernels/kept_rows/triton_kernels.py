@@ -3,29 +3,52 @@
 import triton
 import triton.language as tl
 
+from ..blended_kl.triton_reduction import increment
 
-@triton.jit(do_not_specialize=["start"])
+
+@triton.jit
 def pool_rows_kernel(
     logits,  # [N, C]
     logits_stride,
     labels,  # [N] int64
+    places,  # [N] int64, or None: one after the other
     pool,  # [R, C]
     pool_labels,  # [R] int64
-    start,  # int, or [] int64 with COUNTED
+    positions,  # [R] int64
+    counts,  # [3] int64
     capacity,  # R
+    ignore_index,
+    N,
     C,
-    COUNTED: tl.constexpr,
+    ROWS: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
-    to = row + (tl.load(start) if COUNTED else start)
-    fits = to < capacity
+    label = tl.load(labels + row)
+    pooled, given = tl.load(counts), tl.load(counts + 1)
+    kept = row * 0
+    if places is None:
+        before = row * 0
+        for first in tl.range(0, N, ROWS):
+            other = first + tl.arange(0, ROWS)
+            keep = (tl.load(labels + other, mask=other < N, other=ignore_index) != ignore_index).to(tl.int64)
+            kept += tl.sum(keep, 0)
+            before += tl.sum(tl.where(other < row, keep, 0), 0)
+        to = pooled + before
+    else:
+        to = tl.load(places + row)
+    fits = (label != ignore_index) & (to >= 0) & (to < capacity)
     width = tl.where(fits, C, 0)
     for first in tl.range(0, C, BLOCK):
         at = first + tl.arange(0, BLOCK)
         values = tl.load(logits + row * logits_stride + at, mask=at < width)
         tl.store(pool + to * C + at, values.to(pool.dtype.element_ty), mask=at < width)
-    tl.store(pool_labels + to, tl.load(labels + row), mask=fits)
+    tl.store(pool_labels + to, label, mask=fits)
+    tl.store(positions + to, given + row, mask=fits)
+    if increment(counts + 2) == N:  # the last to finish: all have read the counts
+        tl.store(counts, pooled + kept)
+        tl.store(counts + 1, given + N)
+        tl.store(counts + 2, row * 0)
 
 
 @triton.jit

@@ -1,0 +1,159 @@
+"""MedoidBank's pool: where it lies, what finds room in it, and how it is saved."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from test_bank import CLASSES, brute_force_medoids, filled_bank, make_rows
+
+from toast_kernels.bank import MedoidBank
+
+
+def test_reset_empties_the_pool_and_keeps_its_memory():
+    bank = filled_bank(*make_rows(seed=1))
+    memory = bank.pool.logits.data_ptr()
+    bank.reset()
+    assert bank.num_rows == 0
+    with pytest.raises(RuntimeError, match=r"the pool is empty: compute\(\) needs an update"):
+        bank.compute()
+    logits, labels = make_rows(40)
+    bank.update(logits, labels)
+    bank.compute()
+    assert bank.medoids.tolist() == brute_force_medoids(logits.half(), labels)
+    assert bank.pool.logits.data_ptr() == memory
+
+
+def test_growing_copies_a_linear_number_of_rows():
+    bank = MedoidBank(2)
+    copied, before = 0, 0
+    for step in range(2000):
+        memory = bank.pool.logits.data_ptr()
+        bank.update(torch.full((1, 2), float(step)), torch.tensor([step % 2]))
+        if bank.pool.logits.data_ptr() != memory:
+            copied += before
+        before = bank.num_rows
+    assert copied < 4 * 2000
+    assert bank.pool.logits[:2000, 0].tolist() == list(range(2000))
+    assert len(bank.pool.logits) <= 3000
+
+
+def test_a_growing_pool_has_no_room_for_ignored_rows():
+    logits, labels = make_rows(600)
+    labels[torch.arange(600) % 10 != 3] = -100
+    bank = filled_bank(logits, labels, batch=20)
+    assert len(bank.pool.logits) <= 120
+    assert bank.num_rows == 600
+    bank.compute()
+    assert bank.medoids.tolist() == brute_force_medoids(logits.half(), labels)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("settings", [{"pool_rows": 51}, {"max_rows_per_class": 20}], ids=["pool_rows", "reservoir"])
+def test_a_pool_of_one_size_stays_where_it_is(dtype, settings):
+    logits, labels = make_rows(dtype=dtype)
+    labels[::7] = -100
+    bank = MedoidBank(CLASSES, **settings)
+    places = set()
+    for _ in range(2):
+        bank.reset()
+        for rows, target in zip(logits.split(7), labels.split(7), strict=True):
+            bank.update(rows, target)
+            places.add(tuple(part.data_ptr() for part in bank.pool.memory))
+        assert bank.num_rows == 60
+        bank.compute()
+        assert bank.medoids.tolist() == brute_force_medoids(logits.half(), labels)
+    assert len(places) == 1
+    assert bank.pool.logits.shape == (100 if "max_rows_per_class" in settings else 51, CLASSES)
+
+
+def test_rows_beyond_pool_rows_are_dropped_counted_and_reported():
+    logits, labels = make_rows(16)
+    labels[3] = -100  # takes no room
+    bank = filled_bank(logits, labels, pool_rows=10)
+    assert bank.num_rows == 16
+    with pytest.warns(UserWarning, match="pool_rows = 10 rows fit into the pool, and 15 came: the last 5 were dropped"):
+        bank.compute()
+    assert bank.medoids.tolist() == brute_force_medoids(logits[:11].half(), labels[:11])
+    bank.reset()
+    bank.update(logits[:11], labels[:11])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bank.compute()
+
+
+def test_all_rows_ignored_fill_nothing():
+    for settings in ({}, {"pool_rows": 4}, {"max_rows_per_class": 2}):
+        bank = MedoidBank(CLASSES, **settings)
+        bank.update(torch.randn(3, CLASSES), torch.full((3,), -100))
+        assert not bank.compute().filled.any()
+        assert bank.medoids.tolist() == [-1] * CLASSES
+
+
+@pytest.mark.parametrize("settings", [{"pool_rows": 70}, {"max_rows_per_class": 4}], ids=["pool_rows", "reservoir"])
+def test_a_saved_pool_goes_on_to_the_bit(settings):
+    logits, labels = make_rows()
+    bank = filled_bank(logits, labels, save_pool=True, **settings)
+    bank.reset()
+    bank.update(logits[:35], labels[:35])
+    resumed = MedoidBank(CLASSES, save_pool=True, **settings)
+    state = {name: x.clone() for name, x in bank.state_dict().items()}
+    assert all(name.startswith("pool_of_rank_0.") for name in state)
+    resumed.load_state_dict(state)
+    assert resumed.num_rows == 35
+    for part in (bank, resumed):
+        part.update(logits[35:], labels[35:])
+    assert torch.equal(bank.compute().values, resumed.compute().values)
+    assert torch.equal(bank.medoids, resumed.medoids)
+    assert torch.equal(
+        state["pool_of_rank_0.counts"], torch.tensor([35, 35, 0]) * torch.tensor([not bank.pool.most, 1, 1])
+    )
+    assert MedoidBank(CLASSES, **settings).state_dict() == {}
+
+
+def kept_positions(bank):
+    _, labels, positions = bank.pool.rows()
+    return {c: sorted(positions[labels == c].tolist()) for c in range(CLASSES)}
+
+
+@pytest.mark.parametrize("batch", [1, 7, 60])
+def test_a_reservoir_is_the_same_whatever_the_batches(batch):
+    """And each place holds the row that its position says."""
+    logits, labels = make_rows()
+    labels[5] = -100
+    bank = filled_bank(logits, labels, batch=batch, max_rows_per_class=4, pool_dtype=torch.float32)
+    kept = kept_positions(bank)
+    assert kept == kept_positions(filled_bank(logits, labels, max_rows_per_class=4))
+    assert kept != kept_positions(filled_bank(logits, labels, max_rows_per_class=4, seed=1))
+    for c in range(CLASSES):
+        assert len(kept[c]) == min(4, int((labels == c).sum()))
+        assert (labels[kept[c]] == c).all()
+    values, found, positions = bank.pool.rows()
+    assert torch.equal(values[found >= 0], logits[positions[found >= 0]])
+    bank.compute()
+    chosen = torch.full_like(labels, -100)
+    for c in range(CLASSES):
+        chosen[kept[c]] = c
+    expected = brute_force_medoids(logits, chosen)
+    assert bank.medoids.tolist() == expected
+
+
+def test_a_reservoir_keeps_every_row_as_likely():
+    """30 rows of one class, 6 places, 3,000 seeds: chi-square over rows, and over pairs that neighbour each other."""
+    rows, most, trials = 30, 6, 3000
+    kept = np.zeros(rows)
+    together = np.zeros(rows - 1)
+    logits, labels = torch.zeros(rows, 2), torch.ones(rows, dtype=torch.int64)
+    for seed in range(trials):
+        bank = MedoidBank(2, max_rows_per_class=most, seed=seed)
+        bank.update(logits, labels)
+        _, found, positions = bank.pool.rows()
+        here = np.zeros(rows)
+        here[positions[found >= 0].numpy()] = 1
+        assert here.sum() == most
+        kept += here
+        together += here[1:] * here[:-1]
+    assert chisquare(kept).pvalue > 1e-4
+    expected = trials * most * (most - 1) / (rows * (rows - 1))
+    assert abs(together.mean() / expected - 1) < 0.05

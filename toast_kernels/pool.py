@@ -1,0 +1,144 @@
+"""Pool: an epoch's rows of logits with their labels, kept where nothing waits for a GPU."""
+
+import torch
+from torch import Tensor
+
+from .kept_rows.op import PoolMemory, pool_rows
+from .state import state_rank
+
+_NAMES = PoolMemory._fields
+
+
+class Pool:
+    """The rows given since the last reset, less those whose label is ignore_index.
+
+    Without `capacity` it grows, by half at least, as rows come. With `most` a class keeps that many rows at most: a
+    random choice of all of its rows (Vitter's algorithm R), each as likely as any other.
+
+    Its tensors lie where the logits do. What depends on the rows is in tensors only: in a CUDA graph an `add` goes on
+    where the last replay ended.
+    """
+
+    def __init__(
+        self, num_classes: int, dtype: torch.dtype, *, capacity: int | None, most: int | None, seed: int,
+        ignore_index: int,
+    ):  # fmt: skip
+        self.most, self.seed, self.ignore_index = most, seed, ignore_index
+        self.capacity = capacity if most is None else num_classes * most
+
+        def zeros(*shape, dtype=torch.int64):
+            return torch.zeros(shape, dtype=dtype, device="cpu")  # until rows come, whatever the default device
+
+        self.memory = PoolMemory(zeros(0, num_classes, dtype=dtype), zeros(0), zeros(0), zeros(3))
+        self.seen = None if most is None else zeros(num_classes)  # rows of each class so far
+        self.at_most = 0  # rows there may be: on a GPU their number is not known without waiting for it
+
+    @property
+    def num_rows(self) -> int:
+        """How many rows were given. Waits for a GPU."""
+        return int(self.memory.counts[1])
+
+    @property
+    def num_dropped(self) -> int:
+        """How many rows found no place. Waits for a GPU."""
+        return max(0, int(self.memory.counts[0]) - len(self.memory.logits))
+
+    def add(self, logits: Tensor, labels: Tensor) -> None:
+        """Adds [N, C] rows; labels int64 [N] on their device. Those of a dry run (on the device "meta" while the pool
+        is not, or fake) leave no trace."""
+        if not len(labels) or (logits.is_meta and not self.memory.counts.is_meta) or is_fake(logits):
+            return
+        if self.memory.logits.device != logits.device or self.capacity != len(self.memory.logits):
+            self._make_room(len(labels), logits.device)
+        places = None if self.most is None else self._places(labels)
+        pool_rows(logits, labels, self.memory, self.ignore_index, places)
+        self.at_most += len(labels) if self.capacity is None else 0
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(logits, labels, positions among the rows given) of the rows that are kept; views. Waits for a GPU. With
+        `most` places that no row has taken are there too, with label ignore_index."""
+        logits, labels, positions, counts = self.memory
+        kept = len(logits) if self.most is not None else min(int(counts[0]), len(logits))
+        return logits[:kept], labels[:kept], positions[:kept]
+
+    def reset(self) -> None:
+        """Empties the pool, which keeps its memory."""
+        self.memory.counts.zero_()
+        self.at_most = 0
+        if self.most is not None:
+            self.memory.labels.fill_(self.ignore_index)
+            self.seen.zero_()
+
+    def allocate(self, device: torch.device) -> None:
+        """Takes all of its memory now, and not with the first rows."""
+        self._resize(self.capacity, device)
+
+    def state(self) -> dict[str, Tensor]:
+        """The tensors themselves, by name."""
+        state = dict(zip(_NAMES, self.memory, strict=True))
+        return state if self.seen is None else {**state, "seen": self.seen}
+
+    def __getattr__(self, name: str) -> Tensor:
+        """The tensors by name, as torch.distributed.checkpoint looks for what a state names."""
+        if name in _NAMES:
+            return getattr(self.__dict__["memory"], name)
+        raise AttributeError(name)
+
+    def _make_room(self, new_rows: int, device: torch.device) -> None:
+        """For so many rows more, all on `device`."""
+        if self.capacity is not None:
+            self._resize(self.capacity, device)
+            return
+        needed, size = self.at_most + new_rows, len(self.memory.logits)
+        if needed > size:
+            self.at_most = int(self.memory.counts[0])  # without the rows that were ignored there may be room
+            needed = self.at_most + new_rows
+        if needed > size:
+            self._resize(max(needed, size * 3 // 2), device)  # by half at least, so that copying stays linear
+        elif self.memory.logits.device != device:
+            self._resize(size, device)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _resize(self, capacity: int, device: torch.device) -> None:
+        *old, counts = self.memory
+        new = [part.new_zeros(capacity, *part.shape[1:], device=device) for part in old]
+        if self.most is not None:
+            new[1].fill_(self.ignore_index)
+        for wide, part in zip(new, old, strict=True):
+            wide[: len(part)] = part[:capacity]
+        self.memory = PoolMemory(*new, counts.to(device))
+        self.seen = None if self.seen is None else self.seen.to(device)
+
+    @torch.no_grad()
+    def _places(self, labels: Tensor) -> Tensor:
+        """int64 [N]: the row of the pool that each takes, or -1. Class c has the rows from c * most on. Its k-th row
+        (k = 0, 1, ...) goes to place k while there are such; from then on to a place drawn from k + 1, if it has it."""
+        most, classes = self.most, len(self.seen)
+        kept = (labels != self.ignore_index) & (labels >= 0) & (labels < classes)
+        c, order = torch.where(kept, labels, classes).sort(stable=True)
+        same = torch.arange(len(c), device=c.device) - torch.searchsorted(c, c)  # rows of its class before, in here
+        k = self.seen[c.clamp(max=classes - 1)] + same
+        place = torch.where(k < most, k, _drawn(self.seed, state_rank(), c, k))
+        place = torch.where((place < most) & (c < classes), c * most + place, -1)
+        self.seen.scatter_add_(0, labels.clamp(0, classes - 1), kept.long())
+        place, last = place.sort(stable=True)  # of those with one place the last comes
+        place = torch.where(place == torch.cat([place[1:], place.new_full((1,), -2)]), -1, place)
+        return torch.empty_like(place).scatter_(0, order[last], place)
+
+
+def _drawn(seed: int, rank: int, c: Tensor, k: Tensor) -> Tensor:
+    """Evenly from 0, ..., k, and always the same for the same arguments: their bits, mixed as by splitmix64."""
+    x = (c * 1_000_003 + k) * -7046029254386353131 + (seed * 65_537 + rank)
+    for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
+        x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
+    return (x & (2**63 - 1)) % (k + 1)
+
+
+def is_fake(tensor: Tensor) -> bool:
+    """Whether it is a FakeTensor, without values."""
+    if type(tensor) is Tensor:  # in every step: looking it up would take longer
+        return False
+    from torch._subclasses.fake_tensor import is_fake
+
+    return is_fake(tensor)
