@@ -13,7 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel, replicate
 
-from toast_kernels import MedoidBank, PredictionMemory, ToastLoss, class_medoids
+from toast_kernels import MedoidBank, PredictionMemory, SoftTargets, ToastLoss, class_medoids
 
 CLASSES, FEATURES, EPOCHS, SIZE = 5, 3, 4, 3
 STOP = 2  # the epoch at whose begin a checkpoint is written
@@ -21,12 +21,12 @@ EARLY = ToastLoss(CLASSES)  # made before there is a process group
 
 
 def batches(epoch, rank):
-    """Two of a rank. In epoch 0 no row has the last class, and in epoch 1 all rows of the last rank are ignored."""
+    """Two of a rank. In epoch 0 no row has the last class, and in epoch 1 all rows of rank 1 are ignored."""
     generator = torch.Generator().manual_seed(100 * epoch + rank)
     for size in (4, 8 + 9 * rank):
         labels = torch.randint(CLASSES - (epoch == 0), (size,), generator=generator)
         x = torch.randn(size, FEATURES, generator=generator)
-        yield x, torch.full_like(labels, -100) if (epoch, rank) == (1, SIZE - 1) else labels
+        yield x, torch.full_like(labels, -100) if (epoch, rank) == (1, 1) else labels
 
 
 class Training:
@@ -104,6 +104,7 @@ def groups(rank):
     found = {"before": table_of(EARLY, rank), "group": table_of(ToastLoss(CLASSES, process_group=pair), rank)}
     found["copy"] = table_of(copy.deepcopy(ToastLoss(CLASSES, process_group=pair)), rank)
     found["empty pool"] = table_of(ToastLoss(CLASSES, dtype=torch.float32), rank, without=1)
+    found["top-k"] = table_of(ToastLoss(CLASSES, top_k=2, max_rows_per_class=2), rank)
     if rank == 0:
         found["alone"] = table_of(ToastLoss(CLASSES, process_group=None), rank)
     bank = MedoidBank(CLASSES)
@@ -184,6 +185,16 @@ def test_the_ranks_of_a_group_choose_together(found, case, members):
         values, found_medoids = found[rank][case]
         assert found_medoids.tolist() == medoids.tolist()
         torch.testing.assert_close(values.float(), expected.to(values.dtype).float())
+
+
+def test_top_k_rows_of_a_choice_of_each_ranks_rows(found):
+    logits, labels = map(torch.cat, zip(*map(rows_of, range(SIZE)), strict=True))
+    values, medoids = found[0]["top-k"]
+    assert torch.equal(labels[medoids], torch.arange(CLASSES))
+    assert torch.equal(values, SoftTargets.from_logits(logits[medoids].half(), top_k=2).values)
+    for rank in found:
+        assert torch.equal(rank["top-k"][0], values)
+        assert torch.equal(rank["top-k"][1], medoids)
 
 
 def test_an_empty_pool_is_one_that_is_empty_on_every_rank(found):
