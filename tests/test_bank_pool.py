@@ -157,3 +157,13 @@ def test_a_reservoir_keeps_every_row_as_likely():
     assert chisquare(kept).pvalue > 1e-4
     expected = trials * most * (most - 1) / (rows * (rows - 1))
     assert abs(together.mean() / expected - 1) < 0.05
+
+
+def test_no_two_rows_of_a_batch_go_to_one_place():
+    pool = MedoidBank(2, max_rows_per_class=3).pool
+    labels = torch.tensor([1] * 200 + [-100] + [0] * 2)
+    places = pool._places(labels)
+    taken = places[places >= 0].tolist()
+    assert sorted(taken) == [0, 1, 3, 4, 5]
+    assert places[200] == -1
+    assert pool.seen.tolist() == [2, 200]

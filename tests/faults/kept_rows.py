@@ -280,7 +280,7 @@ FAULTS = {
             "two rows go to one place",
             "place == torch.cat([place[1:], place.new_full((1,), -2)])",
             "place < -1",
-            BANK_POOL + "test_a_reservoir_is_the_same_whatever_the_batches",
+            BANK_POOL + "test_no_two_rows_of_a_batch_go_to_one_place",
         ),
         (
             "a reset makes new counters",
