@@ -1,12 +1,14 @@
 """MedoidBank: pools an epoch's logits, then turns each class's medoid into the class's soft target."""
 
 import warnings
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from .arguments import label_shape
 from .backends import BACKENDS, FLOATS, KERNELS
+from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
 from .medoids.reference import METRICS
 from .pool import Pool
@@ -45,11 +47,15 @@ class MedoidBank(nn.Module):
         seed: of that choice, which is another one on every rank.
         save_pool: state_dict holds the pool too; needs pool_rows or max_rows_per_class. See below.
         ignore_index: rows with this label are left out.
+        process_group: of torch.distributed, over which compute is collective: on each of its ranks the result is, bit
+            for bit, that of the ranks' pools one after the other. "world": the default group, if there is one when
+            compute is called. None: every process keeps to its own pool.
         backend: of class_medoids; where it has no kernels of that name, "auto".
 
     Attributes:
         medoids: int64 [C] after compute: the medoid's position among the rows given to update since the last reset
-            (all of them count, those left out too), or -1. Not saved.
+            (all of them count, those left out too; those of a rank after those of the ranks before it), or -1. Not
+            saved.
         num_rows: how many rows were given to update since the last reset. Reading it waits for a GPU.
 
     The pool lives on the device of the logits and keeps its memory from epoch to epoch. A run that resumes in the
@@ -74,6 +80,7 @@ class MedoidBank(nn.Module):
         seed: int = 0,
         save_pool: bool = False,
         ignore_index: int = -100,
+        process_group: ProcessGroup | str | None = "world",
         backend: str = "auto",
     ):
         super().__init__()
@@ -106,6 +113,7 @@ class MedoidBank(nn.Module):
         self.pool_rows = pool_rows
         self.ignore_index = ignore_index
         self.backend = backend
+        self.ranks = Ranks(process_group)
         self.save_pool = save_pool
         with torch.inference_mode(False):
             self.medoids = torch.full((num_classes,), -1, dtype=torch.int64, device="cpu")
@@ -135,6 +143,11 @@ class MedoidBank(nn.Module):
         """
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        if getattr(self, "_is_replica", False):
+            raise RuntimeError(
+                "a replica of nn.DataParallel cannot pool rows: they would be lost after its forward pass. Use "
+                "DistributedDataParallel, or keep the loss out of DataParallel"
+            )
         if torch._C._current_graph_task_id() != -1:
             if self.pool.capacity is None and not self.pool.at_most:
                 warnings.warn(
@@ -163,34 +176,56 @@ class MedoidBank(nn.Module):
         """C rows, row c from the medoid of class c; not filled where no row of the pool belongs to the class.
 
         Raises:
-            RuntimeError: nothing was given to update since the last reset.
+            RuntimeError: nothing was given to update since the last reset; or one of several ranks failed, or did not
+                call it within the group's timeout.
 
         Warns where pool_rows were too few.
         """
-        if self.num_rows == 0:
+        if not self.has_rows():
             raise RuntimeError("the pool is empty: compute() needs an update(logits, target) since the last reset()")
-        self.medoids, rows = self.medoid_rows()
-        return SoftTargets.from_logits(
-            rows, self.temperature, top_k=self.top_k, dtype=self.dtype, filled=self.medoids >= 0
-        )
-
-    def medoid_rows(self) -> tuple[Tensor, Tensor]:
-        """(medoids int64 [C]: positions among the rows given, or -1; their logits [C, C], any where it is -1)."""
+        table = self._of_all_ranks() if self.ranks.size > 1 else self._of_this_process()
         if self.pool_rows is not None and (dropped := self.pool.num_dropped):
             warnings.warn(
                 f"pool_rows = {self.pool_rows} rows fit into the pool, and {self.pool_rows + dropped} came: the last "
                 f"{dropped} were dropped",
                 stacklevel=3,
             )
+        return table
+
+    def has_rows(self) -> bool:
+        """Whether a row was given to any rank since the last reset. Collective; waits for a GPU."""
+        return any(self.ranks.all_gather_object(self.num_rows > 0))
+
+    def _of_this_process(self) -> SoftTargets:
         logits, labels, positions = self.pool.rows()
-        found = class_medoids(
-            logits, labels, self.num_classes, metric=self.metric, ignore_index=self.ignore_index,
-            backend=self.backend if self.backend in KERNELS["class_medoids"] else "auto",
-        )  # fmt: skip
+        found = class_medoids(logits, labels, self.num_classes, **self._selection())
         if not len(logits):
-            return found, logits.new_zeros(self.num_classes, self.num_classes)
-        at = found.clamp(min=0)
-        return torch.where(found >= 0, positions[at], -1), logits[at]
+            self.medoids, rows = found, logits.new_zeros(self.num_classes, self.num_classes)
+        else:
+            at = found.clamp(min=0)
+            self.medoids, rows = torch.where(found >= 0, positions[at], -1), logits[at]
+        return SoftTargets.from_logits(
+            rows, self.temperature, top_k=self.top_k, dtype=self.dtype, filled=self.medoids >= 0
+        )
+
+    def _of_all_ranks(self) -> SoftTargets:
+        kind = {"top_k": self.top_k, "dtype": self.dtype}
+        logits, labels, positions = self.pool.rows()
+        table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
+        table = replace(table, temperature=self.temperature)
+
+        def store(classes: Tensor, rows: Tensor) -> None:
+            table[classes.to(table.device)] = SoftTargets.from_logits(rows, self.temperature, **kind)
+
+        self.medoids = distributed_class_medoids(
+            logits, labels, positions, self.num_rows, self.num_classes, store, **self._selection(), ranks=self.ranks
+        )
+        return table
+
+    def _selection(self) -> dict:
+        """Settings of class_medoids."""
+        backend = self.backend if self.backend in KERNELS["class_medoids"] else "auto"
+        return {"metric": self.metric, "ignore_index": self.ignore_index, "backend": backend}
 
     def reset(self) -> None:
         """Empties the pool."""

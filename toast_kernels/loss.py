@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .bank import MedoidBank
+from .distributed import ProcessGroup
 from .functional import toast_loss
 from .pool import is_fake
 from .replay import PastPredictions
@@ -46,8 +47,9 @@ class ToastLoss(nn.Module):
         alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. [PS-KD]
         past_weight: lambda >= 0. [DLB]
         temperature: T of the past term. [DLB]
-        metric, correct_only, min_share, top_k, dtype, pool_dtype, pool_rows, max_rows_per_class, seed, save_pool: of
-            the soft targets, see :class:`MedoidBank`. A CUDA graph needs pool_rows: the new rows of an epoch.
+        metric, correct_only, min_share, top_k, dtype, pool_dtype, pool_rows, max_rows_per_class, seed, save_pool,
+            process_group: of the soft targets, see :class:`MedoidBank`. A CUDA graph needs pool_rows: the new rows of
+            an epoch.
         soft_temperature: that class medoids are softened with: MedoidBank's temperature. Where logits are scaled
             (ArcFace and other margin heads) their softmax is nearly one-hot, which set_epoch warns of, and alpha has no
             effect: a sixteenth of the scale is a start. [choice]
@@ -95,6 +97,7 @@ class ToastLoss(nn.Module):
         max_rows_per_class: int | None = None,
         seed: int = 0,
         save_pool: bool = False,
+        process_group: ProcessGroup | str | None = "world",
         backend: str = "auto",
     ):
         super().__init__()
@@ -114,7 +117,7 @@ class ToastLoss(nn.Module):
             num_classes, metric=metric, temperature=soft_temperature, top_k=top_k, correct_only=correct_only,
             min_share=min_share, dtype=dtype, pool_dtype=pool_dtype, pool_rows=pool_rows,
             max_rows_per_class=max_rows_per_class, seed=seed, save_pool=save_pool, ignore_index=ignore_index,
-            backend=backend,
+            process_group=process_group, backend=backend,
         )  # fmt: skip
         self.register_buffer("weight", weight)
         self._table = self._table_device = None
@@ -211,21 +214,11 @@ class ToastLoss(nn.Module):
             if past.targets is not None:
                 targets, index = past.targets, past.index
         result = toast_loss(
-            logits,
-            target,
-            self.weight,
-            soft_targets=soft_targets,
-            alpha=alpha,
-            past=targets,
-            past_index=index,
-            past_weight=self.past_weight,
-            temperature=self.temperature,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            reduction=self.reduction,
-            return_stats=return_stats,
+            logits, target, self.weight, soft_targets=soft_targets, alpha=alpha, past=targets, past_index=index,
+            past_weight=self.past_weight, temperature=self.temperature, ignore_index=self.ignore_index,
+            label_smoothing=self.label_smoothing, reduction=self.reduction, return_stats=return_stats,
             backend=self.backend,
-        )
+        )  # fmt: skip
         if self.max_alpha > 0:
             if not torch.compiler.is_compiling() and "growing" in self._may_warn:
                 self._may_warn.discard("growing")
@@ -248,6 +241,8 @@ class ToastLoss(nn.Module):
         The first epoch has no soft targets yet. Called again for the epoch it is in (a resumed run), it changes
         nothing and leaves the pool as it is. It may be called at any step with the next number: where the whole
         training is shorter than an epoch, "epochs" are what one likes.
+
+        On several ranks it is collective: each has to call it, with the same numbers, and gets the same soft targets.
         """
         try:
             epoch = operator.index(epoch)
@@ -259,9 +254,11 @@ class ToastLoss(nn.Module):
         if epoch < 0 or num_epochs <= 0:
             raise ValueError(f"epoch must be >= 0 and num_epochs > 0, got {epoch} and {num_epochs}")
         with torch.inference_mode(False), torch.no_grad():
-            if epoch != int(self.epoch) and self.bank.num_rows:
-                self._renew(self.bank.compute())
-                self.bank.reset()
+            if self.max_alpha > 0:
+                self.bank.ranks.agree(epoch=epoch, num_epochs=num_epochs, last_epoch=int(self.epoch))
+                if epoch != int(self.epoch) and self.bank.has_rows():
+                    self._renew(self.bank.compute())
+                    self.bank.reset()
             self.epoch.fill_(epoch)
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))
         self._may_warn.discard("growing")

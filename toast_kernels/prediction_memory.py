@@ -1,11 +1,13 @@
 """PredictionMemory: every training sample's last prediction, for distillation an epoch later."""
 
 import math
+import warnings
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
+from .distributed import Ranks
 from .replay import PastPredictions
 from .soft_targets import SoftTargets, check_temperature
 
@@ -17,6 +19,8 @@ class PredictionMemory:
         loss = criterion(logits, y, past)
         ...
         memory.keep(sample, logits)
+
+    On several ranks of torch.distributed each has a memory of its own: keep to samples that stay on their rank.
 
     Args:
         num_samples, num_classes: the table is [num_samples, num_classes], or top_k wide.
@@ -43,6 +47,7 @@ class PredictionMemory:
         with torch.inference_mode(False):
             targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
         self.targets = replace(targets, temperature=check_temperature(temperature))
+        self._warned = False
 
     def reset(self) -> None:
         """Forgets all predictions."""
@@ -57,6 +62,14 @@ class PredictionMemory:
     @torch.no_grad()
     def keep(self, sample: Tensor, logits: Tensor) -> None:
         """Stores softmax(logits / temperature), [N, C]. A row that is not finite leaves its sample's last one."""
+        if not self._warned and Ranks().size > 1:
+            self._warned = True
+            warnings.warn(
+                "a PredictionMemory knows the predictions of its own rank only: a sample that another rank had in the "
+                "last epoch (as with a DistributedSampler that shuffles) gets an older prediction or none; give each "
+                "rank the same samples in every epoch",
+                stacklevel=3,
+            )
         rows = self._rows(sample)
         if logits.shape != (len(rows), self.targets.num_classes):
             expected = [len(rows), self.targets.num_classes]

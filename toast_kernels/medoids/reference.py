@@ -19,21 +19,30 @@ def class_medoids(
     metric,
     ignore_index,
 ):  # -> [K] int64
+    order, counts = by_class(x, labels, mask, num_classes, ignore_index)
+    medoids = torch.full((num_classes,), -1, dtype=torch.int64, device=x.device)
+    for c, rows in enumerate(order.split(counts.tolist())):
+        if len(rows):
+            medoids[c] = rows[first_minimum(costs(x, rows, metric), metric)]
+    return medoids
+
+
+def by_class(
+    x,  # [N, D]
+    labels,  # [N] int64 or int32
+    mask,  # [N] bool or None
+    num_classes,
+    ignore_index,
+):  # -> int64 [n], int64 [K]
+    """The numbers of the rows that take part, by class, then ascending; and how many each class has."""
     used = (labels != ignore_index) & finite_rows(x)
     if mask is not None:
         used = used & mask
     wrong = (used & ((labels < 0) | (labels >= num_classes))).nonzero()
     if len(wrong):
         raise_label(int(wrong[0]), int(labels[wrong[0]]), num_classes, ignore_index)
-
     pool = used.nonzero().squeeze(1)
-    order = pool[labels[pool].argsort(stable=True)]  # by class, then by index
-    counts = labels[pool].long().bincount(minlength=num_classes).tolist()
-    medoids = torch.full((num_classes,), -1, dtype=torch.int64, device=x.device)
-    for c, rows in enumerate(order.split(counts)):
-        if len(rows):
-            medoids[c] = rows[first_minimum(costs(x, rows, metric), metric)]
-    return medoids
+    return pool[labels[pool].argsort(stable=True)], labels[pool].long().bincount(minlength=num_classes)
 
 
 def raise_label(position, label, num_classes, ignore_index):
