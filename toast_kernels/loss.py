@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from .bank import MedoidBank
 from .functional import toast_loss
+from .mixup import mixup_triple
 from .replay import PastPredictions
 from .soft_targets import SoftTargets
 
@@ -105,7 +106,8 @@ class ToastLoss(nn.Module):
 
         Args:
             logits: [N, C] or [N, C, d1, ...], where each position is a row to pool.
-            target: labels, a triple (y_a, y_b, lam), or, until there are soft targets, class probabilities.
+            target: labels; a triple (y_a, y_b, lam); or class probabilities: with alpha > 0 those of Mixup and CutMix,
+                smoothed by label_smoothing or not at all, which :func:`mixup_triple` turns into a triple in training.
             past: what HardReplay.extend or PredictionMemory.past gave.
         """
         if logits.dim() < 2:
@@ -121,6 +123,9 @@ class ToastLoss(nn.Module):
                 return_stats=return_stats,
                 backend=self.backend,
             )
+        dense = isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape
+        if dense and self.max_alpha > 0:  # toast_loss says what is wrong with another shape
+            target = mixup_triple(target, label_smoothing=self.label_smoothing)
         alpha, soft_targets = self.alpha, self.soft_targets
         if alpha.device != logits.device:
             alpha = self.alpha = alpha.to(logits.device)
