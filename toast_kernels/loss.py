@@ -138,6 +138,10 @@ class ToastLoss(nn.Module):
                     f"past must come from a HardReplay with this loss's ignore_index = {self.ignore_index}, "
                     f"got ignore_index = {past.ignore_index}: its empty rows would be trained on"
                 )
+            if past.temperature not in (None, self.temperature):  # in a first step there are no targets to tell it
+                raise ValueError(
+                    f"past was softened at temperature {past.temperature}, but temperature is {self.temperature}"
+                )
             if past.targets is not None:
                 targets, index = past.targets, past.index
         result = toast_loss(

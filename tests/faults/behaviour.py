@@ -1,6 +1,8 @@
 """Faults of what the modules take and refuse."""
 
 MIXUP = "tests/test_mixup.py::"
+REPLAY = "tests/test_replay_batches.py::"
+REPLAY_ERRORS = "tests/test_replay_errors.py::"
 
 FAULTS = {
     "toast_kernels/mixup.py": [
@@ -33,6 +35,34 @@ FAULTS = {
             "torch.where(mixed, a / (a + b), torch.nan)",
             "a / (a + b)",
             MIXUP + "test_where_nothing_may_wait_a_row_that_is_no_mixture_has_a_nan_loss",
+        ),
+    ],
+    "toast_kernels/carried_rows.py": [
+        (
+            "replay: a mapping comes back as a dict",
+            "return type(leaf)(items)",
+            "return items",
+            REPLAY + "test_mappings_of_any_kind",
+        ),
+    ],
+    "toast_kernels/replay.py": [
+        (
+            "replay: extend forgets that it was called",
+            "self._num_new, self._num_rows = rows, rows + slots",
+            "self._num_new, self._num_rows = rows, None",
+            REPLAY_ERRORS + "test_bad_arguments_are_named",
+        ),
+        (
+            "replay: a batch is waited for after a call that was refused",
+            '        leaves, rows = _rows_of("x", x)\n',
+            '        leaves, rows = _rows_of("x", x)\n        self._num_rows = rows\n',
+            REPLAY_ERRORS + "test_after_a_call_that_was_refused_the_next_one_is_taken",
+        ),
+        (
+            "replay: the temperature is not told before there are targets",
+            "rows, self.ignore_index, self.temperature)",
+            "rows, self.ignore_index)",
+            REPLAY_ERRORS + "test_another_temperature_than_the_losss_is_refused_from_the_first_step_on",
         ),
     ],
     "toast_kernels/loss.py": [
