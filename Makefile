@@ -39,6 +39,7 @@ gpu: ## on a machine with a GPU: a test of every kernel, then every benchmark, w
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict --follow-imports=silent --cache-dir build/mypy tests/typed_snippet.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: setup

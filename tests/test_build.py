@@ -67,6 +67,7 @@ def test_without_a_compiler_the_package_installs_and_runs_on_its_reference(sourc
     assert run.returncode == 0, run.stderr
     assert "C++ kernels are not built: no C++ compiler was found" in run.stdout + run.stderr
     run_installed(target, "-c", USE_IT)
+    assert (target / "toast_kernels" / "py.typed").exists()
     report = run_installed(target, "-m", "toast_kernels")
     assert "not built" in report
     assert "TOAST_CPU=1" in report
@@ -141,9 +142,8 @@ def test_the_source_distribution_holds_what_the_build_needs(source, tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         packed = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
-    needed = [
-        file for pattern in ("csrc/**/*.*", "toast_kernels/**/*.py") for file in source.glob(pattern) if file.is_file()
-    ]
+    patterns = ("csrc/**/*.*", "toast_kernels/**/*.py", "toast_kernels/py.typed")
+    needed = [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]
     needed += [source / name for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE")]
     missing = {file.relative_to(source) for file in needed} - packed
     assert not missing

@@ -5,6 +5,7 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from .annotations import Backend, Metric, Target
 from .arguments import label_shape
 from .functional import class_medoids
 from .kept_rows.op import pool_rows as copy_to_pool
@@ -51,7 +52,7 @@ class MedoidBank(nn.Module):
         self,
         num_classes: int,
         *,
-        metric: str = "euclidean",
+        metric: Metric = "euclidean",
         temperature: float = 1.0,
         top_k: int | None = None,
         correct_only: bool = False,
@@ -60,7 +61,7 @@ class MedoidBank(nn.Module):
         pool_dtype: torch.dtype = torch.float16,
         pool_rows: int | None = None,
         ignore_index: int = -100,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
@@ -93,7 +94,7 @@ class MedoidBank(nn.Module):
     def num_rows(self) -> int:
         return int(self._count)
 
-    def update(self, logits: Tensor, target) -> None:
+    def update(self, logits: Tensor, target: Target) -> None:
         """Adds a copy of the rows to the pool. Does not wait for a GPU; torch.compile leaves it out. In a backward pass
         it adds nothing: that is a checkpoint's second forward pass, over the rows of the first.
 
@@ -194,7 +195,7 @@ class MedoidBank(nn.Module):
     def _labels_of(self, target) -> Tensor:
         """The class each row belongs to, or ignore_index."""
         if isinstance(target, (tuple, list)):
-            y_a, y_b, lam = target
+            y_a, y_b, lam = target[0].long(), target[1].long(), target[2]  # ignore_index is no uint8
             if not isinstance(lam, Tensor):
                 lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
             lam = lam.to(y_a.device)
@@ -203,7 +204,7 @@ class MedoidBank(nn.Module):
         if target.is_floating_point():
             share, labels = target.max(dim=1)
             return torch.where(share >= self.min_share, labels, self.ignore_index)
-        return target
+        return target.long()
 
     def _reserve(self, new_rows: int, device: torch.device) -> int | Tensor:
         """Makes room for rows on `device` and returns where they begin."""

@@ -1,12 +1,14 @@
 """ToastLoss: toast_loss as a module that makes its own class soft targets, epoch by epoch."""
 
 import warnings
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from .annotations import Backend, Metric, Reduction, Target
 from .bank import MedoidBank
-from .functional import toast_loss
+from .functional import ToastStats, toast_loss
 from .mixup import mixup_triple
 from .replay import PastPredictions
 from .soft_targets import SoftTargets
@@ -58,19 +60,19 @@ class ToastLoss(nn.Module):
         alpha: float = 0.8,
         past_weight: float = 1.0,
         temperature: float = 3.0,
-        metric: str = "euclidean",
+        metric: Metric = "euclidean",
         soft_temperature: float = 1.0,
         top_k: int | None = None,
         weight: Tensor | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         correct_only: bool = False,
         min_share: float = 0.9,
         dtype: torch.dtype | None = None,
         pool_dtype: torch.dtype = torch.float16,
         pool_rows: int | None = None,
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
         super().__init__()
         if not 0 <= alpha <= 1:
@@ -101,7 +103,17 @@ class ToastLoss(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("alpha", torch.tensor(0.0))
 
-    def forward(self, logits: Tensor, target, past: PastPredictions | None = None, return_stats: bool = False):
+    @overload
+    def forward(
+        self, logits: Tensor, target: Target, past: PastPredictions | None = ..., return_stats: Literal[False] = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, logits: Tensor, target: Target, past: PastPredictions | None = ..., *, return_stats: Literal[True]
+    ) -> tuple[Tensor, ToastStats]: ...
+    def forward(
+        self, logits: Tensor, target: Target, past: PastPredictions | None = None, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, ToastStats]:
         """The loss, or (loss, stats), as toast_loss gives it.
 
         Args:
@@ -173,6 +185,9 @@ class ToastLoss(nn.Module):
                 new, target = new[: past.num_new], _first_rows(target, past.num_new)
             self.bank.update(new, target)
         return result
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     @torch.no_grad()
     def set_epoch(self, epoch: int, num_epochs: int) -> None:

@@ -7,7 +7,9 @@ DTYPE = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3
 
 
 def rows_of(tensor):
-    """The tensor [R, W] itself if each of its rows is contiguous, whatever lies between them; else a copy."""
+    """The tensor [R, W] itself if each of its rows is contiguous, whatever lies between them; else a copy. A copy too
+    where the memory holds the negative of its values (x.conj().imag), which an address does not tell."""
+    tensor = tensor.resolve_neg()
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
 
 

@@ -1,18 +1,21 @@
 """HardReplay: carries under-trained rows over to the next step, with the predictions they got."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from .annotations import Target
 from .arguments import type_of
 from .carried_rows import CarriedRows, named_leaves, with_leaves
 from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets, check_temperature
 from .uncompiled import leave_uncompiled
+
+X = TypeVar("X")
 
 
 class PastPredictions(NamedTuple):
@@ -95,7 +98,7 @@ class HardReplay:
         self._num_new = 0  # of the batch that extend made
         self._num_rows: int | None = None  # likewise; None when no batch waits for keep
 
-    def extend(self, x, y) -> tuple:
+    def extend(self, x: X, y: Target) -> tuple[X, Any, PastPredictions | None]:
         """The batch with K rows after it: those carried from the last step, in slots of which some may be empty.
 
         K = round(fraction * n) for the n of the step that chose them; in the first step, where all slots are empty,
@@ -176,7 +179,7 @@ class HardReplay:
         filled = None if carried.all_filled else carried.slots.filled
         return with_leaves(x, iter([_with_slots(name, leaf, kept[name], filled) for name, leaf in leaves.items()]))
 
-    def keep(self, x, y, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
+    def keep(self, x: Any, y: Target, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
         """Chooses what the next step's extend adds.
 
         Call it after loss.backward(). Before it is as good where the loss made its gradient in its forward pass; where

@@ -4,7 +4,41 @@ MIXUP = "tests/test_mixup.py::"
 REPLAY = "tests/test_replay_batches.py::"
 REPLAY_ERRORS = "tests/test_replay_errors.py::"
 
+OPERANDS = "tests/test_operands.py::"
+
 FAULTS = {
+    "toast_kernels/native.py": [
+        (
+            "operands: rows in negative memory are read as they lie",
+            "tensor = tensor.resolve_neg()",
+            "pass",
+            OPERANDS + "test_negated_operands",
+        ),
+    ],
+    "toast_kernels/arguments.py": [
+        (
+            "operands: lam in negative memory is read as it lies",
+            "tensor = tensor.resolve_neg() if tensor.dtype == dtype else tensor.to(dtype)",
+            "tensor = tensor if tensor.dtype == dtype else tensor.to(dtype)",
+            OPERANDS + "test_negated_operands",
+        ),
+    ],
+    "toast_kernels/blended_kl/op.py": [
+        (
+            "operands: an upstream in negative memory is read as it lies",
+            "plan.scale_(gradient, upstream.resolve_neg())",
+            "plan.scale_(gradient, upstream)",
+            OPERANDS + "test_negated_upstream",
+        ),
+    ],
+    "toast_kernels/bank.py": [
+        (
+            "operands: an ignored uint8 label wraps to another class",
+            "return target.long()",
+            "return target",
+            OPERANDS + "test_uint8_labels_in_the_modules",
+        ),
+    ],
     "toast_kernels/mixup.py": [
         (
             "mixup: a small second share passes for a rounding",

@@ -91,7 +91,7 @@ def number(value):
     """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown while a compiler traces, stays a tensor."""
     if type(value) is float or not isinstance(value, Tensor) or torch.compiler.is_compiling():  # floats take no time
         return value
-    return value.item() if value.device.type == "cpu" else value
+    return value.item() if value.device.type == "cpu" else value.resolve_neg()
 
 
 def allocate(problem: Problem) -> Outputs:
