@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .backends import FLOATS
 from .blended_kl.problem import Problem, Table, loss_dtype, number
-from .native import rows_of
+from .native import rows_of, widest
 from .soft_targets import SoftTargets
 
 LABELS = (torch.int64, torch.int32, torch.uint8)
@@ -158,7 +158,7 @@ def _table(targets: SoftTargets, temperature: float, dtype: torch.dtype) -> Tabl
     table = Table(
         rows_of(values),
         None if indices is None else _operand(indices, torch.int32),
-        None if logsumexp is None else _operand(logsumexp, torch.float64),
+        None if logsumexp is None else _operand(logsumexp, widest(logsumexp.device)),
         _operand(entropy, dtype),
         _operand(filled, torch.bool),
         temperature,

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from .kept_rows.op import Slots
+from .native import widest
 from .soft_targets import SoftTargets
 
 
@@ -47,7 +48,7 @@ class CarriedRows:
         if top_k is None:
             targets = SoftTargets(
                 kept_logits, zeros(count, dtype=wide), zeros(count, dtype=torch.bool), num_classes,
-                logsumexp=zeros(count, dtype=torch.float64), temperature=temperature,
+                logsumexp=zeros(count, dtype=widest(device)), temperature=temperature,
             )  # fmt: skip
         else:
             table = SoftTargets.empty(count, num_classes, top_k=top_k, dtype=wide, device=device)
@@ -64,7 +65,7 @@ class CarriedRows:
     ) -> "CarriedRows":  # fmt: skip
         """logits: where carry_rows puts them, if not into the targets themselves."""
         labels, labels_b, lam = y if isinstance(y, tuple) else (None if y.is_floating_point() else y, None, None)
-        counts = torch.arange(len(age) + 1, dtype=torch.float64, device=age.device)
+        counts = torch.arange(len(age) + 1, dtype=widest(age.device), device=age.device)
         distilled = counts.mul_(distil_fraction).round_().long()  # to even, as Python's round
         entropy = None if targets.logsumexp is None else targets.entropy
         logits, row = targets.values if logits is None else logits, torch.zeros_like(age)

@@ -9,6 +9,12 @@ OPERANDS = "tests/test_operands.py::"
 FAULTS = {
     "toast_kernels/native.py": [
         (
+            "devices: float64 everywhere",
+            "if device.type in WITHOUT_FLOAT64",
+            "if False",
+            "tests/test_without_float64.py",
+        ),
+        (
             "operands: rows in negative memory are read as they lie",
             "tensor = tensor.resolve_neg()",
             "pass",
