@@ -9,7 +9,7 @@ WITHOUT_FLOAT64 = {"mps"}  # types of devices
 
 
 def widest(device):
-    """float64, or float32 on a device that has none. There class_medoids sums in float32, and the cost of the row that it
+    """float64, or float32 on a device that has none. There class_medoids sums in float32: the cost of the row that it
     chooses is the smallest up to a relative 1e-5; the reference's loss, float32 too, is the same."""
     return torch.float32 if device.type in WITHOUT_FLOAT64 else torch.float64
 
