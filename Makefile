@@ -9,7 +9,7 @@ ARGS ?=
 PART ?=
 RESULTS ?=
 
-.PHONY: train test ctest faults bench gpu lint format setup clean
+.PHONY: train test ctest cross faults bench gpu lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
@@ -22,6 +22,10 @@ ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and Undefin
 		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
+
+cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
+	-$(PY) -m pip install --quiet -r requirements-cross.txt
+	$(PY) tests/cross_build.py $(ARGS)
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
 	$(PY) tests/seeded_faults.py $(ARGS)
@@ -39,6 +43,7 @@ gpu: ## on a machine with a GPU: a test of every kernel, then every benchmark, w
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
+	$(PY) -m mypy --strict --follow-imports=silent --cache-dir build/mypy tests/typed_snippet.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: setup

@@ -9,6 +9,8 @@ the hardest rows, and not the larger batch; and once the new rows alone. What is
 small_step, and on a GPU step_graph is a whole step as a CUDA graph. What set_epoch does once an epoch stands apart.
 """
 
+import copy
+
 import backbones
 import pytest
 import torch
@@ -79,7 +81,7 @@ def test_training_step(show):
     labels = random_labels(BATCH, CLASSES)
     toast, plain, alone = ToastStep(new, labels), Step(), Step()
     toast.criterion.bank.reset()
-    rows, classes, _ = toast.replay.extend(new, labels)
+    rows, classes, _ = copy.deepcopy(toast.replay).extend(new, labels)
 
     cases = {
         OURS: toast.whole,
@@ -99,7 +101,7 @@ def test_step_graph(show):
     new = normal(BATCH, 1, SIZE, SIZE, dtype=torch.float32)
     labels = random_labels(BATCH, CLASSES)
     toast, plain = ToastStep(new, labels), Step()
-    rows, classes, _ = toast.replay.extend(new, labels)
+    rows, classes, _ = copy.deepcopy(toast.replay).extend(new, labels)
     cases = {
         OURS: captured(toast),
         "F.cross_entropy": captured(lambda: plain(F.cross_entropy(plain.model(rows), classes))),

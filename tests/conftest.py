@@ -21,11 +21,22 @@ if not torch.cuda.is_available():
 import blended_kl_cases
 import cuda_kernels
 
+from toast_kernels import backends
+
 
 @pytest.fixture(params=blended_kl_cases.KERNELS)
 def kernel(request, monkeypatch):
     """Each backend with kernels in turn, as the default of blended_kl_cases.toast_loss too."""
     monkeypatch.setattr(blended_kl_cases, "kernels_under_test", request.param)
+    return request.param
+
+
+@pytest.fixture(
+    params=["reference", *(["cpu"] if backends._C else []), *(["triton"] if backends.interpreted() else [])],
+)
+def kept_rows_backend(request, monkeypatch):
+    """What "auto" takes for kept_rows."""
+    monkeypatch.setattr("toast_kernels.kept_rows.op.choose", lambda *_: request.param)
     return request.param
 
 

@@ -1,6 +1,7 @@
 """setup.py with and without a compiler: what is built, what is said, and what then runs."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import sysconfig
 import tarfile
 from pathlib import Path
 
+import pybind11
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -67,6 +69,7 @@ def test_without_a_compiler_the_package_installs_and_runs_on_its_reference(sourc
     assert run.returncode == 0, run.stderr
     assert "C++ kernels are not built: no C++ compiler was found" in run.stdout + run.stderr
     run_installed(target, "-c", USE_IT)
+    assert (target / "toast_kernels" / "py.typed").exists()
     report = run_installed(target, "-m", "toast_kernels")
     assert "not built" in report
     assert "TOAST_CPU=1" in report
@@ -141,9 +144,69 @@ def test_the_source_distribution_holds_what_the_build_needs(source, tmp_path):
     (archive,) = tmp_path.glob("*.tar.gz")
     with tarfile.open(archive) as tar:
         packed = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
-    needed = [
-        file for pattern in ("csrc/**/*.*", "toast_kernels/**/*.py") for file in source.glob(pattern) if file.is_file()
-    ]
+    patterns = ("csrc/**/*.*", "toast_kernels/**/*.py", "toast_kernels/py.typed")
+    needed = [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]
     needed += [source / name for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE")]
     missing = {file.relative_to(source) for file in needed} - packed
     assert not missing
+
+
+# What of the standard library stands in which of its headers: a compiler's own includes hide what other libraries miss.
+HEADER_OF = {
+    "algorithm": r"std::(min|max|clamp|fill|fill_n|copy|copy_n|sort|stable_sort|nth_element|any_of|all_of)\b",
+    "cfloat": r"\b(DBL|FLT)_[A-Z]+\b",
+    "cmath": r"std::(exp|log|log1p|sqrt|fabs|isnan|isinf|isfinite|ldexp|frexp|nearbyint)\b|\b(INFINITY|NAN)\b",
+    "cstdint": r"\bu?int(8|16|32|64)_t\b",
+    "cstdlib": r"std::(getenv|abort|free|malloc|aligned_alloc|strtol)\b",
+    "cstring": r"std::(memcpy|memset|memmove|memcmp|strcmp)\b",
+    "limits": r"std::numeric_limits\b",
+    "map": r"std::map\b",
+    "memory": r"std::(unique_ptr|shared_ptr|make_unique)\b",
+    "mutex": r"std::(mutex|lock_guard)\b",
+    "new": r"std::(align_val_t|bad_alloc|nothrow)\b",
+    "stdexcept": r"std::(runtime_error|invalid_argument|logic_error|out_of_range)\b",
+    "string": r"std::(string|to_string)\b",
+    "tuple": r"std::(tuple|tie|make_tuple)\b",
+    "type_traits": r"std::(is_\w+|enable_if\w*|conditional\w*|remove_\w+|make_\w*signed\w*)\b",
+    "utility": r"std::(move|swap|pair|forward|exchange)\b",
+    "vector": r"std::vector\b",
+}
+CPP = [path for folder in ("csrc", "tests/cpp") for path in sorted((ROOT / folder).rglob("*.[hc]*")) if path.is_file()]
+CPP = [path for path in CPP if path.suffix in (".h", ".cpp", ".cu", ".cuh")]
+HEADERS = [path for path in CPP if "csrc" in path.parts and path.suffix in (".h", ".cuh")]
+
+
+def code_of(file):
+    return re.sub("//.*", "", file.read_text())
+
+
+def included(file, seen):
+    """The standard headers that a file includes, itself or by this project's own."""
+    headers = set()
+    for bracket, name in re.findall(r'#include ([<"])([^>"]+)', code_of(file)):
+        if bracket == "<":
+            headers.add(name)
+            continue
+        folders = (ROOT / "csrc", file.parent, ROOT / "tests" / "cuda_on_cpu")
+        own = next(folder / name for folder in folders if (folder / name).exists()).resolve()
+        if own not in seen:
+            seen.add(own)
+            headers |= included(own, seen)
+    return headers
+
+
+@pytest.mark.parametrize("file", CPP, ids=lambda file: str(file.relative_to(ROOT)))
+def test_standard_headers_are_included_where_they_are_used(file):
+    headers, code = included(file, set()), code_of(file)
+    missing = [header for header, names in HEADER_OF.items() if header not in headers and re.search(names, code)]
+    assert not missing
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="needs g++")
+@pytest.mark.parametrize("header", HEADERS, ids=lambda file: str(file.relative_to(ROOT)))
+def test_each_header_compiles_alone(header):
+    includes = [ROOT / "csrc", ROOT / "tests" / "cuda_on_cpu", pybind11.get_include(), sysconfig.get_path("include")]
+    options = ["-std=c++17", "-fsyntax-only", "-DTOAST_ISA=generic", *(f"-I{folder}" for folder in includes)]
+    source = f'#include "{header.relative_to(ROOT / "csrc")}"\n'
+    run = subprocess.run(["g++", *options, "-xc++", "-"], input=source, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr

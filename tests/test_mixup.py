@@ -3,9 +3,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from blended_kl_cases import BACKENDS, device_of
 from optional import given, settings
 from optional import strategies as st
 
+from toast_kernels import ToastLoss
 from toast_kernels.functional import toast_loss
 from toast_kernels.mixup import mixup_triple
 
@@ -16,10 +18,11 @@ def torchvision_targets(labels, lam, num_classes):
     return onehot.roll(1, 0).mul(1 - lam).add(onehot.mul(lam))
 
 
-def timm_targets(labels, lam, num_classes, smoothing):
+def timm_targets(labels, lam, num_classes, smoothing, dtype=torch.float32):
     """As timm.data.mixup: smoothed on and off values, mixed with the batch reversed."""
     off = smoothing / num_classes
-    onehot = torch.full((len(labels), num_classes), off).scatter(1, labels[:, None], 1 - smoothing + off)
+    onehot = torch.full((len(labels), num_classes), off, dtype=dtype)
+    onehot.scatter_(1, labels[:, None], 1 - smoothing + off)
     return onehot * lam + onehot.flip(0) * (1 - lam)
 
 
@@ -84,6 +87,84 @@ def test_many_classes_and_half_precision():
     assert lam.dtype == torch.float32
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.5])
+@pytest.mark.parametrize("num_classes", [5, 5000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64], ids=str)
+def test_roundings_of_the_targets_are_no_other_mixture(dtype, num_classes, smoothing):
+    """Mixed in the dtype, a few roundings a share; a floor of smoothing / C is a subnormal float16 number."""
+    labels, close = torch.tensor([3, 1]), 4 * torch.finfo(dtype).eps / (1 - smoothing)
+    for lam in torch.arange(8, 249, 4).double() / 256:
+        probs = timm_targets(labels, float(lam), num_classes, smoothing, dtype)
+        y_a, y_b, share = mixup_triple(probs, label_smoothing=smoothing)
+        assert y_a.tolist() == ([1, 1] if lam == 0.5 else [3, 1] if lam > 0.5 else [1, 3])
+        assert (y_a + y_b).tolist() == [4, 4]
+        assert ((share >= 0.5) & (share <= 1)).all()
+        assert ((share - max(lam, 1 - lam)).abs() <= close).all()
+
+
+def test_a_small_share_is_no_rounding():
+    """The smallest input that was refused: the second share fell under the rounding of the first."""
+    probs = torch.tensor([[0.97, 0.03, 0.0]]).bfloat16()
+    smoothed = torch.tensor([[0.9 * 0.97 + 0.1 / 3, 0.9 * 0.03 + 0.1 / 3, 0.1 / 3]]).bfloat16()
+    for targets in (probs, smoothed):
+        y_a, y_b, lam = mixup_triple(targets, label_smoothing=0.1)
+        assert (y_a.item(), y_b.item()) == (0, 1)
+        torch.testing.assert_close(lam, torch.tensor([0.97]), rtol=0, atol=0.01)
+
+
+def test_targets_that_were_not_smoothed_are_taken_as_they_are():
+    probs = torch.cat([torchvision_targets(LABELS, 0.75, 5), timm_targets(LABELS, 0.75, 5, 0.1)])
+    y_a, y_b, lam = mixup_triple(probs, label_smoothing=0.1)
+    assert torch.equal(y_a, LABELS.repeat(2))
+    assert torch.equal(y_b, torch.cat([LABELS.roll(1), LABELS.flip(0)]))
+    torch.testing.assert_close(lam, torch.where(y_a == y_b, 1, 0.75))
+
+
+def test_each_position_has_a_triple():
+    rows = torchvision_targets(LABELS, 0.75, 5)
+    positions = rows.reshape(2, 2, 2, 5).movedim(-1, 1)
+    for found, expected in zip(mixup_triple(positions), mixup_triple(rows), strict=True):
+        assert torch.equal(found, expected.reshape(2, 2, 2))
+    positions[1, 0, 0, 1] = 2
+    with pytest.raises(ValueError, match=r"row \[1, 0, 1\] has \d classes"):
+        mixup_triple(positions)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_where_nothing_may_wait_a_row_that_is_no_mixture_has_a_nan_loss(backend, monkeypatch):
+    """As on a GPU. Tracing stands for it where there is none."""
+    device = device_of(backend)
+    probs = torchvision_targets(LABELS, 0.75, 5).to(device)
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)).to(device)
+    expected = F.cross_entropy(logits, probs, reduction="none")
+    probs[2] = 0.2
+    probs[5, 0] += 0.1
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    loss = toast_loss(logits, mixup_triple(probs), reduction="none", backend=backend)
+    expected[[2, 5]] = torch.nan
+    torch.testing.assert_close(loss, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("smoothed", [False, True], ids=["torchvision", "timm"])
+def test_toast_loss_as_a_module_takes_dense_targets_in_every_epoch(smoothed):
+    one, two = (ToastLoss(5, label_smoothing=0.1) for _ in range(2))
+    logits = torch.randn(8, 5, generator=torch.Generator().manual_seed(1))
+    probs = timm_targets(LABELS, 0.95, 5, 0.1) if smoothed else torchvision_targets(LABELS, 0.95, 5)
+    triple = mixup_triple(probs, label_smoothing=0.1)
+    for epoch in range(3):
+        losses = []
+        for criterion, target in ((one, probs), (two, triple)):
+            criterion.set_epoch(epoch, 3)
+            losses.append(criterion(logits.clone().requires_grad_(), target))
+        if epoch == 0:
+            unsmoothed = F.cross_entropy(logits, probs, label_smoothing=0.0 if smoothed else 0.1)
+            torch.testing.assert_close(losses[0], unsmoothed)
+        assert torch.equal(*losses)
+    assert torch.equal(one.soft_targets.values, two.soft_targets.values)
+    with pytest.raises(ValueError, match="target of class probabilities must be shaped like logits"):
+        one(logits.clone().requires_grad_(), probs[:, :4])
+
+
 @pytest.mark.parametrize(
     ("probs", "arguments", "message"),
     [
@@ -92,16 +173,22 @@ def test_many_classes_and_half_precision():
         ([[1.5, -0.5, 0.0]], {}, "row 0 has"),
         ([[float("nan"), 1.0, 0.0]], {}, "row 0 has"),
         ([[0.0, 0.0, 0.0]], {}, "row 0 has 0 classes above that and a sum of 0"),
-        ([[1.0, 0.0, 0.0]], {"label_smoothing": 0.1}, "label_smoothing = 0.1; row 0"),
+        ([[0.8, 0.1, 0.1]], {"label_smoothing": 0.1}, "label_smoothing = 0.1 or not at all; row 0 has 3 classes"),
+        ([[0.8, 0.1, 0.1]], {"label_smoothing": 0.5}, "label_smoothing = 0.5 or not at all; row 0 has 1 class"),
         ([[1.0, 0.0, 0.0]], {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
-        ([1.0, 0.0], {}, r"probs must have shape \[N, C\] with C >= 1, got \[2\]"),
+        ([1.0, 0.0], {}, r"probs must have shape \[N, C\] or .* with C >= 1, got \[2\]"),
         ([[1, 0]], {}, "probs must be a floating-point tensor, got torch.int64"),
     ],
-    ids=["three", "sum", "negative", "nan", "zero", "not smoothed", "smoothing", "1-d", "int"],
+    ids=["three", "sum", "negative", "nan", "zero", "smoothed less", "smoothed more", "smoothing", "1-d", "int"],
 )
 def test_what_is_no_mixture_is_an_error(probs, arguments, message):
     with pytest.raises((TypeError, ValueError), match=message):
         mixup_triple(torch.tensor(probs), **arguments)
+
+
+def test_probabilities_that_learn_have_no_labels():
+    with pytest.raises(ValueError, match="probs must not require a gradient"):
+        mixup_triple(torch.eye(3, requires_grad=True))
 
 
 def test_no_rows():

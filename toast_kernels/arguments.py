@@ -7,8 +7,10 @@ from torch import Tensor
 
 from .backends import FLOATS
 from .blended_kl.problem import Problem, Table, is_traced, loss_dtype, number
-from .native import rows_of
+from .native import rows_of, widest
 from .soft_targets import SoftTargets
+
+LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
 class Arguments(NamedTuple):
@@ -108,7 +110,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
     ) = given  # fmt: skip
     temperature = float(temperature)
     dtype = loss_dtype(logits.dtype)
-    rows = rows_of(_as_rows(logits.resolve_neg()))
+    rows = rows_of(_as_rows(logits))
     y_b = lam = None
     if isinstance(target, Tensor):
         target = rows_of(_as_rows(target)) if target.is_floating_point() else _labels(target)
@@ -157,8 +159,7 @@ def _labels(labels: Tensor) -> Tensor:
 
 
 def _operand(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    if tensor.dtype != dtype:
-        tensor = tensor.to(dtype)
+    tensor = tensor.resolve_neg() if tensor.dtype == dtype else tensor.to(dtype)  # .to resolves it too
     return tensor if tensor.is_contiguous() else tensor.contiguous()
 
 
@@ -172,7 +173,7 @@ def _table(targets: SoftTargets, temperature: float, dtype: torch.dtype) -> Tabl
     table = Table(
         rows_of(values),
         None if indices is None else _operand(indices, torch.int32),
-        None if logsumexp is None else _operand(logsumexp, torch.float64),
+        None if logsumexp is None else _operand(logsumexp, widest(logsumexp.device)),
         _operand(entropy, dtype),
         _operand(filled, torch.bool),
         temperature,
@@ -207,8 +208,8 @@ def _check_target(target, logits, ignore_index):
 
 
 def _check_labels(name, labels, logits):
-    if not isinstance(labels, Tensor) or labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"{name} must hold int64 or int32 labels, got {type_of(labels)}")
+    if not isinstance(labels, Tensor) or labels.dtype not in LABELS:
+        raise TypeError(f"{name} must hold int64, int32 or uint8 labels, got {type_of(labels)}")
     _check_device(name, labels, logits)
     if labels.shape != label_shape(logits):
         raise ValueError(

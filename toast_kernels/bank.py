@@ -6,6 +6,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from .annotations import Backend, Metric, Target
 from .arguments import label_shape
 from .backends import BACKENDS, FLOATS, KERNELS
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
@@ -68,7 +69,7 @@ class MedoidBank(nn.Module):
         self,
         num_classes: int,
         *,
-        metric: str = "euclidean",
+        metric: Metric = "euclidean",
         temperature: float = 1.0,
         top_k: int | None = None,
         correct_only: bool = False,
@@ -81,7 +82,7 @@ class MedoidBank(nn.Module):
         save_pool: bool = False,
         ignore_index: int = -100,
         process_group: ProcessGroup | str | None = "world",
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
         super().__init__()
         if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
@@ -130,7 +131,7 @@ class MedoidBank(nn.Module):
     def num_rows(self) -> int:
         return self.pool.num_rows
 
-    def update(self, logits: Tensor, target) -> None:
+    def update(self, logits: Tensor, target: Target) -> None:
         """Adds a copy of the rows to the pool. With pool_rows it does not wait for a GPU; torch.compile leaves it out.
         In a backward pass it adds nothing: that is a checkpoint's second forward pass, over the rows of the first.
 
@@ -270,7 +271,7 @@ class MedoidBank(nn.Module):
     def _labels_of(self, target) -> Tensor:
         """The class each row belongs to, or ignore_index."""
         if isinstance(target, (tuple, list)):
-            y_a, y_b, lam = target
+            y_a, y_b, lam = target[0].long(), target[1].long(), target[2]  # ignore_index is no uint8
             if not isinstance(lam, Tensor):
                 lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
             lam = lam.to(y_a.device)
@@ -279,4 +280,4 @@ class MedoidBank(nn.Module):
         if target.is_floating_point():
             share, labels = target.max(dim=1)
             return torch.where(share >= self.min_share, labels, self.ignore_index)
-        return target
+        return target.long()

@@ -1,14 +1,15 @@
 """CarriedRows: the memory in which HardReplay keeps rows from one step to the next."""
 
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import keystr, tree_flatten_with_path, tree_map
 
 from .kept_rows.op import Slots
+from .native import widest
 from .soft_targets import SoftTargets
 
 
@@ -16,7 +17,7 @@ from .soft_targets import SoftTargets
 class CarriedRows:
     """The rows that are carried, in memory that stays where it is while batches keep their shapes."""
 
-    x: object  # as the batch's, each tensor [K, ...]
+    x: dict[str, Tensor]  # [K, ...] each, by their names in the batch: named_leaves
     y: Tensor | tuple[Tensor, Tensor, Tensor]  # labels, a triple or class probabilities of K rows
     targets: SoftTargets
     index: Tensor  # int64 [n + K]: -1 for n new rows, then slots.index
@@ -26,8 +27,8 @@ class CarriedRows:
 
     @classmethod
     def like(
-        cls, count: int, x, y, logits: Tensor, *, num_new: int, temperature: float, top_k: int | None,
-        distil_fraction: float,
+        cls, count: int, x: dict[str, Tensor], y, logits: Tensor, *, num_new: int, temperature: float,
+        top_k: int | None, distil_fraction: float,
     ) -> "CarriedRows":  # fmt: skip
         """Memory for `count` rows of such a batch, for carry_rows to write."""
         num_classes, device = logits.shape[1], logits.device
@@ -47,23 +48,24 @@ class CarriedRows:
         if top_k is None:
             targets = SoftTargets(
                 kept_logits, zeros(count, dtype=wide), zeros(count, dtype=torch.bool), num_classes,
-                logsumexp=zeros(count, dtype=torch.float64), temperature=temperature,
+                logsumexp=zeros(count, dtype=widest(device)), temperature=temperature,
             )  # fmt: skip
         else:
             table = SoftTargets.empty(count, num_classes, top_k=top_k, dtype=wide, device=device)
             targets = replace(table, temperature=temperature)
-        carried = cls.of(map_tree(alike, x), y, targets, zeros(count), zeros(count), distil_fraction, kept_logits)
+        x = {name: alike(leaf) for name, leaf in x.items()}
+        carried = cls.of(x, y, targets, zeros(count), zeros(count), distil_fraction, kept_logits)
         carried.index_of_batch(num_new)
         return carried
 
     @classmethod
     def of(
-        cls, x, y, targets: SoftTargets, index: Tensor, age: Tensor, distil_fraction: float,
+        cls, x: dict[str, Tensor], y, targets: SoftTargets, index: Tensor, age: Tensor, distil_fraction: float,
         logits: Tensor | None = None,
     ) -> "CarriedRows":  # fmt: skip
         """logits: where carry_rows puts them, if not into the targets themselves."""
         labels, labels_b, lam = y if isinstance(y, tuple) else (None if y.is_floating_point() else y, None, None)
-        counts = torch.arange(len(age) + 1, dtype=torch.float64, device=age.device)
+        counts = torch.arange(len(age) + 1, dtype=widest(age.device), device=age.device)
         distilled = counts.mul_(distil_fraction).round_().long()  # to even, as Python's round
         entropy = None if targets.logsumexp is None else targets.entropy
         logits, row = targets.values if logits is None else logits, torch.zeros_like(age)
@@ -80,11 +82,13 @@ class CarriedRows:
         index, age = self.slots.index.to(device), self.slots.age.to(device)
         return CarriedRows.of(self.x, y, self.targets.to(device), index, age, self.distil_fraction)
 
-    def fits(self, count: int, x, y, logits: Tensor) -> bool:
+    def fits(self, count: int, x: dict[str, Tensor], y, logits: Tensor) -> bool:
         """Whether it is memory for `count` rows like these."""
         if isinstance(y, Tensor) != isinstance(self.y, Tensor) or self.slots.filled.shape[0] != count:
             return False
-        pairs = [*tree_pairs(x, self.x), (logits, self.slots.logits)]
+        if x.keys() != self.x.keys():
+            return False
+        pairs = [(logits, self.slots.logits), *((leaf, self.x[name]) for name, leaf in x.items())]
         if isinstance(y, Tensor):
             if y.is_floating_point() != self.y.is_floating_point():
                 return False
@@ -107,14 +111,33 @@ class CarriedRows:
         return [tensor for tensor in tensors if tensor is not None]
 
 
-def map_tree(function: Callable, x, *others):
-    return function(x, *others) if isinstance(x, Tensor) else tree_map(function, x, *others)
+def named_leaves(name: str, tree) -> dict[str, object]:
+    """What a tensor, or a tree of tuples, lists, mappings and whatever else PyTorch's pytree knows, consists of, named
+    as in Python: x, x['image'], x[0]."""
+    if isinstance(tree, Tensor):
+        return {name: tree}
+    leaves = {}
+    for path, leaf in tree_flatten_with_path(tree)[0]:
+        at = name + keystr(path)
+        if isinstance(leaf, Mapping):  # of a kind that pytree does not know
+            for key, value in leaf.items():
+                leaves |= named_leaves(f"{at}[{key!r}]", value)
+        else:
+            leaves[at] = leaf
+    return leaves
 
 
-def tree_pairs(x, other) -> list[tuple[Tensor, Tensor]]:
-    """The tensors of two trees of one structure, side by side: those of a dict by their keys, in whatever order."""
-    if isinstance(x, Tensor):
-        return [(x, other)]
-    pairs = []
-    tree_map(lambda *pair: pairs.append(pair), x, other)
-    return pairs
+def with_leaves(tree, leaves: Iterator[Tensor]):
+    """A tree of the same kind with other leaves, in the order of `named_leaves`. A mapping that pytree does not know is
+    made by its type from a dict, and stays one where the type takes none."""
+
+    def exchanged(leaf):
+        if not isinstance(leaf, Mapping):
+            return next(leaves)
+        items = {key: with_leaves(value, leaves) for key, value in leaf.items()}
+        try:
+            return type(leaf)(items)
+        except TypeError:
+            return items
+
+    return exchanged(tree) if isinstance(tree, Tensor) else tree_map(exchanged, tree)

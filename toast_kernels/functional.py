@@ -1,10 +1,11 @@
 """The library's functions: arguments are checked and explained here, then handed to the op."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, overload
 
 import torch
 
-from .arguments import label_shape, type_of
+from .annotations import Backend, Metric, Reduction, Target
+from .arguments import LABELS, label_shape, type_of
 from .backends import FLOATS
 from .blended_kl.plan import blended_kl
 from .medoids import op as medoids
@@ -20,9 +21,63 @@ class ToastStats(NamedTuple):
     argmax: torch.Tensor
 
 
+@overload
 def toast_loss(
     logits: torch.Tensor,
-    target,
+    target: Target,
+    weight: torch.Tensor | None = ...,
+    *,
+    soft_targets: SoftTargets | None = ...,
+    alpha: float | torch.Tensor = ...,
+    past: SoftTargets | torch.Tensor | None = ...,
+    past_index: torch.Tensor | None = ...,
+    past_weight: float | torch.Tensor = ...,
+    temperature: float = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    return_stats: Literal[False] = ...,
+    backend: Backend = ...,
+) -> torch.Tensor: ...
+@overload
+def toast_loss(
+    logits: torch.Tensor,
+    target: Target,
+    weight: torch.Tensor | None = ...,
+    *,
+    soft_targets: SoftTargets | None = ...,
+    alpha: float | torch.Tensor = ...,
+    past: SoftTargets | torch.Tensor | None = ...,
+    past_index: torch.Tensor | None = ...,
+    past_weight: float | torch.Tensor = ...,
+    temperature: float = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    return_stats: Literal[True],
+    backend: Backend = ...,
+) -> tuple[torch.Tensor, ToastStats]: ...
+@overload
+def toast_loss(
+    logits: torch.Tensor,
+    target: Target,
+    weight: torch.Tensor | None = ...,
+    *,
+    soft_targets: SoftTargets | None = ...,
+    alpha: float | torch.Tensor = ...,
+    past: SoftTargets | torch.Tensor | None = ...,
+    past_index: torch.Tensor | None = ...,
+    past_weight: float | torch.Tensor = ...,
+    temperature: float = ...,
+    ignore_index: int = ...,
+    label_smoothing: float = ...,
+    reduction: Reduction = ...,
+    return_stats: bool,
+    backend: Backend = ...,
+) -> torch.Tensor | tuple[torch.Tensor, ToastStats]: ...
+def toast_loss(
+    logits: torch.Tensor,
+    target: Target,
     weight: torch.Tensor | None = None,
     *,
     soft_targets: SoftTargets | None = None,
@@ -33,10 +88,10 @@ def toast_loss(
     temperature: float = 3.0,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     return_stats: bool = False,
-    backend: str = "auto",
-):
+    backend: Backend = "auto",
+) -> torch.Tensor | tuple[torch.Tensor, ToastStats]:
     r"""Cross-entropy blended with class soft targets, plus distillation from past predictions.
 
     With nothing added this is :func:`torch.nn.functional.cross_entropy`, in every combination of its options. For
@@ -57,7 +112,7 @@ def toast_loss(
             (a masked class: probability 0).
         target: one of
 
-            - int64 or int32 labels in [0, C) or ignore_index, shaped like logits without the class dimension;
+            - int64, int32 or uint8 labels in [0, C) or ignore_index, shaped like logits without the class dimension;
             - class probabilities shaped like logits (no soft_targets then);
             - a Mixup or CutMix triple ``(y_a, y_b, lam)``: two label tensors and a number in [0, 1] or one per
               label. The class term is ``lam * a(y_a) + (1 - lam) * a(y_b)``.
@@ -110,21 +165,22 @@ def class_medoids(
     labels: torch.Tensor,
     num_classes: int,
     *,
-    metric: str = "euclidean",
+    metric: Metric = "euclidean",
     mask: torch.Tensor | None = None,
     ignore_index: int = -100,
-    backend: str = "auto",
+    backend: Backend = "auto",
 ) -> torch.Tensor:
     r"""Index of each class's medoid: the row with the smallest sum of distances to the rows of its class.
 
     .. math:: E(i) = \sum_{j:\, y_j = y_i} d(x_i, x_j), \qquad m_c = \arg\min_{i:\, y_i = c} E(i)
 
     Exact and deterministic: E is the cost in float64 arithmetic of the values as given, costs within a relative
-    1e-12 are a tie, and the lowest index wins. The matrix of distances is never held: memory is O(N).
+    1e-12 are a tie, and the lowest index wins. The matrix of distances is never held: memory is O(N). On a device
+    without float64 (MPS) costs are float32's: that of the choice is the smallest up to a relative 1e-5.
 
     Args:
         x: ``[N, D]`` float64, float32, bfloat16 or float16, in any layout. No gradient flows to it.
-        labels: ``[N]`` int64 or int32, in [0, num_classes) or ignore_index.
+        labels: ``[N]`` int64, int32 or uint8, in [0, num_classes) or ignore_index.
         num_classes: K >= 1.
         metric: "euclidean", "sqeuclidean", "cosine" (a zero row lies at distance 1 from every other row),
             "cityblock", all as in SciPy, or "jeffreys": KL(p || q) + KL(q || p) of p = softmax(x).
@@ -148,8 +204,8 @@ def class_medoids(
         raise TypeError(f"x must be a float64, float32, bfloat16 or float16 tensor, got {type_of(x)}")
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
-    if not isinstance(labels, torch.Tensor) or labels.dtype not in (torch.int64, torch.int32):
-        raise TypeError(f"labels must be an int64 or int32 tensor, got {type_of(labels)}")
+    if not isinstance(labels, torch.Tensor) or labels.dtype not in LABELS:
+        raise TypeError(f"labels must be an int64, int32 or uint8 tensor, got {type_of(labels)}")
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool):
         raise TypeError(f"mask must be a bool tensor or None, got {type_of(mask)}")
     for name, rows in (("labels", labels), ("mask", mask)):
@@ -164,4 +220,5 @@ def class_medoids(
         raise ValueError(f"num_classes must be at least 1, got {num_classes}")
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
-    return medoids.class_medoids(x, labels, num_classes, metric, mask, ignore_index, backend)
+    labels = labels.long() if labels.dtype == torch.uint8 else labels
+    return medoids.class_medoids(x.resolve_neg(), labels, num_classes, metric, mask, ignore_index, backend)

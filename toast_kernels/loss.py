@@ -4,13 +4,16 @@ import math
 import operator
 import warnings
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
+from .annotations import Backend, Metric, Reduction, Target
 from .bank import MedoidBank
 from .distributed import ProcessGroup
-from .functional import toast_loss
+from .functional import ToastStats, toast_loss
+from .mixup import mixup_triple
 from .pool import is_fake
 from .replay import PastPredictions
 from .soft_targets import SoftTargets
@@ -82,13 +85,13 @@ class ToastLoss(nn.Module):
         alpha: float = 0.8,
         past_weight: float = 1.0,
         temperature: float = 3.0,
-        metric: str = "euclidean",
+        metric: Metric = "euclidean",
         soft_temperature: float = 1.0,
         top_k: int | None = None,
         weight: Tensor | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
-        reduction: str = "mean",
+        reduction: Reduction = "mean",
         correct_only: bool = False,
         min_share: float = 0.9,
         dtype: torch.dtype | None = None,
@@ -98,12 +101,12 @@ class ToastLoss(nn.Module):
         seed: int = 0,
         save_pool: bool = False,
         process_group: ProcessGroup | str | None = "world",
-        backend: str = "auto",
+        backend: Backend = "auto",
     ):
         super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        leave_uncompiled(ToastLoss, "_move", "_any_filled")
+        leave_uncompiled(ToastLoss, "_move")
         self.num_epochs = num_epochs
         self.max_alpha = alpha
         self.past_weight = past_weight
@@ -121,7 +124,6 @@ class ToastLoss(nn.Module):
         )  # fmt: skip
         self.register_buffer("weight", weight)
         self._table = self._table_device = None
-        self._looked_at = (None, 0, False)
         with torch.inference_mode(False):
             self.register_buffer("alpha", torch.empty((), dtype=torch.float32))
             self.register_buffer("epoch", torch.empty((), dtype=torch.int64))
@@ -180,12 +182,23 @@ class ToastLoss(nn.Module):
             raise ValueError("a loss with alpha = 0 has no soft targets")
         self.soft_targets[:] = replace(table, temperature=self.bank.temperature)
 
-    def forward(self, logits: Tensor, target, past: PastPredictions | None = None, return_stats: bool = False):
+    @overload
+    def forward(
+        self, logits: Tensor, target: Target, past: PastPredictions | None = ..., return_stats: Literal[False] = ...
+    ) -> Tensor: ...
+    @overload
+    def forward(
+        self, logits: Tensor, target: Target, past: PastPredictions | None = ..., *, return_stats: Literal[True]
+    ) -> tuple[Tensor, ToastStats]: ...
+    def forward(
+        self, logits: Tensor, target: Target, past: PastPredictions | None = None, return_stats: bool = False
+    ) -> Tensor | tuple[Tensor, ToastStats]:
         """The loss, or (loss, stats), as toast_loss gives it.
 
         Args:
             logits: [N, C] or [N, C, d1, ...], where each position is a row to pool.
-            target: labels, a triple (y_a, y_b, lam), or, until there are soft targets, class probabilities.
+            target: labels; a triple (y_a, y_b, lam); or class probabilities: with alpha > 0 those of Mixup and CutMix,
+                smoothed by label_smoothing or not at all, which :func:`mixup_triple` turns into a triple in training.
             past: what HardReplay.extend or PredictionMemory.past gave.
         """
         if logits.dim() < 2 or logits.shape[1] != self.bank.num_classes:
@@ -196,20 +209,20 @@ class ToastLoss(nn.Module):
                 logits, target, self.weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
                 reduction=self.reduction, return_stats=return_stats, backend=self.backend,
             )  # fmt: skip
+        dense = isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape
+        if dense and self.max_alpha > 0:  # toast_loss says what is wrong with another shape
+            target = mixup_triple(target, label_smoothing=self.label_smoothing)
         alpha, soft_targets = self._state_for(logits)
-        if (
-            isinstance(target, Tensor)
-            and target.is_floating_point()
-            and soft_targets is not None
-            and not self._any_filled()
-        ):
-            soft_targets = None  # class probabilities may come until there are soft targets
         targets = index = None
         if past is not None:
             if past.ignore_index not in (None, self.ignore_index):
                 raise ValueError(
                     f"past must come from a HardReplay with this loss's ignore_index = {self.ignore_index}, "
                     f"got ignore_index = {past.ignore_index}: its empty rows would be trained on"
+                )
+            if past.temperature not in (None, self.temperature):  # in a first step there are no targets to tell it
+                raise ValueError(
+                    f"past was softened at temperature {past.temperature}, but temperature is {self.temperature}"
                 )
             if past.targets is not None:
                 targets, index = past.targets, past.index
@@ -232,6 +245,9 @@ class ToastLoss(nn.Module):
                 new, target = new[: past.num_new], _first_rows(target, past.num_new)
             self.bank.update(new, target)
         return result
+
+    if TYPE_CHECKING:
+        __call__ = forward
 
     def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:
         """Call before each epoch: makes the soft targets from the pool, empties it, and sets
@@ -294,14 +310,6 @@ class ToastLoss(nn.Module):
     def _move(self, device: torch.device) -> None:
         weight = self.weight
         self._apply(lambda t: t if t is weight else t.to(device))
-
-    def _any_filled(self) -> bool:
-        """Waits for a GPU after each change only."""
-        filled, version, answer = self._looked_at
-        if filled is not self.filled or version != self.filled._version:
-            answer = bool(self.filled.any())
-            self._looked_at = (self.filled, self.filled._version, answer)
-        return answer
 
     def _apply(self, fn, recurse=True):
         """Leaves all dtypes but weight's."""

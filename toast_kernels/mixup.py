@@ -1,6 +1,7 @@
 """mixup_triple: the labels behind the dense targets that Mixup and CutMix of timm and torchvision give."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -12,41 +13,59 @@ def mixup_triple(probs: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor
     share (of equal shares, the lower class), so lam >= 0.5; a row of one class comes back as (y, y, 1).
 
     Args:
-        probs: [N, C] floating, each row with one or two classes above 0 and a sum of 1.
+        probs: [N, C] or [N, C, d1, ...] floating, each row with one or two classes above 0 and a sum of 1, up to the
+            roundings of its dtype.
         label_smoothing: what `probs` were smoothed with, (1 - label_smoothing) * mixed + label_smoothing / C, as
-            timm's Mixup does by default (0.1). It is taken out: the triple holds the labels before smoothing. To have
-            the same loss, pass the same label_smoothing to toast_loss.
+            timm's Mixup does by default (0.1). It is taken out: the triple holds the labels before smoothing. A row
+            that has a class at 0, as torchvision's, was not smoothed and is taken as it is. To have the same loss as
+            of smoothed targets, pass the same label_smoothing to toast_loss.
 
     Returns:
-        y_a, y_b: int64 [N]. lam: [N], float32 or wider.
+        y_a, y_b: int64, shaped like probs without the class dimension. lam: likewise, float32 or wider.
 
     Raises:
-        TypeError, ValueError: probs of another shape or dtype; a row that is no mixture of one or two labels. On a
-            GPU this look at the values is a host sync.
+        TypeError, ValueError: probs of another shape or dtype, or that require a gradient, which labels have none of.
+            On a CPU, a row that is no mixture of one or two labels; on a GPU, where nothing waits for it, and under
+            torch.compile the lam of that row is NaN, and so is its loss.
     """
     if not isinstance(probs, Tensor) or not probs.is_floating_point():
         raise TypeError(f"probs must be a floating-point tensor, got {getattr(probs, 'dtype', type(probs).__name__)}")
-    if probs.dim() != 2 or probs.shape[1] == 0:
-        raise ValueError(f"probs must have shape [N, C] with C >= 1, got {list(probs.shape)}")
+    if probs.dim() < 2 or probs.shape[1] == 0:
+        raise ValueError(f"probs must have shape [N, C] or [N, C, d1, ...] with C >= 1, got {list(probs.shape)}")
+    if probs.requires_grad:
+        raise ValueError("probs must not require a gradient: labels have none")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-    rounding = 4 * torch.finfo(probs.dtype).eps
-    shares = probs.to(torch.promote_types(probs.dtype, torch.float32))
-    if label_smoothing:
-        shares = (shares - label_smoothing / shares.shape[1]) / (1 - label_smoothing)
-        shares = torch.where(shares.abs() <= rounding, 0, shares)
+    probs = probs.movedim(1, -1)
+    num_classes, wide = probs.shape[-1], torch.promote_types(probs.dtype, torch.float32)
+    largest = min(3, num_classes)
+    top, classes = (F.pad(x, (0, 3 - largest)) for x in probs.topk(largest, dim=-1))
+    first, second, third = top.to(wide).unbind(-1)
+    low = probs.amin(dim=-1).to(wide)
 
-    wrong = (shares < 0).any(dim=1) | ~((shares.sum(dim=1) - 1).abs() <= rounding) | ((shares > 0).sum(dim=1) > 2)
-    if wrong.any():
-        row = int(wrong.nonzero()[0])
-        count, total = int((shares[row] > 0).sum()), float(probs[row].sum())
-        raise ValueError(
-            f"each row of probs must mix one or two labels, smoothed by label_smoothing = {label_smoothing}; "
-            f"row {row} has {count} classes above that and a sum of {total:.4g}. "
-            "Smoothed targets need the label_smoothing they were made with"
-        )
-    y_a = shares.argmax(dim=1)
-    lam, others = shares.gather(1, y_a[:, None]), shares.scatter(1, y_a[:, None], 0)
-    single = (others == 0).all(dim=1)
-    y_b = torch.where(single, y_a, others.argmax(dim=1))
-    return y_a, y_b, torch.where(single, 1, lam[:, 0])
+    smoothing = (low > 0).to(wide) * label_smoothing
+    floor = smoothing / num_classes  # the share of a class that is not in the mixture
+    # Four roundings, of the shares and of the floor: mixing takes up to three, in the dtype of probs.
+    number = torch.finfo(probs.dtype)
+    rounding = 4 * number.eps / (1 - smoothing)
+    floor_rounding = 4 * number.eps * floor.clamp(min=number.smallest_normal)
+    single = second - floor <= floor_rounding
+    a, b = (first - floor) / (1 - smoothing), torch.where(single, 0, (second - floor) / (1 - smoothing))
+    mixed = (third - floor <= floor_rounding) & (low - floor >= -floor_rounding) & ((a + b - 1).abs() <= rounding)
+
+    if probs.device.type == "cpu" and not torch.compiler.is_compiling() and not mixed.all():
+        _raise_row(probs, mixed, floor + floor_rounding, label_smoothing)
+    y_a, other, _ = classes.unbind(-1)
+    y_b = torch.where(single, y_a, other)
+    y_a, y_b = torch.where(a == b, y_a.minimum(y_b), y_a), torch.where(a == b, y_a.maximum(y_b), y_b)
+    return y_a, y_b, torch.where(mixed, a / (a + b), torch.nan)
+
+
+def _raise_row(probs: Tensor, mixed: Tensor, floor: Tensor, label_smoothing: float) -> None:
+    row = tuple(mixed.logical_not().nonzero()[0].tolist())
+    shares = probs[row].to(floor.dtype)
+    raise ValueError(
+        f"each row of probs must mix one or two labels, smoothed by label_smoothing = {label_smoothing} or not at all; "
+        f"row {row[0] if len(row) == 1 else list(row)} has {int((shares > floor[row]).sum())} classes above that and a "
+        f"sum of {float(shares.sum()):.4g}. Smoothed targets need the label_smoothing they were made with"
+    )

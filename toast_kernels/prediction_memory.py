@@ -57,7 +57,8 @@ class PredictionMemory:
         """The last predictions of these samples; index is -1 where there is none yet."""
         targets = self.targets[self._rows(sample)].to(sample.device)
         index = torch.arange(len(sample), dtype=torch.int64, device=sample.device)
-        return PastPredictions(targets, torch.where(targets.filled, index, -1), len(sample))
+        index = torch.where(targets.filled, index, -1)
+        return PastPredictions(targets, index, len(sample), temperature=targets.temperature)
 
     @torch.no_grad()
     def keep(self, sample: Tensor, logits: Tensor) -> None:

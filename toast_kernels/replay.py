@@ -1,16 +1,21 @@
 """HardReplay: carries under-trained rows over to the next step, with the predictions they got."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
-from .carried_rows import CarriedRows, map_tree, tree_pairs
+from .annotations import Target
+from .arguments import type_of
+from .carried_rows import CarriedRows, named_leaves, with_leaves
 from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets, check_temperature
 from .uncompiled import leave_uncompiled
+
+X = TypeVar("X")
 
 
 class PastPredictions(NamedTuple):
@@ -20,6 +25,7 @@ class PastPredictions(NamedTuple):
     index: Tensor  # int64 [N]: row of targets, or -1 for a row without a past prediction
     num_new: int  # the batch's rows from here on are replays: ToastLoss does not pool them a second time
     ignore_index: int | None = None  # the label of rows that stand for nothing; None where there are none
+    temperature: float | None = None  # of the targets, also while there are none
 
 
 class HardReplay:
@@ -54,6 +60,8 @@ class HardReplay:
         temperature: of the past predictions: the loss's temperature.
         top_k: keep past predictions as top-k rows; by default they stay the logits they are.
         ignore_index: rows with this label are never carried, and empty slots have it: the loss's ignore_index.
+        collate: for rows whose shapes change from batch to batch, such as texts padded to the longest of theirs: extend
+            calls collate(x, carried), two batches of one kind, and takes the two that it returns, padded alike.
 
     torch.compile leaves extend and keep out: call them outside of what is compiled, or have a graph break at each.
     """
@@ -67,6 +75,7 @@ class HardReplay:
         temperature: float = 3.0,
         top_k: int | None = None,
         ignore_index: int = -100,
+        collate: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     ):
         for name, value in (("fraction", fraction), ("distil_fraction", distil_fraction)):
             if not 0 <= value <= 1:
@@ -79,46 +88,59 @@ class HardReplay:
         self.temperature = check_temperature(temperature)
         self.top_k = top_k
         self.ignore_index = ignore_index
+        self.collate = collate
         leave_uncompiled(HardReplay, "extend", "keep")
         self.reset()
 
     def reset(self) -> None:
-        """Forgets the carried rows."""
+        """Forgets the carried rows, and that extend returned a batch."""
         self._carried: CarriedRows | None = None
-        self._num_new = self._num_rows = 0  # of the batch that extend made; 0 rows when none waits for keep
+        self._num_new = 0  # of the batch that extend made
+        self._num_rows: int | None = None  # likewise; None when no batch waits for keep
 
-    def extend(self, x, y) -> tuple:
+    def extend(self, x: X, y: Target) -> tuple[X, Any, PastPredictions | None]:
         """The batch with K rows after it: those carried from the last step, in slots of which some may be empty.
 
         K = round(fraction * n) for the n of the step that chose them; in the first step, where all slots are empty,
         for its own n.
 
         Args:
-            x: a tensor [n, ...], or a tuple, list or dict of such.
+            x: a tensor [n, ...], or a tuple, list or mapping of such (transformers' BatchEncoding is one; it comes back
+                as one, without what else it held).
             y: labels [n], class probabilities [n, C], or a triple (y_a, y_b, lam) with lam a number or [n].
 
         Returns:
             x, y, past: past is :class:`PastPredictions`, valid until the next keep, or None where there are no slots.
             If only one of the batch and the carried rows has triples, both come back as triples. Labels come back as
             int64.
+
+        Raises:
+            ValueError, TypeError: x has other tensors than the carried rows, or rows of another shape (see `collate`).
+            RuntimeError: the last batch was not handed to keep.
         """
-        rows = _num_rows("x", x)
-        labels = _num_rows("y", y[:2] if isinstance(y, (tuple, list)) else y)
+        if self._num_rows is not None:
+            raise RuntimeError(
+                "extend was called twice without a keep between: call keep once after each extend, or reset() where a "
+                "step was given up"
+            )
+        leaves, rows = _rows_of("x", x)
+        if not isinstance(y, Tensor) and not (isinstance(y, (tuple, list)) and len(y) == 3):
+            raise TypeError(f"y must be a tensor or a triple (y_a, y_b, lam), got {type_of(y)}")
+        labels = _rows_of("y", y if isinstance(y, Tensor) else y[:2])[1]
         if labels != rows:
             raise ValueError(f"y must have as many rows as x, {rows}, got {labels}")
         probabilities = isinstance(y, Tensor) and y.is_floating_point()
         if isinstance(y, Tensor) and y.dim() != 1 + probabilities:
             raise ValueError(f"y must be labels [n], class probabilities [n, C] or a triple, got {list(y.shape)}")
-        self._num_new = self._num_rows = rows
         device = (y if isinstance(y, Tensor) else y[0]).device
         if self._carried is None:
             slots = 0 if probabilities else round(self.fraction * rows)
             if slots == 0:
+                self._num_new = self._num_rows = rows
                 return x, y, None
-            x = map_tree(lambda leaf: torch.cat([leaf, leaf[:slots]]), x)
+            x = with_leaves(x, iter([torch.cat([leaf, leaf[:slots]]) for leaf in leaves.values()]))
             empty = torch.full((slots,), self.ignore_index, dtype=torch.int64, device=device)
-            index = torch.full((rows + slots,), -1, dtype=torch.int64, device=device)
-            past = PastPredictions(None, index, rows, self.ignore_index)
+            targets, index = None, torch.full((rows + slots,), -1, dtype=torch.int64, device=device)
         else:
             carried = self._carried = self._carried.to(device)
             if probabilities != (carried.slots.labels is None):
@@ -128,17 +150,36 @@ class HardReplay:
                     f"got {kinds[probabilities]}"
                 )
             slots, empty = carried.slots.filled.shape[0], carried.y
-            filled = None if carried.all_filled else carried.slots.filled
-            x = map_tree(lambda leaf, kept: _with_slots(leaf, kept, filled), x, carried.x)
-            past = PastPredictions(carried.targets, carried.index_of_batch(rows), rows, self.ignore_index)
+            x = self._with_carried(x, leaves, rows, carried)
+            targets, index = carried.targets, carried.index_of_batch(rows)
         if isinstance(y, (tuple, list)) or isinstance(empty, tuple):
             y = tuple(map(_append, _as_triple(y), _as_triple(empty)))
         else:
             y = _append(y, empty)
-        self._num_rows = rows + slots
-        return x, y, past
+        self._num_new, self._num_rows = rows, rows + slots
+        return x, y, PastPredictions(targets, index, rows, self.ignore_index, self.temperature)
 
-    def keep(self, x, y, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
+    def _with_carried(self, x, leaves: dict[str, Tensor], rows: int, carried: CarriedRows):
+        """x and the carried rows after it, new rows again where a slot is empty."""
+        kept = carried.x
+        if leaves.keys() != kept.keys():
+            raise ValueError(
+                f"x must hold the tensors of the carried rows, which reset() forgets: {', '.join(kept)}, "
+                f"got {', '.join(leaves)}"
+            )
+        if self.collate is not None:
+            slots = len(carried.slots.filled)
+            x, kept = self.collate(x, with_leaves(x, iter([kept[name] for name in leaves])))
+            (leaves, new_rows), (kept, kept_rows) = _rows_of("x", x), _rows_of("x", kept)
+            if (new_rows, kept_rows) != (rows, slots) or leaves.keys() != kept.keys():
+                raise ValueError(
+                    f"collate must return x and carried with the same tensors in both, of {rows} and {slots} rows, got "
+                    f"{', '.join(leaves)} of {new_rows} and {', '.join(kept)} of {kept_rows}"
+                )
+        filled = None if carried.all_filled else carried.slots.filled
+        return with_leaves(x, iter([_with_slots(name, leaf, kept[name], filled) for name, leaf in leaves.items()]))
+
+    def keep(self, x: Any, y: Target, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
         """Chooses what the next step's extend adds.
 
         Call it after loss.backward(). Before it is as good where the loss made its gradient in its forward pass; where
@@ -150,24 +191,31 @@ class HardReplay:
             logits: [N, C], what the model made of x; copied where carried.
             cross_entropy: [N], how under-trained each row is. Default the cross-entropy of logits and y; toast_loss
                 gives it for free in its stats; any other score, higher for harder rows, may be passed.
+
+        Raises:
+            RuntimeError: extend returned no batch since the last keep.
         """
         rows = self._num_rows
+        if rows is None:
+            raise RuntimeError("keep needs a batch from extend, and there is none since the last keep: call each once")
         if logits.dim() != 2 or logits.shape[0] != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
         if not logits.is_floating_point():
             raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
-        for name, tree in (("x", x), ("y", y if isinstance(y, Tensor) else y[:2])):
-            if (found := _num_rows(name, tree)) != rows:
+        leaves, rows_of_x = _rows_of("x", x)
+        rows_of_y = _rows_of("y", y if isinstance(y, Tensor) else y[:2])[1]
+        for name, found in (("x", rows_of_x), ("y", rows_of_y)):
+            if found != rows:
                 raise ValueError(f"{name} must have the {rows} rows that extend returned, got {found}")
         with torch.no_grad():
             score = self._cross_entropy(logits, y) if cross_entropy is None else cross_entropy.detach()
             if score.shape != (rows,):
                 raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(score.shape)}")
-            self._carry(x, y, logits.detach(), score.to(logits.device))
-        self._num_rows = 0
+            self._carry(leaves, y, logits.detach(), score.to(logits.device))
+        self._num_rows = None
 
-    def _carry(self, x, y, logits: Tensor, score: Tensor) -> None:
+    def _carry(self, x: dict[str, Tensor], y, logits: Tensor, score: Tensor) -> None:
         before, count = self._carried, round(self.fraction * self._num_new)
         ages = None if before is None else before.slots.age
         labels = labels_b = lam = None
@@ -196,8 +244,8 @@ class HardReplay:
         )  # fmt: skip
         if carried.targets.encoding == "top-k":
             carried.targets.write_top_k(carried.slots.logits)
-        gathered = tree_pairs(x, carried.x) + (tree_pairs(y, carried.y) if labels is None else [])
-        for leaf, kept in gathered:
+        gathered = [(leaf, carried.x[name]) for name, leaf in x.items()]
+        for leaf, kept in [*gathered, (y, carried.y)] if labels is None else gathered:
             torch.index_select(leaf, 0, carried.slots.row.to(leaf.device), out=kept)
         torch.autograd.graph.increment_version(carried.handed_out())
         self._carried = carried
@@ -215,6 +263,8 @@ class HardReplay:
         """Copies the state's rows to memory of their own: a CUDA graph is to be captured after it."""
         self.reset()
         if (state := state["carried"]) is not None:
+            if not isinstance(state["x"], dict):
+                raise ValueError("the state's x must be a dict of tensors by name: an older version made this state")
             targets = SoftTargets.from_state_dict(state["targets"])
             x, y, index, age = tree_map(_copy, [state[name] for name in ("x", "y", "index", "age")])
             self._carried = CarriedRows.of(x, y, targets, index, age, self.distil_fraction)
@@ -236,23 +286,28 @@ def _copy(leaf):
     return leaf.clone() if isinstance(leaf, Tensor) else leaf
 
 
-def _num_rows(name: str, tree) -> int:
-    if isinstance(tree, Tensor) and tree.dim():
-        return tree.shape[0]
-    leaves = tree_leaves(tree)
-    if not leaves or not all(isinstance(leaf, Tensor) and leaf.dim() for leaf in leaves):
-        raise TypeError(f"{name} must be a tensor with a row dimension, or a tuple, list or dict of such tensors")
-    if len({len(leaf) for leaf in leaves}) > 1:
-        raise ValueError(f"the tensors in {name} must have as many rows as each other, got {[len(x) for x in leaves]}")
-    return len(leaves[0])
+def _rows_of(name: str, tree) -> tuple[dict[str, Tensor], int]:
+    """The tensors in it by name, and how many rows each has."""
+    leaves = named_leaves(name, tree)
+    wrong = [f"{type_of(x)} at {at}" for at, x in leaves.items() if not isinstance(x, Tensor) or not x.dim()]
+    if wrong or not leaves:
+        raise TypeError(
+            f"{name} must be a tensor with a row dimension, or a tuple, list or mapping of such tensors, "
+            f"got {', '.join(wrong) or 'an empty ' + type_of(tree)}"
+        )
+    rows = {at: len(leaf) for at, leaf in leaves.items()}
+    if len(set(rows.values())) > 1:
+        found = ", ".join(f"{at}: {count}" for at, count in rows.items())
+        raise ValueError(f"the tensors in {name} must have as many rows as each other, got {found}")
+    return leaves, next(iter(rows.values()))
 
 
-def _with_slots(new: Tensor, kept: Tensor, filled: Tensor | None) -> Tensor:
+def _with_slots(name: str, new: Tensor, kept: Tensor, filled: Tensor | None) -> Tensor:
     """The new rows [n, ...] and K slots: kept rows [K, ...] where filled (None: everywhere), else new rows again."""
     if new.shape[1:] != kept.shape[1:]:
         raise ValueError(
-            f"x must have rows of shape {list(kept.shape[1:])} like the carried ones, which reset() forgets, "
-            f"got {list(new.shape[1:])}"
+            f"{name} must have rows of shape {list(kept.shape[1:])} like the carried ones, which reset() forgets, "
+            f"got {list(new.shape[1:])}: pad all batches alike, or pass HardReplay a collate that does"
         )
     if filled is None:
         return _append(new, kept)

@@ -2,6 +2,10 @@
 // and the entropy log s - sum d exp(d) / s, two terms that are never negative, so that nothing cancels.
 #include "softmax_statistics.h"
 
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
 #include "cpu/blended_kl_chunk.h"
 #include "cpu/convert.h"
 

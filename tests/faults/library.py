@@ -32,7 +32,7 @@ FAULTS = {
         ),
         (
             "backward ignores the upstream",
-            "        plan.scale_(gradient, upstream)",
+            "        plan.scale_(gradient, upstream.resolve_neg())",
             "        pass",
             AUTOGRAD + "test_scalar_upstream",
         ),
@@ -76,8 +76,8 @@ FAULTS = {
         ),
         (
             "a plan is found for another grad mode",
-            "logits.is_neg(), torch.is_grad_enabled(),",
-            "logits.is_neg(),",
+            "_of_tensor(logits), torch.is_grad_enabled(),",
+            "_of_tensor(logits),",
             PLAN + "test_any_sequence_of_calls_gives_the_bits_of_calls_looked_at_anew",
         ),
         (
@@ -112,8 +112,8 @@ FAULTS = {
         ),
         (
             "a plan is found for logits that are to be negated",
-            "_of_tensor(logits), logits.is_neg(),",
-            "_of_tensor(logits),",
+            "x.requires_grad, x.is_neg()",
+            "x.requires_grad",
             PLAN + "test_a_plan_of_plain_logits_is_not_that_of_negated_ones",
         ),
         (

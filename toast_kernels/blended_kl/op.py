@@ -92,7 +92,7 @@ def _backward(ctx, upstream, *_):
 
 
 def _gradient_by_op(problem: Problem, upstream: Tensor, backend: str) -> Tensor:
-    problem = problem._replace(upstream=upstream.contiguous(), need_gradient=True, need_stats=False)
+    problem = problem._replace(upstream=upstream.resolve_neg().contiguous(), need_gradient=True, need_stats=False)
     return _op(*arguments_of_op(problem), backend)[1]
 
 
@@ -147,7 +147,8 @@ class BlendedKL(torch.autograd.Function):
         if batched or _graph_is_kept():
             return saved * upstream
         gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
-        plan.scale_(gradient, upstream)  # a new version: run again, after a hook that raised, it would be scaled twice
+        # A new version: run again, after a hook that raised, it would be scaled twice.
+        plan.scale_(gradient, upstream.resolve_neg())
         return gradient
 
 

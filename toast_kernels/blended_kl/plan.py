@@ -106,7 +106,7 @@ class Plan:
 
     def gradient(self, problem: Problem, upstream: Tensor) -> Tensor:
         """In the backward pass, of a problem without a gradient in its forward pass."""
-        logits, upstream = rows_of(problem.logits), upstream.to(problem.dtype).contiguous()
+        logits, upstream = rows_of(problem.logits), upstream.resolve_neg().to(problem.dtype).contiguous()
         problem = problem._replace(logits=logits, upstream=upstream, need_gradient=True, need_stats=False)
         strides = tuple(x.stride() for x in flatten(problem) if isinstance(x, Tensor))
         launch = self.backward_launches.get(strides)
@@ -134,7 +134,7 @@ def kind_of_call(given: tuple) -> tuple | None:
     ) = given  # fmt: skip
     try:
         return (
-            _of_tensor(logits), logits.is_neg(), torch.is_grad_enabled(),
+            _of_tensor(logits), torch.is_grad_enabled(),
             tuple(map(_of_operand, target)) if type(target) in (tuple, list) else _of_tensor(target),
             None if weight is None else _of_tensor(weight),
             None if soft is None else _of_table(soft), float if type(alpha) is float else _of_number(alpha),
@@ -159,7 +159,7 @@ _KINDS_OF_SETTINGS = (_NUMBERS, int, _NUMBERS, str, bool, str)
 
 def _of_tensor(x) -> tuple:
     if type(x) in _TENSORS:
-        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad
+        return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg()
     raise _Unplanned
 
 

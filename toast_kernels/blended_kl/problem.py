@@ -104,7 +104,7 @@ def number(value):
     """The number in a 0-d tensor on the CPU; what is on a GPU, or unknown in a traced call, stays a tensor."""
     if type(value) is float or not isinstance(value, Tensor) or is_traced():  # floats take no time
         return value
-    return value.item() if value.device.type == "cpu" else value
+    return value.item() if value.device.type == "cpu" else value.resolve_neg()
 
 
 def allocate(problem: Problem) -> Outputs:

@@ -87,7 +87,7 @@ def carry_rows(
     """
     backend = _backend(backend, logits)
     score = score if score.is_floating_point() else score.float()
-    batch = (None if part is None else part.contiguous() for part in (labels, labels_b, lam, score))
+    batch = (None if part is None else part.resolve_neg().contiguous() for part in (labels, labels_b, lam, score))
     carry = _implementation(backend).carry_rows
     return bool(carry(logits, *batch, num_new, ages, slots, max_age, ignore_index, temperature))
 

@@ -5,6 +5,8 @@ E(i) = sum over j with label_j = label_i of d(x_i, x_j)          medoid of c = a
 
 import torch
 
+from ..native import widest
+
 METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")  # in the order of csrc/medoids.h
 TIE = 1e-12  # costs this close, relatively, are a tie: the lowest index wins
 COSINE_FLOOR = 1e-28  # and for cosine so are mean distances below it: angles under float64's resolution
@@ -67,14 +69,15 @@ def first_minimum(cost, metric):
 
 
 def costs(x, rows, metric):
-    """[n] float64: E of one class's rows, a tile of pairs at a time."""
+    """[n] float64 (`native.widest`): E of one class's rows, a tile of pairs at a time."""
     n, width = len(rows), max(1, x.shape[1])
     step = max(1, min(n, 1024, TILE // width))
-    total = torch.zeros(n, dtype=torch.float64, device=x.device)
+    wide = widest(x.device)
+    total = torch.zeros(n, dtype=wide, device=x.device)
     for i in range(0, n, step):
-        a = features(x[rows[i : i + step]].double(), metric)
+        a = features(x[rows[i : i + step]].to(wide), metric)
         for j in range(0, n, step):
-            b = features(x[rows[j : j + step]].double(), metric)
+            b = features(x[rows[j : j + step]].to(wide), metric)
             tile = distances(a, b, metric)
             if i == j:
                 tile.fill_diagonal_(0.0)

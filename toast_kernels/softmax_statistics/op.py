@@ -5,6 +5,7 @@ import importlib
 import torch
 
 from ..backends import choose
+from ..native import widest
 
 torch.library.define(
     "toast_kernels::softmax_statistics", "(Tensor logits, float temperature, str backend) -> (Tensor, Tensor)"
@@ -20,14 +21,14 @@ def _(logits, temperature, backend):
 @torch.library.register_fake("toast_kernels::softmax_statistics")
 def _(logits, temperature, backend):
     wide = torch.promote_types(logits.dtype, torch.float32)
-    return logits.new_empty((len(logits),), dtype=torch.float64), logits.new_empty((len(logits),), dtype=wide)
+    return logits.new_empty((len(logits),), dtype=widest(logits.device)), logits.new_empty((len(logits),), dtype=wide)
 
 
 def softmax_statistics(
     logits,  # [R, C], C >= 1
     temperature,
 ):
-    """logsumexp [R] in float64 and entropy [R] in nats, float32 (float64 for float64 logits); 0 log 0 is 0.
+    """logsumexp [R] in native.widest and entropy [R] in nats, float32 (float64 for float64 logits); 0 log 0 is 0.
 
     A NaN or +inf in a row, or nothing but -inf, makes its entropy NaN. The logits go in detached.
     """
