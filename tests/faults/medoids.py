@@ -6,7 +6,7 @@ SCIPY = MEDOIDS + "test_equals_scipy"
 CERTIFIED = "tests/test_medoids_certified.py::"
 
 FAULTS = {
-    "csrc/cpu/medoids.cpp": [
+    "csrc/cpu/medoids/medoids.cpp": [
         ("non-finite rows stay in the pool", "all_finite(x, i);", "true;", MEDOIDS + "test_left_out_rows"),
         (
             "float16 is searched for bfloat16's infinities",
@@ -41,7 +41,7 @@ FAULTS = {
             "tests/test_medoids_new_metric.py",
         ),
     ],
-    "csrc/cpu/medoids_costs.h": [
+    "csrc/cpu/medoids/costs.h": [
         (
             "a row's distance to itself counts",
             "if (positions[begin + i] != j) cost",
@@ -81,7 +81,7 @@ FAULTS = {
             MEDOIDS + "test_the_smallest_cost_wins_not_the_largest",
         ),
     ],
-    "csrc/cpu/medoids_decide.h": [
+    "csrc/cpu/medoids/decide.h": [
         (
             "the first candidate wins",
             "if (all.count == 1) return all.positions[0];",
@@ -101,7 +101,7 @@ FAULTS = {
             MEDOIDS + "test_duplicates_are_a_tie_and_the_first_one_wins",
         ),
     ],
-    "csrc/cpu/medoids_rows.h": [
+    "csrc/cpu/medoids/rows.h": [
         (
             "rows are read as if contiguous",
             "+ row * x.row_stride, x.column_stride,",
@@ -122,7 +122,7 @@ FAULTS = {
             CERTIFIED + "test_cosine_of_rows_of_very_different_lengths",
         ),
     ],
-    "csrc/cpu/medoids_means.h": [
+    "csrc/cpu/medoids/means.h": [
         ("the mean counts zero rows", "std::max<int64_t>(1, count);\n  return count;", "c.n;\n  return count;", CPP),
         (
             "rounding of the mean is left out of the bound",
@@ -149,7 +149,7 @@ FAULTS = {
             CPP,
         ),
     ],
-    "csrc/cpu/medoids_cityblock.h": [
+    "csrc/cpu/medoids/cityblock.h": [
         ("ranks count half", "double(2 * rank - n_)", "double(rank - n_)", CPP),
         ("buckets leave nothing open", "bound_ += 2 * half * (largest_lane(fullest) - 1);", "", CPP),
         (
@@ -160,7 +160,7 @@ FAULTS = {
         ),
         ("a run of buckets knows none before it", "sum_before = before(sum);", "sum_before = 0;", CPP),
     ],
-    "csrc/cpu/medoids_small_products.h": [
+    "csrc/cpu/medoids/small_products.h": [
         ("products of the last columns are forgotten", "else if (left > 0)", "else if (left > lanes)", CPP),
         (
             "rows of a block are one off",
@@ -181,7 +181,7 @@ FAULTS = {
             CPP,
         ),
     ],
-    "csrc/cpu/medoids_products.h": [
+    "csrc/cpu/medoids/products.h": [
         ("the column sums of a triangle are forgotten", "tile.column_cost[j] += cost;", "", CPP),
         ("a row's next neighbour is left out", "self + 1));", "self + 2));", CPP),
         (

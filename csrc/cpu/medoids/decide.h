@@ -1,7 +1,7 @@
 // From nominated costs and the bounds on their errors to the winner.
 #pragma once
 
-#include "cpu/medoids_costs.h"
+#include "cpu/medoids/costs.h"
 
 namespace toast {
 namespace TOAST_ISA {

@@ -1,9 +1,9 @@
 #include "medoids.h"
 
-#include "cpu/medoids_cityblock.h"
-#include "cpu/medoids_decide.h"
-#include "cpu/medoids_means.h"
-#include "cpu/medoids_small_products.h"
+#include "cpu/medoids/cityblock.h"
+#include "cpu/medoids/decide.h"
+#include "cpu/medoids/means.h"
+#include "cpu/medoids/small_products.h"
 
 namespace toast {
 namespace TOAST_ISA {

@@ -5,7 +5,7 @@
 #include <cmath>
 
 #include "cpu/convert.h"
-#include "cpu/medoids_lanes.h"
+#include "cpu/medoids/lanes.h"
 #include "medoids.h"
 
 namespace toast {

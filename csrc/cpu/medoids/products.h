@@ -1,7 +1,7 @@
 // The euclidean distances of larger classes from matrix products: what goes into the product and what is made of it.
 #pragma once
 
-#include "cpu/medoids_means.h"
+#include "cpu/medoids/means.h"
 
 namespace toast {
 namespace TOAST_ISA {

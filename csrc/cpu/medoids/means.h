@@ -3,7 +3,7 @@
 // so E(i) = n (f_i - mean f) . (g_i - mean g) + sum over j of the same.
 #pragma once
 
-#include "cpu/medoids_costs.h"
+#include "cpu/medoids/costs.h"
 
 namespace toast {
 namespace TOAST_ISA {

@@ -2,7 +2,7 @@
 // go, where calls from outside and threads that wait for each other would cost as much as the products.
 #pragma once
 
-#include "cpu/medoids_products.h"
+#include "cpu/medoids/products.h"
 #include "cpu/simd.h"
 
 namespace toast {
