@@ -1,6 +1,7 @@
-"""Faults of class_medoids: its C++ kernels and what drives them."""
+"""Faults of class_medoids: its C++ kernels."""
 
 CPP = "ctest medoids.generic"
+COSTS = "ctest medoid_costs_generic"
 MEDOIDS = "tests/test_medoids.py::"
 SCIPY = MEDOIDS + "test_equals_scipy"
 CERTIFIED = "tests/test_medoids_certified.py::"
@@ -29,11 +30,11 @@ FAULTS = {
         ),
         (
             "a finer formula's costs go to other rows",
-            "cost[i] = finer_cost[positions[i]];",
-            "cost[i] = finer_cost[i];",
+            "some.cost[i] = cost[some.positions[i]];",
+            "some.cost[i] = cost[i];",
             CERTIFIED + "test_near_ties_are_decided_in_float64",
         ),
-        ("large classes are left out", "if (large(k)) medoids", "if (false) medoids", CPP),
+        ("large classes are left out", "if (is_large(rows_of(k), p.metric)) p.med", "if (false) p.med", CPP),
         (
             "a metric without a fast formula gets that of the means (C++)",
             "return Formula::none;",
@@ -104,8 +105,8 @@ FAULTS = {
     "csrc/cpu/medoids/rows.h": [
         (
             "rows are read as if contiguous",
-            "+ row * x.row_stride, x.column_stride,",
-            "+ row * x.width, 1,",
+            "data + row * x.row_stride + first * x.column_stride, x.column_stride,",
+            "data + row * x.width + first, 1,",
             MEDOIDS + "test_layouts",
         ),
         ("softmax's padding counts", "std::fill(exp_ + matrix_.width, exp_ + w_, 0.0);", "", CPP),
@@ -160,41 +161,71 @@ FAULTS = {
         ),
         ("a run of buckets knows none before it", "sum_before = before(sum);", "sum_before = 0;", CPP),
     ],
-    "csrc/cpu/medoids/small_products.h": [
-        ("products of the last columns are forgotten", "else if (left > 0)", "else if (left > lanes)", CPP),
-        (
-            "rows of a block are one off",
-            "multiply_held(a + i, b + j,",
-            "multiply_held(a + (i + held_rows) % block, b + j,",
-            CPP,
-        ),
-        (
-            "pairs below the diagonal count too",
-            "width, positions + i, i,",
-            "width, positions + i, i + block,",
-            CPP,
-        ),
-        (
-            "rounding of the packed rows is left out of the bound",
-            "(bound[i] + n * rows.errors[i] + total_error) / scale",
-            "0",
-            CPP,
-        ),
-    ],
     "csrc/cpu/medoids/products.h": [
-        ("the column sums of a triangle are forgotten", "tile.column_cost[j] += cost;", "", CPP),
-        ("a row's next neighbour is left out", "self + 1));", "self + 2));", CPP),
+        ("the first part of wide rows' products is forgotten", "k == 0, ahead", "true, ahead", COSTS),
+        (
+            "products of the last columns are forgotten",
+            "j < columns; j += step",
+            "j + block < columns; j += step",
+            COSTS,
+        ),
+        ("rows of a block are one off", "k * block + i % block, right", "k * block + (i + 1) % block, right", COSTS),
+        (
+            "the diagonal's last products are forgotten",
+            "std::min(rows, j + step - diagonal)",
+            "std::min(rows, j - diagonal)",
+            COSTS,
+        ),
+        ("rows without columns have old products", "(width == 0 ? rows : 0)", "0", COSTS),
+    ],
+    "csrc/cpu/medoids/euclidean.h": [
+        ("the column sums of a triangle are forgotten", "(triangle ? b.count : 0)", "0", COSTS),
+        ("a row's next neighbour is left out", "self + 1), columns", "self + 2), columns", COSTS),
+        ("rows of a rectangle lack what is before them", "if (!triangle) add(0", "if (false) add(0", COSTS),
+        ("a pair is counted beyond a tile's edge", "if (j < begin || j + lanes > end)", "if (false)", COSTS),
+        (
+            "the bound leaves out the products' rounding",
+            "bound += b;",
+            "bound += 0 * b;",
+            COSTS,
+        ),
         (
             "the bound leaves out the rounding of the sums",
             "return 1.001 * bound + 160 * unit<Real> * cost;",
             "return 0 * bound;",
-            CPP,
+            COSTS,
+        ),
+        (
+            "rounding of the packed rows is left out of the bound",
+            "(some.bound[i] + double(c_.n) * errors[i] + total_error) / scale_",
+            "some.bound[i] / scale_",
+            COSTS,
+        ),
+        (
+            "the bound stays in the panels' scale",
+            "+ total_error) / scale_;",
+            "+ total_error);",
+            COSTS,
         ),
         (
             "rounding of the rows is not measured",
-            "out.errors[i] = std::sqrt(error) * (1 + 1e-6) + length * DBL_EPSILON;",
-            "out.errors[i] = 0;",
-            CERTIFIED + "test_panels_measure_what_rounding_took_off",
+            "std::sqrt(error[i]) * (1 + 1e-6) + length * DBL_EPSILON;",
+            "0;",
+            COSTS,
+        ),
+        ("a panel's last rows are old ones", "Real y[group][chunk] = {};", "static Real y[group][chunk];", COSTS),
+        ("all panels are the first", "everyone_.data() + j, std::min", "everyone_.data(), std::min", COSTS),
+        (
+            "wide rows are packed from their first columns on",
+            "positions[first + i]], begin,",
+            "positions[first + i]], 0,",
+            COSTS,
+        ),
+        (
+            "tiles of one panel lie one strip off",
+            "2 * r * padded_columns + column",
+            "2 * (r / 2) * padded_columns + column",
+            COSTS,
         ),
     ],
 }

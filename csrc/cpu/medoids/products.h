@@ -1,130 +1,100 @@
-// The euclidean distances of larger classes from matrix products: what goes into the product and what is made of it.
+// Matrix products of packed rows: as quick as a BLAS for what the medoids need of one, a tile of A B^T at a time.
 #pragma once
 
-#include "cpu/medoids/means.h"
+#include "cpu/medoids/lanes.h"
 
 namespace toast {
 namespace TOAST_ISA {
 
-// The class mean [D]; returns the largest distance of a row from it.
-inline double centre(const ClassRows& c, double* mean, int threads) {
-  LaneVector features(padded(c.x.width));
-  std::vector<Norm> norms(c.n);
-  std::vector<Deviation> rows(c.n);
-  mean_features<Metric::sqeuclidean>(c, features.data(), norms.data(), threads);
-  deviations<Metric::sqeuclidean>(c, features.data(), norms.data(), rows.data(), threads);
-  std::copy(features.begin(), features.begin() + c.x.width, mean);
-  double radius = 0;
-  for (const Deviation& r : rows) radius = r.f <= radius ? radius : r.f;  // NaN, from an overflow, comes through
-  return radius;
+// Rows are packed in blocks of 48: element (i, k) of a block lies at [k * block + i]. Both factors of a product are
+// read so: registers of one and single elements of the other. Every instruction set's held_rows and registers
+// divide 48.
+constexpr int64_t block = 48;
+constexpr int64_t whole_blocks(int64_t rows) { return (rows + block - 1) / block * block; }
+
+// Rows and registers of products that are held at once: as many as leave room for the factors, and at least 8 sums,
+// which a fused multiply-add's latency of 4 at two a cycle asks for.
+#if defined(__AVX512F__)
+constexpr int held_rows = 8, held_registers = 3;
+TOAST_INLINE Register<float> fma(Register<float> a, Register<float> b, Register<float> c) {
+  return _mm512_fmadd_ps(a, b, c);
 }
+TOAST_INLINE Register<double> fma(Register<double> a, Register<double> b, Register<double> c) {
+  return _mm512_fmadd_pd(a, b, c);
+}
+#elif defined(__AVX2__)
+constexpr int held_rows = 6, held_registers = 2;
+TOAST_INLINE Register<float> fma(Register<float> a, Register<float> b, Register<float> c) {
+  return _mm256_fmadd_ps(a, b, c);
+}
+TOAST_INLINE Register<double> fma(Register<double> a, Register<double> b, Register<double> c) {
+  return _mm256_fmadd_pd(a, b, c);
+}
+#else
+constexpr int held_rows = 4, held_registers = 2;
+template <class R>
+TOAST_INLINE R fma(R a, R b, R c) {
+  return a * b + c;
+}
+#endif
 
-// Unit roundoff, and a padding of the lengths so small that it changes nothing and so large that the errors relative to
-// it cover products that underflow.
+// held_rows of a block, from a on, times held_registers of another, from b on, over `depth` elements; added to out
+// [held_rows, stride] or, first, written there. Meanwhile `ahead` is asked for, so many elements at each of them.
 template <class Real>
-constexpr double unit = std::is_same_v<Real, float> ? 0x1p-24 : 0x1p-53;
-template <class Real>
-constexpr double padding = std::is_same_v<Real, float> ? 0x1p-50 : 0x1p-400;
-
-template <class Real>
-void fill_panel(const ClassRows& c, const int64_t* positions, const double* mean, double scale, const Panel& out,
-                int threads) {
-  const int64_t width = c.x.width;
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
-    std::vector<double> row(padded(width));
-#pragma omp for schedule(static)
-    for (int64_t i = 0; i < out.count; ++i) {
-      load_row(c.x, c.rows[positions[i]], row.data());
-      Real* rounded = static_cast<Real*>(out.rows) + i * width;
-      for (int64_t k = 0; k < width; ++k) {
-        row[k] = (row[k] - mean[k]) * scale;
-        rounded[k] = Real(row[k]);
-      }
-      double square = 0, error = 0;
-#pragma omp simd reduction(+ : square, error)
-      for (int64_t k = 0; k < width; ++k) {
-        const double r = rounded[k], e = row[k] - r;
-        square += r * r;
-        error += e * e;
-      }
-      const double length = std::sqrt(square) * (1 + 1e-6) + padding<Real>;
-      static_cast<Real*>(out.squares)[i] = Real(square);
-      static_cast<Real*>(out.lengths)[i] = Real(length);
-      out.errors[i] = std::sqrt(error) * (1 + 1e-6) + length * DBL_EPSILON;
+void multiply_held(const Real* a, const Real* b, int64_t depth, Real* out, int64_t stride, bool first,
+                   const Real* ahead, int64_t ahead_step) {
+  constexpr int64_t lanes = register_lanes<Real>;
+  Register<Real> sum[held_rows][held_registers];
+#pragma GCC unroll 8
+  for (int i = 0; i < held_rows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < held_registers; ++v) sum[i][v] = Register<Real>{};
+  for (int64_t k = 0; k < depth; ++k, a += block, b += block, ahead += ahead_step) {
+    __builtin_prefetch(ahead);
+    Register<Real> factor[held_registers];
+#pragma GCC unroll 4
+    for (int v = 0; v < held_registers; ++v) factor[v] = load_register(b + v * lanes);
+#pragma GCC unroll 8
+    for (int i = 0; i < held_rows; ++i) {
+      const Register<Real> element = a[i] - Register<Real>{};
+#pragma GCC unroll 4
+      for (int v = 0; v < held_registers; ++v) sum[i][v] = fma(element, factor[v], sum[i][v]);
     }
   }
-}
-
-// The bound on a sum of up to 128 distances: bounds were themselves computed in Real, and the distances rounded and
-// added.
-template <class Real>
-double full_bound(Real cost, Real bound) {
-  return 1.001 * bound + 160 * unit<Real> * cost;
-}
-
-// One row of a tile, columns [begin, end). With a~, b~ the panels' rows, t = |a~| + |b~| and u the unit roundoff, the
-// square from a product of width terms, added in any order, errs by at most kappa t^2 (README.md), so the distance d by
-// min(sqrt(kappa) t, kappa t^2 / d). 128 at a time are added in Real, then in double.
-template <bool with_columns, class Real>
-void add_row(const Tile& tile, int64_t i, int64_t begin, int64_t end, double kappa, Real* column_cost,
-             Real* column_bound) {
-  const Real* products = static_cast<const Real*>(tile.products) + i * tile.columns;
-  const Real *squares = static_cast<const Real*>(tile.column_squares),
-             *lengths = static_cast<const Real*>(tile.column_lengths);
-  const Real square = static_cast<const Real*>(tile.row_squares)[i],
-             length = static_cast<const Real*>(tile.row_lengths)[i];
-  const Real slope = Real(kappa), most = Real(std::sqrt(kappa));
-  for (int64_t first = begin; first < end; first += 128) {
-    const int64_t last = std::min(first + 128, end);
-    Real cost = 0, bound = 0;
-#pragma omp simd reduction(+ : cost, bound)
-    for (int64_t j = first; j < last; ++j) {
-      const Real s = square + squares[j] - 2 * products[j];
-      const Real d = std::sqrt(s > 0 ? s : Real(0));
-      const Real t = length + lengths[j];
-      const Real far = slope * t * t / d, near = most * t;
-      const Real b = far < near ? far : near;
-      cost += d;
-      bound += b;
-      if constexpr (with_columns) {
-        column_cost[j] += d;
-        column_bound[j] += b;
-      }
+#pragma GCC unroll 8
+  for (int i = 0; i < held_rows; ++i)
+#pragma GCC unroll 4
+    for (int v = 0; v < held_registers; ++v) {
+      Real* p = out + i * stride + v * lanes;
+      store_register(first ? sum[i][v] : sum[i][v] + load_register(p), p);
     }
-    tile.row_cost[i] += cost;
-    tile.row_bound[i] += full_bound<Real>(cost, bound);
-  }
 }
 
-// Columns are added over 32 rows in Real, each such run in its own slot, and the slots in double, in order.
+// out [rows, stride]: the products of some packed rows, from the begin of a block on, with columns = whole blocks of
+// others. Row i is only needed in columns after i + diagonal; some before it are left unwritten.
 template <class Real>
-void add_tile(const Tile& tile, int threads) {
-  constexpr int64_t run = 32;
-  const bool with_columns = tile.column_cost != nullptr;
-  const int64_t runs = (tile.rows + run - 1) / run, slot = with_columns ? tile.columns : 0;
-  const double kappa = 0.6 * (tile.width + 8) * unit<Real>;
-  std::vector<Real> slots(2 * runs * slot);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-  for (int64_t r = 0; r < runs; ++r) {
-    Real *cost = slots.data() + 2 * r * slot, *bound = cost + slot;
-    for (int64_t i = r * run; i < std::min(tile.rows, (r + 1) * run); ++i) {
-      const int64_t self = tile.row_positions[i] - tile.first_column;
-      const int64_t after = std::min(tile.columns, std::max<int64_t>(0, self + 1));
-      if (with_columns) {
-        add_row<true>(tile, i, after, tile.columns, kappa, cost, bound);
-      } else {
-        add_row<false, Real>(tile, i, 0, std::min(tile.columns, std::max<int64_t>(0, self)), kappa, nullptr, nullptr);
-        add_row<false, Real>(tile, i, after, tile.columns, kappa, nullptr, nullptr);
+void multiply(const Real* a, int64_t rows, const Real* b, int64_t columns, int64_t width, int64_t diagonal, Real* out,
+              int64_t stride) {
+  constexpr int64_t depth = 384;  // columns of x at a time: what a tile reads of them stays in a level 2 cache
+  constexpr int64_t step = held_registers * register_lanes<Real>;
+  static_assert(block % held_rows == 0 && block % step == 0);
+  for (int64_t i = 0; i < (width == 0 ? rows : 0); ++i)
+    std::fill(out + i * stride, out + i * stride + columns, Real(0));
+  // While a block of columns is multiplied the next is brought into the cache.
+  const int64_t ahead_step = step * held_rows / whole_blocks(rows);
+  for (int64_t k = 0; k < width; k += depth) {
+    const int64_t count = std::min(depth, width - k);
+    for (int64_t j = 0; j < columns; j += step) {
+      const Real* right = b + (j - j % block) * width + k * block;
+      const Real* ahead = right + (j + block < columns ? block * width : 0) + j % block * count;
+      right += j % block;
+      for (int64_t i = 0; i < std::min(rows, j + step - diagonal); i += held_rows) {
+        multiply_held(a + (i - i % block) * width + k * block + i % block, right, count, out + i * stride + j, stride,
+                      k == 0, ahead, ahead_step);
+        ahead += count * ahead_step;
       }
     }
   }
-  for (int64_t r = 0; r < runs; ++r)
-    for (int64_t j = 0; j < slot; ++j) {
-      const Real cost = slots[2 * r * slot + j], bound = slots[(2 * r + 1) * slot + j];
-      tile.column_cost[j] += cost;
-      tile.column_bound[j] += full_bound<Real>(cost, bound);
-    }
 }
 
 }  // namespace TOAST_ISA
