@@ -27,12 +27,12 @@ COUNTS = {
     ("blended", 1000): 8.99,
     ("blended-bfloat16", 1000): 10.5,
     ("top-k", 20_000): 5.55,
-    ("euclidean", 100): 80.9,
-    ("euclidean", 200): 115,
-    ("sqeuclidean", 100): 13.9,
-    ("cosine", 100): 15.7,
-    ("cityblock", 100): 63.2,
-    ("jeffreys", 100): 36.2,
+    ("euclidean", 100): 74.0,
+    ("euclidean", 200): 108,
+    ("sqeuclidean", 100): 14.7,
+    ("cosine", 100): 16.4,
+    ("cityblock", 100): 63.5,
+    ("jeffreys", 100): 36.9,
     ("softmax statistics", 3250): 5.59,
 }
 
