@@ -21,7 +21,8 @@ COMPILER = (
 )
 MARGIN = 1.05 if COMPILER == "12" else 1.2  # the counts are of GCC 12; for other compilers
 
-# Instructions for an element of the logits (forward and backward; an instruction works on eight) or of x. Who makes a kernel cheaper lowers its number here.
+# Instructions for an element of the logits (forward and backward; an instruction works on eight) or of x. Who makes a
+# kernel cheaper lowers its number here.
 COUNTS = {
     ("plain", 1000): 5.88,
     ("blended", 1000): 8.99,
