@@ -55,94 +55,21 @@ std::int64_t carry_rows(const py::tuple& batch, const py::tuple& settings, const
   return toast::carry_rows_cpu(p);
 }
 
-const toast::MedoidKernels& medoid_kernels() {
-  static const toast::MedoidKernels kernels = [] {
-    toast::MedoidKernels k;
-    toast::get_medoid_kernels_cpu(k);
-    return k;
-  }();
-  return kernels;
-}
-
-// (dtype, data, rows, width, row stride, column stride)
-using MatrixFields = std::tuple<int, std::uintptr_t, std::int64_t, std::int64_t, std::int64_t, std::int64_t>;
-toast::Matrix matrix(const MatrixFields& f) {
-  return {toast::DType(std::get<0>(f)),
-          pointer<const void>(std::get<1>(f)),
-          std::get<2>(f),
-          std::get<3>(f),
-          std::get<4>(f),
-          std::get<5>(f)};
-}
-
-// (matrix, row numbers, n)
-using ClassFields = std::tuple<MatrixFields, std::uintptr_t, std::int64_t>;
-toast::ClassRows class_rows(const ClassFields& f) {
-  return {matrix(std::get<0>(f)), pointer<const std::int64_t>(std::get<1>(f)), std::get<2>(f)};
-}
-
-// (positions, cost, bound, count)
-using CandidateFields = std::tuple<std::uintptr_t, std::uintptr_t, std::uintptr_t, std::int64_t>;
-toast::Candidates candidates(const CandidateFields& f) {
-  return {pointer<std::int64_t>(std::get<0>(f)), pointer<double>(std::get<1>(f)), pointer<double>(std::get<2>(f)),
-          std::get<3>(f)};
-}
-
-std::int64_t medoids_group(const MatrixFields& x, std::uintptr_t labels, bool wide, std::int64_t stride,
-                           std::uintptr_t mask, std::int64_t mask_stride, std::int64_t ignore_index,
-                           std::int64_t classes, std::uintptr_t offsets, std::uintptr_t order, int threads) {
+// matrix: (dtype, x, rows, width, row stride, column stride); labels: (labels, are they int64, stride, mask or None,
+// its stride, ignore_index, classes).
+std::int64_t class_medoids(const py::tuple& matrix, const py::tuple& labels, int metric, const py::object& medoids,
+                           int threads) {
+  toast::ClassMedoids p{};
+  toast::Fields m(matrix), l(labels);
+  p.x.dtype = toast::DType(m.value<int>());
+  m.set(p.x.data), m.set(p.x.rows), m.set(p.x.width), m.set(p.x.row_stride), m.set(p.x.column_stride);
+  l.set(p.labels.data), l.set(p.labels.wide), l.set(p.labels.stride), l.set(p.labels.mask);
+  l.set(p.labels.mask_stride), l.set(p.labels.ignore_index), l.set(p.labels.classes);
+  p.metric = toast::Metric(metric);
+  p.medoids = static_cast<std::int64_t*>(toast::address(medoids));
+  p.threads = threads;
   py::gil_scoped_release release;
-  return medoid_kernels().group_by_class(
-      matrix(x),
-      {pointer<const void>(labels), wide, stride, pointer<const bool>(mask), mask_stride, ignore_index, classes},
-      pointer<std::int64_t>(offsets), pointer<std::int64_t>(order), threads);
-}
-
-void medoids_all(const MatrixFields& x, int metric, std::uintptr_t offsets, std::uintptr_t order, std::int64_t classes,
-                 std::uintptr_t medoids, int threads) {
-  py::gil_scoped_release release;
-  medoid_kernels().all_classes(matrix(x), toast::Metric(metric), pointer<const std::int64_t>(offsets),
-                               pointer<const std::int64_t>(order), classes, pointer<std::int64_t>(medoids), threads);
-}
-
-double medoids_centre(const ClassFields& c, std::uintptr_t mean, int threads) {
-  py::gil_scoped_release release;
-  return medoid_kernels().centre(class_rows(c), pointer<double>(mean), threads);
-}
-
-void medoids_panel(const ClassFields& c, std::uintptr_t positions, std::uintptr_t mean, double scale, int dtype,
-                   std::uintptr_t rows, std::uintptr_t squares, std::uintptr_t lengths, std::uintptr_t errors,
-                   std::int64_t count, int threads) {
-  py::gil_scoped_release release;
-  medoid_kernels().panel(class_rows(c), pointer<const std::int64_t>(positions), pointer<const double>(mean), scale,
-                         {toast::DType(dtype), pointer<void>(rows), pointer<void>(squares), pointer<void>(lengths),
-                          pointer<double>(errors), count},
-                         threads);
-}
-
-void medoids_tile(int dtype, std::uintptr_t products, std::int64_t rows, std::int64_t columns, std::int64_t width,
-                  std::uintptr_t row_positions, std::int64_t first_column, std::uintptr_t row_squares,
-                  std::uintptr_t row_lengths, std::uintptr_t column_squares, std::uintptr_t column_lengths,
-                  std::uintptr_t row_cost, std::uintptr_t row_bound, std::uintptr_t column_cost,
-                  std::uintptr_t column_bound, int threads) {
-  py::gil_scoped_release release;
-  medoid_kernels().distance_sums(
-      {toast::DType(dtype), pointer<const void>(products), rows, columns, width,
-       pointer<const std::int64_t>(row_positions), first_column, pointer<const void>(row_squares),
-       pointer<const void>(row_lengths), pointer<const void>(column_squares), pointer<const void>(column_lengths),
-       pointer<double>(row_cost), pointer<double>(row_bound), pointer<double>(column_cost),
-       pointer<double>(column_bound)},
-      threads);
-}
-
-std::int64_t medoids_narrow(const ClassFields& c, int metric, const CandidateFields& all, int threads) {
-  py::gil_scoped_release release;
-  return medoid_kernels().narrow(class_rows(c), toast::Metric(metric), candidates(all), threads);
-}
-
-std::int64_t medoids_decide(const ClassFields& c, int metric, const CandidateFields& all, int threads) {
-  py::gil_scoped_release release;
-  return medoid_kernels().decide(class_rows(c), toast::Metric(metric), candidates(all), threads);
+  return toast::class_medoids_cpu(p);
 }
 
 }  // namespace
@@ -155,11 +82,5 @@ PYBIND11_MODULE(_C, m) {
   m.def("softmax_statistics", &softmax_statistics);
   m.def("pool_rows", &pool_rows);
   m.def("carry_rows", &carry_rows);
-  m.def("medoids_group", &medoids_group);
-  m.def("medoids_all", &medoids_all);
-  m.def("medoids_centre", &medoids_centre);
-  m.def("medoids_panel", &medoids_panel);
-  m.def("medoids_tile", &medoids_tile);
-  m.def("medoids_narrow", &medoids_narrow);
-  m.def("medoids_decide", &medoids_decide);
+  m.def("class_medoids", &class_medoids);
 }

@@ -21,20 +21,19 @@ COMPILER = (
 )
 MARGIN = 1.05 if COMPILER == "12" else 1.2  # the counts are of GCC 12; for other compilers
 
-# Instructions for an element of the logits (forward and backward; an instruction works on eight), of x, or of a tile of
-# products. Who makes a kernel cheaper lowers its number here.
+# Instructions for an element of the logits (forward and backward; an instruction works on eight) or of x. Who makes a
+# kernel cheaper lowers its number here.
 COUNTS = {
     ("plain", 1000): 5.88,
     ("blended", 1000): 8.99,
     ("blended-bfloat16", 1000): 10.5,
     ("top-k", 20_000): 5.55,
-    ("euclidean", 100): 80.9,
-    ("euclidean", 200): 115,
-    ("distance sums", 1000): 4.03,
-    ("sqeuclidean", 100): 13.9,
-    ("cosine", 100): 15.7,
-    ("cityblock", 100): 63.2,
-    ("jeffreys", 100): 36.2,
+    ("euclidean", 100): 74.0,
+    ("euclidean", 200): 108,
+    ("sqeuclidean", 100): 14.7,
+    ("cosine", 100): 16.4,
+    ("cityblock", 100): 63.5,
+    ("jeffreys", 100): 36.9,
     ("softmax statistics", 3250): 5.59,
 }
 

@@ -7,12 +7,9 @@ import sys
 import pytest
 import torch
 from medoid_cases import DTYPES, METRICS, logits, one_class, random_labels, scipy_medoids
-from scipy.spatial.distance import cdist
 
 from toast_kernels import backends
 from toast_kernels.functional import class_medoids
-from toast_kernels.medoids import cpu
-from toast_kernels.native import DTYPE
 
 pytestmark = pytest.mark.skipif(backends._C is None, reason="the C++ kernels are not built")
 every_metric = pytest.mark.parametrize("metric", METRICS)
@@ -35,91 +32,26 @@ def run_python(code, **environment):
     return done.stdout.strip()
 
 
-def class_of(x):
-    """x as one class."""
-    matrix = (DTYPE[x.dtype], x.data_ptr(), *x.shape, *x.stride())
-    return cpu._EuclideanClass(matrix, torch.arange(len(x)), torch.get_num_threads())
+# A class of one thread, ones that all threads share, of few columns and of many, and one of more than a panel.
+@pytest.mark.parametrize(("rows", "width"), [(500, 100), (1200, 101), (700, 800), (4200, 7)])
+def test_products_of_every_size(rows, width):
+    x = logits(rows, width)
+    for pool in (x, x + 1000, x.round()):
+        assert one_class(pool, "euclidean") == scipy_medoids(pool, torch.zeros(rows), 1, "euclidean").item()
 
 
-def nominate(x, dtype, kept=None):
-    """Costs of some rows of one class and bounds on their errors, from matrix products."""
-    return class_of(x)._nominate(torch.arange(len(x)) if kept is None else kept, dtype)
+def test_rows_too_wide_for_products_in_float32():
+    x = logits(4, 1 << 20)
+    assert one_class(x, "euclidean") == scipy_medoids(x, torch.zeros(4), 1, "euclidean").item()
 
 
-CLOUDS = {
-    "gaussian": lambda: logits(700, 60),
-    "far from the origin": lambda: logits(300, 20) + 1000,
-    "clusters": lambda: (10 * logits(5, 20)).repeat(60, 1) + 1e-3 * logits(300, 20),
-    "duplicates": lambda: logits(30, 20).repeat(10, 1),
-    "one outlier": lambda: torch.cat([1e-6 * logits(300, 20), torch.full((1, 20), 1e6)]),
-    "bfloat16": lambda: logits(300, 40, dtype=torch.bfloat16),
-    "tiny": lambda: logits(300, 20, dtype=torch.float64) * 1e-90,
-    "huge": lambda: logits(300, 20, dtype=torch.float64) * 1e90,
-    "more than a panel": lambda: logits(2300, 3),
-}
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-@pytest.mark.parametrize("name", CLOUDS)
-def test_bounds_hold(name, dtype):
-    x = CLOUDS[name]()
-    exact = torch.from_numpy(cdist(x.double(), x.double())).sum(dim=1)
-    for kept in (None, torch.arange(0, len(x), 3)):  # the triangle with its column sums, and a rectangle
-        cost, bound = nominate(x, dtype, kept)
-        error = (cost - (exact if kept is None else exact[kept])).abs()
-        assert (error <= bound + 1e-12 * cost).all()
-        if name == "gaussian":  # and they say something
-            assert (bound < (1e-4 if dtype == torch.float32 else 1e-12) * cost).all()
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_panels_measure_what_rounding_took_off(dtype):
-    x = logits(50, 30, dtype=torch.float64)
-    panel = class_of(x)._panel(torch.arange(50), dtype, 1.0)
-    rounded, exact = panel.rows.double(), x - x.mean(dim=0)
-    off = (rounded - exact).norm(dim=1)
-    assert (off <= panel.errors + 1e-15).all()
-    assert (panel.errors <= 1.01 * off + 1e-13).all()
-    assert torch.allclose(panel.squares.double(), rounded.square().sum(dim=1), rtol=2 * torch.finfo(dtype).eps)
-    assert (panel.lengths.double() >= rounded.norm(dim=1)).all()
-
-
-def test_whatever_may_win_is_kept():
-    x, kept = logits(5, 4), torch.arange(5)
-    one = class_of(x)
-    cost = torch.tensor([10.2, 10.0, 10.5, 12.0, 40.0], dtype=torch.float64)
-    bound = torch.tensor([0.3, 0.1, 1.0, 0.1, torch.inf], dtype=torch.float64)
-    count = backends._C.medoids_narrow(one.fields, cpu.EUCLIDEAN, cpu._candidates(kept, cost, bound), 1)
-    assert kept[:count].tolist() == [0, 1, 2, 4]
-    assert cost[:count].tolist() == [10.2, 10.0, 10.5, 40.0]
-
-
-@pytest.fixture
-def by_torch(monkeypatch):
-    """Counts the classes whose products torch makes."""
-    classes, medoid = [], cpu._EuclideanClass.medoid
-    monkeypatch.setattr(cpu._EuclideanClass, "medoid", lambda one: classes.append(one.n) or medoid(one))
-    return classes
-
-
-def test_whose_products_are_used(by_torch):
-    for rows, width in ((500, 100), (4200, 7), (600, 500), (4000, 60)):  # middling ones, a wide one, one of many rows
-        x = logits(rows, width)
-        assert one_class(x, "euclidean") == scipy_medoids(x, torch.zeros(rows), 1, "euclidean").item()
-    assert by_torch == [600, 4000]
-
-
-def test_where_too_many_rows_are_left_float64_products_narrow_them(by_torch):
+def test_where_too_many_rows_are_left_float64_products_narrow_them():
     assert one_class(3 * torch.eye(500), "euclidean") == 0  # all costs tie
-    assert by_torch == [500]
 
 
 def test_uninitialised_memory_is_never_read(monkeypatch):
-    expected = nominate(CLOUDS["gaussian"](), torch.float32)
     empty = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: empty(*a, **k).fill_(77))
-    for result, value in zip(nominate(CLOUDS["gaussian"](), torch.float32), expected, strict=True):
-        assert result.equal(value)
     x, labels = logits(900, 300), random_labels(900, 4)
     for metric in METRICS:
         assert class_medoids(x, labels, 5, metric=metric).equal(scipy_medoids(x, labels, 5, metric))
@@ -164,9 +96,9 @@ def test_thread_counts(metric, threads):
     results = []
     for count in (1, 2, 3):
         threads(count)
-        results.append((class_medoids(x, labels, 3, metric=metric), *nominate(x[:1000], torch.float32)))
-    for other in results[1:]:
-        assert all(a.equal(b) for a, b in zip(results[0], other, strict=True))
+        results.append(class_medoids(x, labels, 3, metric=metric))
+    assert results[0].equal(results[1])
+    assert results[0].equal(results[2])
 
 
 def medoids_of_many_pools():
@@ -185,22 +117,6 @@ def test_instruction_sets_agree(isa):
         pytest.skip(f"{isa} is the best that this processor has")
     code = "import test_medoids_certified as t; print(t.backends._C.cpu_isa(), *t.medoids_of_many_pools(), sep='\\n')"
     assert run_python(code, TOAST_CPU_ISA=isa).splitlines() == [isa, *medoids_of_many_pools()]
-
-
-def test_autocast_and_reduced_precision_do_not_decide():
-    """Under autocast, and with float32 products rounded to bfloat16, products err far beyond float32's bounds."""
-    x, labels = logits(1200, 500), torch.zeros(1200, dtype=torch.int64)
-    expected = scipy_medoids(x, labels, 1, "euclidean")
-    with torch.autocast("cpu", torch.bfloat16):
-        assert class_medoids(x, labels, 1).equal(expected)
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    try:
-        torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-        assert cpu._product_dtypes(500) == (torch.float64,)
-        assert class_medoids(x, labels, 1).equal(expected)
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
-    assert cpu._product_dtypes(500) == (torch.float32, torch.float64)
 
 
 def test_memory_does_not_grow_with_the_square_and_pair_counts_pass_int32():

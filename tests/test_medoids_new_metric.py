@@ -19,7 +19,7 @@ CHEBYSHEV = {
         ),
     ],
     "csrc/medoids.h": [("cityblock, jeffreys }", "cityblock, jeffreys, chebyshev }")],
-    "csrc/cpu/medoids_costs.h": [
+    "csrc/cpu/medoids/costs.h": [
         (
             "    case Metric::jeffreys:\n",
             "    case Metric::chebyshev:\n      return f(std::integral_constant<Metric, Metric::chebyshev>{});\n"

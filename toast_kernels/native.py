@@ -1,4 +1,4 @@
-"""What every op knows of tensors and devices, and tells its kernels: dtypes as numbers, rows, addresses."""
+"""What every op knows of tensors and devices, and tells its kernels: dtypes as numbers, rows."""
 
 import torch
 
@@ -19,8 +19,3 @@ def rows_of(tensor):
     where the memory holds the negative of its values (x.conj().imag), which an address does not tell."""
     tensor = tensor.resolve_neg()
     return tensor if tensor.stride(1) == 1 or tensor.shape[1] == 1 else tensor.contiguous()
-
-
-def address(tensor):
-    """Where its first element lies; 0 for None."""
-    return 0 if tensor is None else tensor.data_ptr()

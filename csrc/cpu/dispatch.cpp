@@ -54,8 +54,8 @@ std::int64_t pool_rows_cpu(const PoolRows& problem) { TOAST_CALL_BEST(pool_rows(
 TOAST_FOR_EACH_ISA(std::int64_t carry_rows(const CarryRows&))
 std::int64_t carry_rows_cpu(const CarryRows& problem) { TOAST_CALL_BEST(carry_rows(problem)); }
 
-TOAST_FOR_EACH_ISA(void get_medoid_kernels(MedoidKernels&))
-void get_medoid_kernels_cpu(MedoidKernels& kernels) { TOAST_CALL_BEST(get_medoid_kernels(kernels)); }
+TOAST_FOR_EACH_ISA(std::int64_t class_medoids(const ClassMedoids&))
+std::int64_t class_medoids_cpu(const ClassMedoids& problem) { TOAST_CALL_BEST(class_medoids(problem)); }
 
 namespace {
 

@@ -87,38 +87,11 @@ void loss(const std::string& name, int64_t rows, int64_t classes) {
 
 void medoids(toast::Metric metric, int64_t rows, int64_t width) {
   const auto x = floats(rows * width, 6, -3, 4);
-  std::vector<int64_t> labels(rows), order(rows), offsets(2), medoid(1);
-  toast::MedoidKernels kernels;
-  toast::get_medoid_kernels_cpu(kernels);
+  std::vector<int64_t> labels(rows), medoid(1);
   const toast::Matrix matrix{toast::DType::float32, x.data(), rows, width, width, 1};
   counted([&] {
-    kernels.group_by_class(matrix, {labels.data(), true, 1, nullptr, 0, -100, 1}, offsets.data(), order.data(), 1);
-    kernels.all_classes(matrix, metric, offsets.data(), order.data(), 1, medoid.data(), 1);
+    toast::class_medoids_cpu({matrix, {labels.data(), true, 1, nullptr, 0, -100, 1}, metric, medoid.data(), 1});
   });
-}
-
-// What is left of a large euclidean class when torch has multiplied its rows: distances of one tile, added up.
-void distance_sums(int64_t rows, int64_t columns) {
-  const auto products = floats(rows * columns, 2, -1, 6);
-  const auto squares = floats(rows + columns, 1, 2, 7);
-  const auto lengths = floats(rows + columns, 1, 2, 8);
-  std::vector<int64_t> positions(rows);
-  for (int64_t i = 0; i < rows; ++i) positions[i] = i;
-  std::vector<double> sums(2 * (rows + columns));
-  toast::MedoidKernels kernels;
-  toast::get_medoid_kernels_cpu(kernels);
-  toast::Tile tile{toast::DType::float32, products.data(), rows, columns, 100};
-  tile.row_positions = positions.data();
-  tile.first_column = rows;
-  tile.row_squares = squares.data();
-  tile.row_lengths = lengths.data();
-  tile.column_squares = squares.data() + rows;
-  tile.column_lengths = lengths.data() + rows;
-  tile.row_cost = sums.data();
-  tile.row_bound = tile.row_cost + rows;
-  tile.column_cost = tile.row_bound + rows;
-  tile.column_bound = tile.column_cost + columns;
-  counted([&] { kernels.distance_sums(tile, 1); });
 }
 
 void softmax_statistics(int64_t rows, int64_t classes) {
@@ -147,8 +120,6 @@ int main(int count, char** arguments) {
                                                         {"jeffreys", toast::Metric::jeffreys}};
   if (metrics.count(name) != 0)
     medoids(metrics.at(name), rows, width);
-  else if (name == "distance sums")
-    distance_sums(rows, width);
   else if (name == "softmax statistics")
     softmax_statistics(rows, width);
   else

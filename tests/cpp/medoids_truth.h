@@ -79,8 +79,9 @@ struct Data {
 };
 
 // grid: small integers, which give ties, equal rows and zero rows; far_grid: the same far from 0; outliers: some rows
-// lie a thousand times as far out.
-enum class Cloud { normal, grid, far_grid, outliers };
+// lie a thousand times as far out; lone_outlier: one lies 10^12 times as far out; clusters: rows 10^4 times as near to
+// some others as to the rest.
+enum class Cloud { normal, grid, far_grid, outliers, lone_outlier, clusters };
 
 inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width, Cloud cloud) {
   Data data;
@@ -94,13 +95,16 @@ inline Data make_data(Random& random, DType dtype, int64_t rows, int64_t width, 
   auto draw = [&](bool outlier) {
     if (cloud == Cloud::far_grid) return double(random.below(3) + (1 << 20));
     if (cloud == Cloud::grid) return double(random.below(3) - 1);
-    return (outlier ? 1000 : 1) * scale * (shift + random.normal());
+    return (!outlier ? 1 : cloud == Cloud::outliers ? 1000 : 1e12) * scale * (shift + random.normal());
   };
   for (int64_t i = 0; i < rows; ++i) {
     Row row;
-    const bool repeats = i > 0 && random.once_in(8), outlier = cloud == Cloud::outliers && i % 40 == 7;
+    const bool repeats = i > 0 && random.once_in(8), near = cloud == Cloud::clusters && i >= 5;
+    const bool outlier = cloud == Cloud::outliers ? i % 40 == 7 : cloud == Cloud::lone_outlier && i == 7;
     for (int64_t k = 0; k < width; ++k) {
-      const double value = repeats ? double(data.x.back()[k]) : draw(outlier);
+      const double value = repeats ? double(data.x.back()[k])
+                           : near  ? double(data.x[i % 5][k]) + 1e-4 * scale * random.normal()
+                                   : draw(outlier);
       row.push_back(data.elements.set(offset + i * row_stride + k * column_stride, value));
     }
     data.x.push_back(row);

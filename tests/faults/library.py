@@ -173,12 +173,4 @@ FAULTS = {
             "tests/test_medoids.py::test_equals_scipy",
         ),
     ],
-    "toast_kernels/medoids/cpu.py": [
-        (
-            "the bound stays in the panels' scale",
-            "return cost / scale, bound / scale",
-            "return cost / scale, bound",
-            "tests/test_medoids_certified.py::test_bounds_hold",
-        ),
-    ],
 }

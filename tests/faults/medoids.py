@@ -1,12 +1,13 @@
-"""Faults of class_medoids: its C++ kernels and what drives them."""
+"""Faults of class_medoids: its C++ kernels."""
 
 CPP = "ctest medoids.generic"
+COSTS = "ctest medoid_costs_generic"
 MEDOIDS = "tests/test_medoids.py::"
 SCIPY = MEDOIDS + "test_equals_scipy"
 CERTIFIED = "tests/test_medoids_certified.py::"
 
 FAULTS = {
-    "csrc/cpu/medoids.cpp": [
+    "csrc/cpu/medoids/medoids.cpp": [
         ("non-finite rows stay in the pool", "all_finite(x, i);", "true;", MEDOIDS + "test_left_out_rows"),
         (
             "float16 is searched for bfloat16's infinities",
@@ -29,11 +30,11 @@ FAULTS = {
         ),
         (
             "a finer formula's costs go to other rows",
-            "cost[i] = finer_cost[positions[i]];",
-            "cost[i] = finer_cost[i];",
+            "some.cost[i] = cost[some.positions[i]];",
+            "some.cost[i] = cost[i];",
             CERTIFIED + "test_near_ties_are_decided_in_float64",
         ),
-        ("large classes are left out", "if (large(k)) medoids", "if (false) medoids", CPP),
+        ("large classes are left out", "if (is_large(rows_of(k), p.metric)) p.med", "if (false) p.med", CPP),
         (
             "a metric without a fast formula gets that of the means (C++)",
             "return Formula::none;",
@@ -41,7 +42,7 @@ FAULTS = {
             "tests/test_medoids_new_metric.py",
         ),
     ],
-    "csrc/cpu/medoids_costs.h": [
+    "csrc/cpu/medoids/costs.h": [
         (
             "a row's distance to itself counts",
             "if (positions[begin + i] != j) cost",
@@ -81,7 +82,7 @@ FAULTS = {
             MEDOIDS + "test_the_smallest_cost_wins_not_the_largest",
         ),
     ],
-    "csrc/cpu/medoids_decide.h": [
+    "csrc/cpu/medoids/decide.h": [
         (
             "the first candidate wins",
             "if (all.count == 1) return all.positions[0];",
@@ -101,11 +102,11 @@ FAULTS = {
             MEDOIDS + "test_duplicates_are_a_tie_and_the_first_one_wins",
         ),
     ],
-    "csrc/cpu/medoids_rows.h": [
+    "csrc/cpu/medoids/rows.h": [
         (
             "rows are read as if contiguous",
-            "+ row * x.row_stride, x.column_stride,",
-            "+ row * x.width, 1,",
+            "data + row * x.row_stride + first * x.column_stride, x.column_stride,",
+            "data + row * x.width + first, 1,",
             MEDOIDS + "test_layouts",
         ),
         ("softmax's padding counts", "std::fill(exp_ + matrix_.width, exp_ + w_, 0.0);", "", CPP),
@@ -122,7 +123,7 @@ FAULTS = {
             CERTIFIED + "test_cosine_of_rows_of_very_different_lengths",
         ),
     ],
-    "csrc/cpu/medoids_means.h": [
+    "csrc/cpu/medoids/means.h": [
         ("the mean counts zero rows", "std::max<int64_t>(1, count);\n  return count;", "c.n;\n  return count;", CPP),
         (
             "rounding of the mean is left out of the bound",
@@ -149,7 +150,7 @@ FAULTS = {
             CPP,
         ),
     ],
-    "csrc/cpu/medoids_cityblock.h": [
+    "csrc/cpu/medoids/cityblock.h": [
         ("ranks count half", "double(2 * rank - n_)", "double(rank - n_)", CPP),
         ("buckets leave nothing open", "bound_ += 2 * half * (largest_lane(fullest) - 1);", "", CPP),
         (
@@ -160,41 +161,71 @@ FAULTS = {
         ),
         ("a run of buckets knows none before it", "sum_before = before(sum);", "sum_before = 0;", CPP),
     ],
-    "csrc/cpu/medoids_small_products.h": [
-        ("products of the last columns are forgotten", "else if (left > 0)", "else if (left > lanes)", CPP),
+    "csrc/cpu/medoids/products.h": [
+        ("the first part of wide rows' products is forgotten", "k == 0, ahead", "true, ahead", COSTS),
         (
-            "rows of a block are one off",
-            "multiply_held(a + i, b + j,",
-            "multiply_held(a + (i + held_rows) % block, b + j,",
-            CPP,
+            "products of the last columns are forgotten",
+            "j < columns; j += step",
+            "j + block < columns; j += step",
+            COSTS,
         ),
+        ("rows of a block are one off", "k * block + i % block, right", "k * block + (i + 1) % block, right", COSTS),
         (
-            "pairs below the diagonal count too",
-            "width, positions + i, i,",
-            "width, positions + i, i + block,",
-            CPP,
+            "the diagonal's last products are forgotten",
+            "std::min(rows, j + step - diagonal)",
+            "std::min(rows, j - diagonal)",
+            COSTS,
         ),
-        (
-            "rounding of the packed rows is left out of the bound",
-            "(bound[i] + n * rows.errors[i] + total_error) / scale",
-            "0",
-            CPP,
-        ),
+        ("rows without columns have old products", "(width == 0 ? rows : 0)", "0", COSTS),
     ],
-    "csrc/cpu/medoids_products.h": [
-        ("the column sums of a triangle are forgotten", "tile.column_cost[j] += cost;", "", CPP),
-        ("a row's next neighbour is left out", "self + 1));", "self + 2));", CPP),
+    "csrc/cpu/medoids/euclidean.h": [
+        ("the column sums of a triangle are forgotten", "(triangle ? b.count : 0)", "0", COSTS),
+        ("a row's next neighbour is left out", "self + 1), columns", "self + 2), columns", COSTS),
+        ("rows of a rectangle lack what is before them", "if (!triangle) add(0", "if (false) add(0", COSTS),
+        ("a pair is counted beyond a tile's edge", "if (j < begin || j + lanes > end)", "if (false)", COSTS),
+        (
+            "the bound leaves out the products' rounding",
+            "bound += b;",
+            "bound += 0 * b;",
+            COSTS,
+        ),
         (
             "the bound leaves out the rounding of the sums",
             "return 1.001 * bound + 160 * unit<Real> * cost;",
             "return 0 * bound;",
-            CPP,
+            COSTS,
+        ),
+        (
+            "rounding of the packed rows is left out of the bound",
+            "(some.bound[i] + double(c_.n) * errors[i] + total_error) / scale_",
+            "some.bound[i] / scale_",
+            COSTS,
+        ),
+        (
+            "the bound stays in the panels' scale",
+            "+ total_error) / scale_;",
+            "+ total_error);",
+            COSTS,
         ),
         (
             "rounding of the rows is not measured",
-            "out.errors[i] = std::sqrt(error) * (1 + 1e-6) + length * DBL_EPSILON;",
-            "out.errors[i] = 0;",
-            CERTIFIED + "test_panels_measure_what_rounding_took_off",
+            "std::sqrt(error[i]) * (1 + 1e-6) + length * DBL_EPSILON;",
+            "0;",
+            COSTS,
+        ),
+        ("a panel's last rows are old ones", "Real y[group][chunk] = {};", "static Real y[group][chunk];", COSTS),
+        ("all panels are the first", "everyone_.data() + j, std::min", "everyone_.data(), std::min", COSTS),
+        (
+            "wide rows are packed from their first columns on",
+            "positions[first + i]], begin,",
+            "positions[first + i]], 0,",
+            COSTS,
+        ),
+        (
+            "tiles of one panel lie one strip off",
+            "2 * r * padded_columns + column",
+            "2 * (r / 2) * padded_columns + column",
+            COSTS,
         ),
     ],
 }

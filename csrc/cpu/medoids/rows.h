@@ -5,11 +5,18 @@
 #include <cmath>
 
 #include "cpu/convert.h"
-#include "cpu/medoids_lanes.h"
+#include "cpu/medoids/lanes.h"
 #include "medoids.h"
 
 namespace toast {
 namespace TOAST_ISA {
+
+// One class: its rows' numbers in x, ascending.
+struct ClassRows {
+  const Matrix& x;
+  const int64_t* rows;  // [n]
+  int64_t n;
+};
 
 inline int64_t padded(int64_t width) { return (width + 7) / 8 * 8; }
 
@@ -35,10 +42,15 @@ void load_elements(const T* in, int64_t stride, int64_t n, double* out) {
   }
 }
 
-inline void load_row(const Matrix& x, int64_t row, double* out) {
+inline void load_columns(const Matrix& x, int64_t row, int64_t first, int64_t count, double* out) {
   with_dtype(x.dtype, [&](auto zero) {
-    load_elements(static_cast<const decltype(zero)*>(x.data) + row * x.row_stride, x.column_stride, x.width, out);
+    const auto* data = static_cast<const decltype(zero)*>(x.data);
+    load_elements(data + row * x.row_stride + first * x.column_stride, x.column_stride, count, out);
   });
+}
+
+inline void load_row(const Matrix& x, int64_t row, double* out) {
+  load_columns(x, row, 0, x.width, out);
   std::fill(out + x.width, out + padded(x.width), 0.0);
 }
 

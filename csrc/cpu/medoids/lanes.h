@@ -22,17 +22,34 @@ constexpr int register_bytes = 32;
 #else
 constexpr int register_bytes = 16;
 #endif
-typedef double Register __attribute__((vector_size(register_bytes)));
-typedef int64_t RegisterBits __attribute__((vector_size(register_bytes)));
+template <class T>
+struct RegisterOf {
+  typedef T type __attribute__((vector_size(register_bytes)));
+};
+template <class T>
+using Register = typename RegisterOf<T>::type;
+template <class T>
+constexpr int64_t register_lanes = register_bytes / sizeof(T);
+
+template <class T>
+TOAST_INLINE Register<T> load_register(const T* p) {
+  Register<T> r;
+  std::memcpy(&r, p, sizeof r);
+  return r;
+}
+template <class T>
+TOAST_INLINE void store_register(const Register<T>& r, T* p) {
+  std::memcpy(p, &r, sizeof r);
+}
 
 // In whole registers: GCC 12 keeps a vector that is wider than one on the stack, at a third of the speed.
 struct Lanes {
   static constexpr int registers = 64 / register_bytes;
-  Register part[registers];
+  Register<double> part[registers];
 
   TOAST_INLINE Lanes(double x = 0) {
 #pragma GCC unroll 4
-    for (Register& p : part) p = x - Register{};
+    for (Register<double>& p : part) p = x - Register<double>{};
   }
   template <class F>
   TOAST_INLINE static Lanes map(F&& f) {
@@ -56,7 +73,8 @@ struct Lanes {
     return map([&](int i) TOAST_INLINED { return a.part[i] > b.part[i] ? a.part[i] : b.part[i]; });
   }
   TOAST_INLINE friend Lanes absolute(const Lanes& a) {
-    return map([&](int i) TOAST_INLINED { return Register(RegisterBits(a.part[i]) & 0x7fffffffffffffff); });
+    return map([&](int i)
+                   TOAST_INLINED { return Register<double>(Register<int64_t>(a.part[i]) & 0x7fffffffffffffff); });
   }
   // exp for x <= 0; 0 below -708. 2^n from the bits of n + 1.5 * 2^52, then Taylor's series of degree 13 on
   // |r| <= ln 2 / 2, whose next term is below 5e-18; in pairs, then pairs of pairs: a processor looks too few
@@ -72,18 +90,14 @@ struct Lanes {
     const Lanes to_13 = r * (1. / 6227020800) + 1. / 479001600;
     const Lanes p = (to_3 + to_7 * r4) + (to_11 + to_13 * r4) * r8;
     return map([&](int i) TOAST_INLINED {
-      const Register power = Register((RegisterBits(shifted.part[i]) + 1023) << 52);
-      return Register(RegisterBits(p.part[i] * power) & ~RegisterBits(x.part[i] < -708.0));
+      const Register<double> power = Register<double>((Register<int64_t>(shifted.part[i]) + 1023) << 52);
+      return Register<double>(Register<int64_t>(p.part[i] * power) & ~Register<int64_t>(x.part[i] < -708.0));
     });
   }
 };
 
 TOAST_INLINE Lanes load(const double* p) {
-  return Lanes::map([&](int i) TOAST_INLINED {
-    Register r;
-    std::memcpy(&r, p + i * (register_bytes / 8), sizeof r);
-    return r;
-  });
+  return Lanes::map([&](int i) TOAST_INLINED { return load_register(p + i * register_lanes<double>); });
 }
 TOAST_INLINE void store(const Lanes& v, double* p) { std::memcpy(p, v.part, sizeof v.part); }
 inline double largest_lane(const Lanes& v) {
@@ -97,7 +111,8 @@ inline double add_lanes(const Lanes& v) {
   return ((x[0] + x[4]) + (x[2] + x[6])) + ((x[1] + x[5]) + (x[3] + x[7]));
 }
 
-// Doubles from a cache line's begin on: Lanes of theirs lie in one line each.
+// Memory from a cache line's begin on, so that Lanes lie in one line each, and not zeroed: a vector of n elements has
+// whatever was there.
 template <class T>
 struct LineAllocator {
   using value_type = T;
@@ -105,11 +120,21 @@ struct LineAllocator {
   template <class U>
   LineAllocator(const LineAllocator<U>&) {}
   T* allocate(std::size_t n) { return static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t(64))); }
+  template <class U>
+  void construct(U* p) {
+    ::new (static_cast<void*>(p)) U;
+  }
+  template <class U>
+  void construct(U* p, const U& value) {
+    ::new (static_cast<void*>(p)) U(value);
+  }
   void deallocate(T* p, std::size_t) { ::operator delete(p, std::align_val_t(64)); }
   friend bool operator==(const LineAllocator&, const LineAllocator&) { return true; }
   friend bool operator!=(const LineAllocator&, const LineAllocator&) { return false; }
 };
-using LaneVector = std::vector<double, LineAllocator<double>>;
+template <class T>
+using LineVector = std::vector<T, LineAllocator<T>>;
+using LaneVector = LineVector<double>;
 
 }  // namespace TOAST_ISA
 }  // namespace toast

@@ -3,7 +3,7 @@
 
 #include <cfloat>
 
-#include "cpu/medoids_rows.h"
+#include "cpu/medoids/rows.h"
 
 namespace toast {
 namespace TOAST_ISA {

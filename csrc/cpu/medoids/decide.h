@@ -1,10 +1,17 @@
 // From nominated costs and the bounds on their errors to the winner.
 #pragma once
 
-#include "cpu/medoids_costs.h"
+#include "cpu/medoids/costs.h"
 
 namespace toast {
 namespace TOAST_ISA {
+
+// Rows that may still win, by position in the class, each with a cost and a bound on its error.
+struct Candidates {
+  int64_t* positions;  // ascending
+  double *cost, *bound;
+  int64_t count;
+};
 
 // How far exact_costs may lie from a nominated cost: the nomination's bound and exact_costs' own rounding. Infinite for
 // a cost or bound that is not finite, which says nothing: such a row stays a candidate.
@@ -80,6 +87,7 @@ inline int64_t drop_duplicates(const ClassRows& c, const Candidates& all, int th
   return kept;
 }
 
+// Drops the candidates that cannot win and all but the first of equal rows, in place; returns how many are left.
 inline int64_t narrow(const ClassRows& c, Metric metric, const Candidates& all, int threads) {
   const double limit = tie(range_of_minimum(c, all).highest, metric, c.n);
   int64_t kept = 0;

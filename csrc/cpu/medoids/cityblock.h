@@ -2,7 +2,7 @@
 // sum of the values before it; buckets of equal width give nearly that, and a bound, without a sort.
 #pragma once
 
-#include "cpu/medoids_costs.h"
+#include "cpu/medoids/costs.h"
 
 namespace toast {
 namespace TOAST_ISA {

@@ -1,9 +1,9 @@
 #include "medoids.h"
 
-#include "cpu/medoids_cityblock.h"
-#include "cpu/medoids_decide.h"
-#include "cpu/medoids_means.h"
-#include "cpu/medoids_small_products.h"
+#include "cpu/medoids/cityblock.h"
+#include "cpu/medoids/decide.h"
+#include "cpu/medoids/euclidean.h"
+#include "cpu/medoids/means.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -35,7 +35,10 @@ bool all_finite(const Matrix& x, int64_t row) {
   return finite;
 }
 
-int64_t group_by_class(const Matrix& x, const Labels& labels, int64_t* offsets, int64_t* order, int threads) {
+// Rows that are used (mask, ignore_index, all values finite) by class, then by number: class c has order[offsets[c]] to
+// order[offsets[c + 1] - 1]. Returns -1, or the first used row whose label is out of range.
+int64_t group_by_class(const Matrix& x, const Labels& labels, int64_t* offsets /* [K + 1] */, int64_t* order /* [N] */,
+                       int threads) {
   std::vector<int64_t> class_of(x.rows);
   int64_t first_wrong = x.rows;
 #pragma omp parallel for num_threads(threads) schedule(static) reduction(min : first_wrong) if (threads > 1)
@@ -91,26 +94,52 @@ bool pairs_are_quickest(const ClassRows& c, Metric metric) {
   }
 }
 
-// Elements of pair differences that are added up exactly in less time than a finer pass takes.
+// Elements of pair differences that are added up exactly in less time than a finer formula takes.
 constexpr int64_t few_pairs = int64_t(1) << 24;
-// Elements from which a class is worth all threads; smaller ones are done side by side.
-constexpr int64_t large_class = int64_t(1) << 18;
 
-// Euclidean classes whose products are quickest here, side by side on one thread each (1.5 ms at most on a core with
-// AVX-512); for more pairs and wider rows torch's products over all threads are as quick, and quicker for a lone class.
-bool products_are_small(const ClassRows& c) {
-  return c.n * c.x.width < large_class && c.n * c.n * c.x.width <= int64_t(1) << 27;
+// Whether a class is worth all threads; others are done side by side.
+bool is_large(const ClassRows& c, Metric metric) {
+  const int64_t elements = c.n * c.x.width;
+  const bool many_pairs = formula_of(metric) == Formula::products && c.n * elements > int64_t(1) << 27;
+  return (elements >= int64_t(1) << 18 || many_pairs) && !pairs_are_quickest(c, metric);
 }
 
-// By a formula that needs no products. The coarse ones: cityblock's buckets, jeffreys' exponentials in float.
-void nominate(const ClassRows& c, Metric metric, bool finely, double* cost, double* bound, int threads) {
+// Wider rows' products in float have no bound.
+constexpr int64_t float_products_width = int64_t(1) << 20;
+
+// Whether there is a finer formula than the first: sorted columns, not buckets; double, not float.
+bool has_finer(const ClassRows& c, Metric metric) {
+  return metric == Metric::jeffreys || formula_of(metric) == Formula::columns ||
+         (formula_of(metric) == Formula::products && c.x.width < float_products_width);
+}
+
+// Costs of all rows by a formula that needs no products.
+template <Metric metric>
+void nominate_all(const ClassRows& c, bool finely, double* cost, double* bound, int threads) {
+  if constexpr (formula_of(metric) == Formula::columns) return costs_by_columns(c, finely, cost, bound, threads);
+  if (metric == Metric::jeffreys && !finely) return costs_from_means<metric, float>(c, cost, bound, threads);
+  costs_from_means<metric, double>(c, cost, bound, threads);
+}
+
+// Fills in the candidates' costs and bounds.
+void nominate(const ClassRows& c, Metric metric, bool finely, const Candidates& some, int threads) {
   with_metric(metric, [&](auto known) {
     constexpr Metric m = known.value;
-    if constexpr (formula_of(m) == Formula::columns) costs_by_columns(c, finely, cost, bound, threads);
-    if constexpr (formula_of(m) == Formula::means) {
-      if constexpr (m == Metric::jeffreys)
-        if (!finely) return costs_from_means<m, float>(c, cost, bound, threads);
-      costs_from_means<m, double>(c, cost, bound, threads);
+    if constexpr (formula_of(m) == Formula::none) {
+      std::fill(some.bound, some.bound + some.count, INFINITY);  // which says nothing
+    } else if constexpr (formula_of(m) == Formula::products) {
+      const Products products(c, threads);
+      if (finely || !has_finer(c, m))
+        products.nominate<double>(some);
+      else
+        products.nominate<float>(some);
+    } else {
+      std::vector<double> cost(c.n), bound(c.n);
+      nominate_all<m>(c, finely, cost.data(), bound.data(), threads);
+      for (int64_t i = 0; i < some.count; ++i) {
+        some.cost[i] = cost[some.positions[i]];
+        some.bound[i] = bound[some.positions[i]];
+      }
     }
   });
 }
@@ -119,77 +148,35 @@ int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   if (c.n == 0) return -1;
   if (c.n <= 2) return c.rows[0];  // two rows have the same cost
   if (pairs_are_quickest(c, metric)) return c.rows[small_class_medoid(c, metric)];
-  const Formula formula = formula_of(metric);
-  if (formula == Formula::products && !products_are_small(c)) return needs_products;
-
   std::vector<int64_t> positions(c.n);
-  for (int64_t i = 0; i < c.n; ++i) positions[i] = i;
+  std::iota(positions.begin(), positions.end(), int64_t(0));
   std::vector<double> cost(c.n), bound(c.n);
   Candidates left{positions.data(), cost.data(), bound.data(), c.n};
-  bool nominated = formula != Formula::none;
-  const bool has_finer = formula == Formula::columns || metric == Metric::jeffreys;
-  if (formula == Formula::products) {
-    std::vector<double> mean(c.x.width);
-    const double radius = centre(c, mean.data(), threads);
-    // Out of this range squares over- or underflow: nothing is nominated, exact costs alone decide.
-    nominated = radius > 0x1p-400 && radius < 0x1p400;
-    if (nominated) costs_from_products(c, positions.data(), mean.data(), radius, cost.data(), bound.data());
-  } else if (nominated) {
-    nominate(c, metric, !has_finer, cost.data(), bound.data(), threads);
-  }
-  if (!nominated) std::fill(bound.begin(), bound.end(), INFINITY);  // which says nothing
+  nominate(c, metric, false, left, threads);
   left.count = narrow(c, metric, left, threads);
-  const bool few = left.count * c.n * c.x.width <= few_pairs;
-  if (formula == Formula::products && !few) return needs_products;  // in float64
-  if (has_finer && !few) {
-    std::vector<double> finer_cost(c.n), finer_bound(c.n);
-    nominate(c, metric, true, finer_cost.data(), finer_bound.data(), threads);
-    for (int64_t i = 0; i < left.count; ++i) {
-      cost[i] = finer_cost[positions[i]];
-      bound[i] = finer_bound[positions[i]];
-    }
+  if (left.count * c.n * c.x.width > few_pairs && has_finer(c, metric)) {
+    nominate(c, metric, true, left, threads);
     left.count = narrow(c, metric, left, threads);
   }
   return c.rows[decide(c, metric, left, threads)];
 }
 
-void all_classes(const Matrix& x, Metric metric, const int64_t* offsets, const int64_t* order, int64_t classes,
-                 int64_t* medoids, int threads) {
-  auto rows_of = [&](int64_t k) { return ClassRows{x, order + offsets[k], offsets[k + 1] - offsets[k]}; };
-  auto large = [&](int64_t k) {
-    const ClassRows c = rows_of(k);
-    return c.n * x.width >= large_class && !pairs_are_quickest(c, metric);
-  };
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-  for (int64_t k = 0; k < classes; ++k)
-    if (!large(k)) medoids[k] = class_medoid(rows_of(k), metric, 1);
-  for (int64_t k = 0; k < classes; ++k)
-    if (large(k)) medoids[k] = class_medoid(rows_of(k), metric, threads);
-}
-
-void panel(const ClassRows& c, const int64_t* positions, const double* mean, double scale, const Panel& out,
-           int threads) {
-  if (out.dtype == DType::float64)
-    fill_panel<double>(c, positions, mean, scale, out, threads);
-  else
-    fill_panel<float>(c, positions, mean, scale, out, threads);
-}
-
-void distance_sums(const Tile& tile, int threads) {
-  if (tile.dtype == DType::float64)
-    add_tile<double>(tile, threads);
-  else
-    add_tile<float>(tile, threads);
-}
-
-int64_t decide_row(const ClassRows& c, Metric metric, const Candidates& candidates, int threads) {
-  return c.rows[decide(c, metric, candidates, threads)];
-}
-
 }  // namespace
 
-void get_medoid_kernels(MedoidKernels& kernels) {
-  kernels = {group_by_class, all_classes, centre, panel, distance_sums, narrow, decide_row};
+int64_t class_medoids(const ClassMedoids& p) {
+  const int64_t classes = p.labels.classes;
+  std::vector<int64_t> offsets(classes + 1), order(p.x.rows);
+  const int64_t wrong = group_by_class(p.x, p.labels, offsets.data(), order.data(), p.threads);
+  if (wrong >= 0) return wrong;
+  const auto rows_of = [&](int64_t k) {
+    return ClassRows{p.x, order.data() + offsets[k], offsets[k + 1] - offsets[k]};
+  };
+#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 1) if (p.threads > 1)
+  for (int64_t k = 0; k < classes; ++k)
+    if (!is_large(rows_of(k), p.metric)) p.medoids[k] = class_medoid(rows_of(k), p.metric, 1);
+  for (int64_t k = 0; k < classes; ++k)
+    if (is_large(rows_of(k), p.metric)) p.medoids[k] = class_medoid(rows_of(k), p.metric, p.threads);
+  return -1;
 }
 
 }  // namespace TOAST_ISA

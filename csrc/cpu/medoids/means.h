@@ -3,7 +3,7 @@
 // so E(i) = n (f_i - mean f) . (g_i - mean g) + sum over j of the same.
 #pragma once
 
-#include "cpu/medoids_costs.h"
+#include "cpu/medoids/costs.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -16,7 +16,7 @@ inline int64_t run_count(int64_t n) { return std::max<int64_t>(1, std::min<int64
 template <Metric metric, class Exp = double>
 int64_t mean_features(const ClassRows& c, double* mean, Norm* norms, int threads) {
   const int64_t w = padded(c.x.width), stride = feature_width(metric, c.x.width), runs = run_count(c.n);
-  LaneVector sums(runs * stride);
+  LaneVector sums(runs * stride, 0.0);
   std::vector<int64_t> counts(runs);
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
   for (int64_t run = 0; run < runs; ++run) {
