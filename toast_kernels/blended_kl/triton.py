@@ -56,7 +56,7 @@ SHIFTED = (
     (16384, Tile("long", 16, 2)),
     (math.inf, Tile("long", 16, 16, 64)),  # 32,768: 87
 )
-SHIFTED_DENSE = Tile("long", 8, 8, 64)  # from 2049 on: below, a row that is held costs half of the instructions
+SHIFTED_DENSE = Tile("long", 8, 8, 64)
 # Where rows of more than 16,384 classes are read logit by logit. 21,841: 57, with dense tables 31.
 SINGLE_PLAIN, SINGLE_DENSE = Tile("long", 8, 8), Tile("long", 4, 8)
 NORMALISER_ROWS = 1024  # rows of a program of normalisers_kernel, up to MOST_NORMALISER_BLOCKS programs
@@ -78,9 +78,13 @@ def tile_of(problem: Problem, reads: str) -> Tile:
         measured = PLAIN
     if num_classes > 16384 and reads == "single":
         return SINGLE_DENSE if measured is DENSE else SINGLE_PLAIN
-    if num_classes > 2048 and reads == "shifted" and measured is DENSE:
+    # With one warp for 1024 classes Triton 3.9 would spill 180 to 330 times.
+    many_registers = reads != "vectors" or problem.need_stats or problem.target_b is not None
+    if measured is DENSE and 512 < num_classes <= 2048 and many_registers:
+        return Tile("held", 16, 2 if num_classes <= 1024 else 4)
+    if reads == "shifted" and num_classes > 2048 and measured is DENSE:
         return SHIFTED_DENSE
-    if num_classes > 512 and reads == "shifted" and measured is not DENSE:
+    if reads == "shifted" and num_classes > 512 and measured is not DENSE:
         measured = SHIFTED
     return next(tile for most, tile in measured if num_classes <= most)
 

@@ -4,7 +4,7 @@ Short rows are worked on several a program, in tiles of ROWS, SEGMENTS and WIDTH
 [BLOCK], between its statistics and its gradient; the longest are read twice, in tiles [LANES, VECTORS, WIDTH]. The
 parts: triton_parts.py has a row's target and its mass in tiles, triton_passes.py a row's two passes, triton_rows.py
 what is between them, triton_lists.py top-k rows, triton_sparse.py the gradient at labels and listed classes,
-triton_reduction.py sums over programs.
+triton_reduction.py sums over programs, triton_tiles.py how tiles lie in threads and are read and written.
 """
 
 import triton
