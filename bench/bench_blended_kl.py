@@ -44,7 +44,7 @@ def run(show, suite, loss, dtype, works=(BACKWARD,), calls=1):
         times = measure(
             suite, peers, size=loss.size, dtype=dtype, work=work, classes=loss.classes,
             num_bytes=loss.bytes(work) if calls == 1 else None, flops=loss.flops[work] * loss.logits.numel(),
-            others=loss.others, before=loss.before, calls=calls, rounds=15, seconds=8.0,
+            others=loss.others, before=loss.before, calls=calls, rounds=15, seconds=8.0, held=loss.held,
         )  # fmt: skip
     show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})
 
@@ -75,7 +75,7 @@ def test_cuda_graph(rows, classes):
     assert torch.equal(captured, expected)
     measure(
         "loss_graph", {OURS: graph.replay, "toast_kernels, no graph": step},
-        size=loss.size, dtype="bfloat16", work=BACKWARD, classes=classes,
+        size=loss.size, dtype="bfloat16", work=BACKWARD, classes=classes, held=loss.held,
     )  # fmt: skip
 
 
@@ -97,7 +97,8 @@ def test_host_overhead(long):
                 case()
             times[peer].append((time.perf_counter() - before) / 50)
     torch.cuda.synchronize()
-    same = {"size": loss.size, "dtype": "float32", "work": BACKWARD, "backend": backend_of_ours(loss.classes)}
+    backend = backend_of_ours(loss.classes, loss.held)
+    same = {"size": loss.size, "dtype": "float32", "work": BACKWARD, "backend": backend}
     record("loss_host", [same | row(times, peer) for peer in times])
 
 

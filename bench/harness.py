@@ -22,7 +22,7 @@ FLUSH_BYTES = 1 << 30  # written before each call that is timed on a GPU: it emp
 
 def measure(
     suite, cases, *, size, dtype, work, classes=None, num_bytes=None, flops=None, products=None, others=(), before=None,
-    rounds=25, seconds=20.0, calls=1,
+    rounds=25, seconds=20.0, calls=1, held=False,
 ):  # fmt: skip
     """Times {peer: callable}, prints a line for each and appends a row for each to the results of the suite.
 
@@ -30,7 +30,7 @@ def measure(
     what a call must move at least; a copy of as many bytes is timed beside it. flops: what a call computes. products:
     (a callable of matrix products, their flops), timed beside it too. others: peers that do something else, to which
     bytes and flops do not apply. before: {peer: what is done before each of its calls on a GPU, and not timed}.
-    calls: how many a callable makes, for calls too short to be timed alone.
+    calls: how many a callable makes, for calls too short to be timed alone. held: as of backend_of_ours.
     Returns {peer: [seconds a call, a round each]}.
     """
     results.conditions()  # now: a case may change the number of threads
@@ -57,7 +57,7 @@ def measure(
             rows[peer] |= {"percent_of_mm": f"{median(of_mm):.3g}"} if peer != COPY else {}
     for peer, bytes_held in memory.items():
         rows[peer]["peak_mb"] = f"{bytes_held / 2**20:.4g}"
-    same = {"work": work, "size": size, "dtype": dtype, "backend": backend_of_ours(classes)}
+    same = {"work": work, "size": size, "dtype": dtype, "backend": backend_of_ours(classes, held)}
     record(suite, [same | columns for columns in rows.values()])
     return times
 
@@ -165,9 +165,10 @@ def copy_of(num_bytes):
     return lambda: destination.copy_(source)
 
 
-def backend_of_ours(classes=None):
-    """What "auto" takes here, which must not be the reference: the results are of the kernels."""
-    backend = backends.choose("blended_kl", "auto", DEVICE, torch.float32, classes)
+def backend_of_ours(classes=None, held=False):
+    """What "auto" takes here for rows of so many classes, which "cuda" would hold or not. It must not be the reference:
+    the results are of the kernels."""
+    backend = backends.choose("blended_kl", "auto", DEVICE, torch.float32, classes, held=held)
     expected = ("cpu",) if DEVICE.type == "cpu" else ("triton", "cuda")
     assert backend in expected, f"ours would run on {backend!r}: python -m toast_kernels says why"
     return backend

@@ -12,7 +12,9 @@ from peers import compiled, left_out, normal, random_labels
 from results import DEVICE, OURS
 
 from toast_kernels import SoftTargets, toast_loss
+from toast_kernels.arguments import Arguments
 from toast_kernels.backends import missing
+from toast_kernels.blended_kl.cuda import held
 
 TEMPERATURE, ALPHA = 3.0, 0.4
 TUNED, PLAIN = "tuned torch.compile", "F.cross_entropy alone"
@@ -50,6 +52,7 @@ class Loss:
 
     others = ()  # peers that compute another loss
     alpha = 0.0
+    soft = past = None
     # For each logit: maximum, difference, exponential, sum; and p, less the target.
     flops = {"forward": 4, "forward + backward": 6}  # noqa: RUF012
 
@@ -62,6 +65,12 @@ class Loss:
         self.peers = {}
         self.with_gradient_by_hand = {TUNED: compiled(self.tuned)}
         self.before = {}  # {peer: what is to be done before each call, untimed}
+
+    @property
+    def held(self):
+        """Whether the CUDA kernel would hold the rows in registers."""
+        given = dict.fromkeys(Arguments._fields) | {"logits": self.logits, "target": self.target}
+        return held(Arguments(**given | {"soft_targets": self.soft, "past": self.past}))
 
     def torch_peers(self, name):
         """`self.eager` under this name, and compiled. On a GPU, where compilers take seconds for each, tuned only."""

@@ -87,7 +87,7 @@ def test_results_of_two_kinds_do_not_mix(bench, tmp_path):
 def test_the_reference_is_never_published_as_ours(bench, monkeypatch):
     harness = bench("harness")
     assert harness.backend_of_ours() == "cpu"
-    monkeypatch.setattr(harness.backends, "choose", lambda *_: "reference")
+    monkeypatch.setattr(harness.backends, "choose", lambda *_, **__: "reference")
     with pytest.raises(AssertionError, match="would run on 'reference'"):
         harness.backend_of_ours()
 

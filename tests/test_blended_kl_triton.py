@@ -111,6 +111,30 @@ def test_rows_that_begin_anywhere(dtype, classes):
         view.detach()[:] = math.nan
 
 
+@pytest.mark.parametrize(
+    ("soft", "past", "target"),
+    [("same", "logits", "labels"), (None, "same", "labels"), ("same", "same", "mixup"), (None, None, "probabilities")],
+)
+@pytest.mark.parametrize("classes", [2051, 2060])
+@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+def test_tables_whose_rows_begin_anywhere(dtype, classes, soft, past, target):
+    """Elsewhere in their vectors than the logits' rows, which begin anywhere too; what lies between rows is NaN."""
+    same = "dense" if dtype == torch.float32 else "bfloat16"
+    soft, past = (same if encoding == "same" else encoding for encoding in (soft, past))
+    case = Case(9, classes, dtype, soft, past, target, reduction="none")
+    check(case, "triton")
+    logits, target, keywords = case.arguments()
+    expected = run(logits, target, case.upstream(), keywords, "triton")
+    for gap in (1, 6):
+        for table in ("soft_targets", "past"):
+            if rows := keywords.get(table):
+                apart = torch.full((len(rows), classes + gap), math.nan, dtype=rows.values.dtype)[:, :classes]
+                keywords[table] = replace(rows, values=apart.copy_(rows.values))
+        got = run(logits, target, case.upstream(), keywords, "triton")
+        for mine, theirs in zip(got, expected, strict=True):
+            torch.testing.assert_close(mine, theirs)
+
+
 @pytest.mark.parametrize("classes", [100, 600, 3003])
 def test_the_argmax_of_a_row_with_a_nan(classes):
     logits = normal(4, classes, seed=1).float()

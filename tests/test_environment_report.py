@@ -4,6 +4,7 @@ import os
 import platform
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -87,12 +88,16 @@ def test_missing_kernels_are_reported_with_the_reason():
 
 def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     monkeypatch.setattr(backends, "_why_no_gpu", lambda *_: None)
+    monkeypatch.setattr(backends, "_cuda", None)
     installed, choices = report_here()
     assert "usable, Triton 3" in installed["Triton kernels"]
     assert choices["class_medoids", "cuda"] == ("triton", "Triton kernels")
     assert choices["softmax_statistics", "cuda"] == ("triton", "Triton kernels; the reference for float64")
     why = "Triton kernels; the reference for float64 and a target that requires grad"
     assert choices["blended_kl", "cuda"] == ("triton", why)
+    monkeypatch.setattr(backends, "_cuda", SimpleNamespace(on_cpu=False))
+    why += "; the CUDA kernels for rows of 65,536 numbers and more that they hold"
+    assert report_here()[1]["blended_kl", "cuda"] == ("triton", why)
 
 
 def test_why_triton_is_not_used(monkeypatch):

@@ -42,6 +42,12 @@ def choices() -> list[tuple[str, str, str, str]]:
                 exceptions += ["a target that requires grad"] if op == "blended_kl" else []
                 why = f"{KINDS[backend]} kernels"
                 why += f"; the reference for {' and '.join(exceptions)}" if exceptions else ""
+                why += "".join(
+                    f"; the {KINDS[name]} kernels for rows of {these.auto_from:,} numbers and more that they hold"
+                    for name, these in kernels.items()
+                    if these.auto_from
+                    and backends.choose(op, "auto", device, torch.bfloat16, these.auto_from, held=True) == name
+                )
             rows.append((op, device.type, backend, why))
     return rows
 

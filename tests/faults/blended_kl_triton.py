@@ -17,6 +17,7 @@ KEPT = TESTS + "test_a_launch_is_kept_for_problems_of_its_layout"
 OUT_OF_RANGE = ROWS + "test_on_a_gpu_an_index_out_of_range_is_nan_in_its_row_alone[triton-5]"
 
 LISTS = TESTS + "test_lists_longer_than_a_block"
+ANYWHERE = TESTS + "test_tables_whose_rows_begin_anywhere[bfloat16-2051-same-logits-labels]"
 USERS = TESTS + "test_the_configurations_that_users_get"
 FAR = EXTREMES + "test_logits_far_from_0"
 
@@ -57,15 +58,9 @@ FAULTS = {
         ),
         (
             "the past term is divided by the sum of weights",
-            "of_past = scale * tl.where(count == 0, 0.0, tl.div_rn(1.0, count))",
-            "of_past = scale * tl.where(weight == 0, 0.0, tl.div_rn(1.0, weight))",
+            "of_past = scale * tl.where(count == 0, 0.0, 1.0 / count)",
+            "of_past = scale * tl.where(weight == 0, 0.0, 1.0 / weight)",
             DENSE,
-        ),
-        (
-            "the padding of a tile is not cut off",
-            "mask = at < tl.where(allowed, C, 0)",
-            "mask = at < tl.where(allowed, C + 1, 0)",
-            WIDTHS + "[row-float32-255]",
         ),
     ],
     "toast_kernels/blended_kl/triton_lists.py": [
@@ -177,16 +172,49 @@ FAULTS = {
         ),
         (
             "the past's coefficient is the class term's",
-            "coef_e = tl.div_rn(past_sum, sums.e)",
-            "coef_e = tl.div_rn(past_sum, sums.p)",
+            "coef_e = past_sum / sums.e",
+            "coef_e = past_sum / sums.p",
             TESTS + "test_temperatures[row-dense-3.0]",
+        ),
+    ],
+    "toast_kernels/blended_kl/triton_tiles.py": [
+        (
+            "the padding of a tile is not cut off",
+            "mask = at < tl.where(allowed, C, 0)",
+            "mask = at < tl.where(allowed, C + 1, 0)",
+            WIDTHS + "[row-float32-255]",
+        ),
+        (
+            "what lies before a shifted row is its own",
+            "tl.where(inside(at, C), z, -INF)",
+            "tl.where(at < C, z, -INF)",
+            TESTS + "test_rows_that_begin_anywhere",
+        ),
+        (
+            "what lies around a realigned row is its own",
+            "return tl.where(inside(at, C), value, other)",
+            "return value",
+            ANYWHERE,
+        ),
+        (
+            "a realigned vector lies in one",
+            "high = tl.load(words + place + 4, mask=place + 4 < end",
+            "high = tl.load(words + place, mask=place < end",
+            ANYWHERE,
+        ),
+        ("a realigned row begins at a whole word", "bits = shift % 2 * 16", "bits = shift * 0", ANYWHERE),
+        (
+            "the last vector of a realigned row is not read",
+            "tl.where(allowed, (lead + shift + C + WIDTH - 1) // WIDTH * 4, 0)",
+            "tl.where(allowed, (lead + shift + C) // WIDTH * 4, 0)",
+            ANYWHERE,
         ),
     ],
     "toast_kernels/blended_kl/triton_passes.py": [
         (
             "sums at T are not brought to the new maximum",
-            "sum_e = sum_e * old_e + lane_sums(e)",
-            "sum_e = sum_e + lane_sums(e)",
+            "sum_e = sum_e * old_e + sums_along(e)",
+            "sum_e = sum_e + sums_along(e)",
             BLOCKS,
         ),
         (
@@ -200,12 +228,6 @@ FAULTS = {
             "top_start = tl.where(new_top > top, start, top_start)",
             "top_start = tl.where(new_top < top, start, top_start)",
             BLOCKS,
-        ),
-        (
-            "what lies before a shifted row is its own",
-            "z = tl.where((at >= 0) & (at < C), z, -INF)",
-            "z = tl.where(at < C, z, -INF)",
-            TESTS + "test_rows_that_begin_anywhere",
         ),
         (
             "the edges of a shifted row are not stored",

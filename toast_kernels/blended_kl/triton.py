@@ -30,17 +30,17 @@ class Tile(NamedTuple):
 PLAIN = (
     (512, Tile("short", 16, 2)),  # 100 classes: 82
     (1024, Tile("held", 32, 1, 64)),  # 1000: 97
-    (2048, Tile("held", 32, 2, 64)),
-    (4096, Tile("held", 32, 4, 64)),  # 96
-    (8192, Tile("held", 32, 8, 64)),  # 94
-    (16384, Tile("held", 64, 8)),  # 86; 95 with 80 registers, of which some spill here
+    (2048, Tile("held", 32, 2, 48)),
+    (4096, Tile("held", 32, 4, 48)),  # 96
+    (8192, Tile("held", 32, 8, 48)),  # 94
+    (16384, Tile("held", 64, 8, 80)),  # 95
     (65536, Tile("long", 32, 8, 64)),  # 32,768: 88
     (math.inf, Tile("long", 32, 16, 64)),  # 128,256: 76
 )
 DENSE = (  # with a past, half of the rows
-    (512, Tile("short", 16, 2)),  # 100: 65
-    (1024, Tile("held", 16, 2)),  # 1000: 75
-    (2048, Tile("held", 16, 4)),
+    (512, Tile("short", 16, 2, 96)),  # 100: 66
+    (1024, Tile("held", 32, 1, 128)),  # 1000: 82
+    (2048, Tile("held", 32, 2, 128)),
     (4096, Tile("held", 32, 4, 128)),  # 75
     (8192, Tile("long", 8, 8)),  # 77
     (16384, Tile("long", 16, 8, 64)),  # 78
@@ -51,10 +51,12 @@ TOP_K = (
     (65536, Tile("long", 16, 16, 64)),
     (math.inf, Tile("long", 16, 32)),  # 128,256: 68
 )
-SHIFTED = (  # top-k rows and labels alone; chosen by the neighbouring even numbers of classes
+# Chosen by the neighbouring even numbers of classes.
+SHIFTED = (
     (16384, Tile("long", 16, 2)),
     (math.inf, Tile("long", 16, 16, 64)),  # 32,768: 87
 )
+SHIFTED_DENSE = Tile("long", 8, 8, 64)
 # Where rows of more than 16,384 classes are read logit by logit. 21,841: 57, with dense tables 31.
 SINGLE_PLAIN, SINGLE_DENSE = Tile("long", 8, 8), Tile("long", 4, 8)
 NORMALISER_ROWS = 1024  # rows of a program of normalisers_kernel, up to MOST_NORMALISER_BLOCKS programs
@@ -76,7 +78,13 @@ def tile_of(problem: Problem, reads: str) -> Tile:
         measured = PLAIN
     if num_classes > 16384 and reads == "single":
         return SINGLE_DENSE if measured is DENSE else SINGLE_PLAIN
-    if num_classes > 512 and reads == "shifted":
+    # With one warp for 1024 classes Triton 3.9 would spill 180 to 330 times.
+    many_registers = reads != "vectors" or problem.need_stats or problem.target_b is not None
+    if measured is DENSE and 512 < num_classes <= 2048 and many_registers:
+        return Tile("held", 16, 2 if num_classes <= 1024 else 4)
+    if reads == "shifted" and num_classes > 2048 and measured is DENSE:
+        return SHIFTED_DENSE
+    if reads == "shifted" and num_classes > 512 and measured is not DENSE:
         measured = SHIFTED
     return next(tile for most, tile in measured if num_classes <= most)
 
@@ -108,7 +116,8 @@ class Launch:
         align = math.gcd(16, num_classes, stride, *(values.stride(0) for values in dense))
         vector = VECTOR // problem.logits.element_size()
         reads = "vectors" if align % vector == 0 else "single"
-        if reads == "single" and stride == num_classes and not (dense or by_weights or _misaligned(problem)):
+        alike = all(values.element_size() == problem.logits.element_size() for values in dense)
+        if reads == "single" and stride == num_classes and alike and not (by_weights or self._misaligned(problem)):
             reads = "shifted"
         tile = tile_of(problem, reads)
         self.shifted = reads == "shifted" and tile.kind == "long"
@@ -143,7 +152,7 @@ class Launch:
 
     def __call__(self, problem: Problem) -> declared.Outputs:
         """With an upstream gradient the loss is multiplied by it too."""
-        if self.shifted and _misaligned(problem):
+        if self.shifted and self._misaligned(problem):
             self.misaligned = self.misaligned or Launch(problem)
             return self.misaligned(problem)
         outputs = allocate(problem)
@@ -203,14 +212,14 @@ class Launch:
             self.function, self.grid, inputs, outputs, reduction, past_rows, num_rows, num_classes, **self.constants
         )
 
+    def _misaligned(self, problem):
+        tables = [table for table in self._tables(problem) if table.values is not None and table.indices is None]
+        return any(x.data_ptr() % VECTOR for x in [problem.logits, *(table.values for table in tables)])
+
     def _tables(self, problem):
         """(soft, past). Class probabilities are soft targets whose row i is that of row i."""
         soft = problem.soft if self.has_labels else NO_TABLE._replace(values=problem.target)
         return soft or NO_TABLE, problem.past or NO_TABLE
-
-
-def _misaligned(problem):
-    return problem.logits.data_ptr() % VECTOR != 0
 
 
 def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):

@@ -4,7 +4,7 @@ Short rows are worked on several a program, in tiles of ROWS, SEGMENTS and WIDTH
 [BLOCK], between its statistics and its gradient; the longest are read twice, in tiles [LANES, VECTORS, WIDTH]. The
 parts: triton_parts.py has a row's target and its mass in tiles, triton_passes.py a row's two passes, triton_rows.py
 what is between them, triton_lists.py top-k rows, triton_sparse.py the gradient at labels and listed classes,
-triton_reduction.py sums over programs.
+triton_reduction.py sums over programs, triton_tiles.py how tiles lie in threads and are read and written.
 """
 
 import triton
@@ -13,22 +13,20 @@ import triton.language as tl
 from .problem import Outputs
 from .triton_arguments import Inputs
 from .triton_parts import (
-    ROW_AXIS,
     exponentials,
     label_of,
-    load,
     masses_at,
     past_row_of,
     share_of,
     target_of,
     total_mass,
     weighted,
-    wide,
 )
 from .triton_passes import held_logits, held_row, long_row
 from .triton_reduction import INF, add_up
 from .triton_rows import READ_AGAIN, Gradient, Sums, finish, gradient_tile
 from .triton_sparse import label_gradients, store_labels
+from .triton_tiles import ROW_AXIS, along, load, sums_along, wide
 
 
 @triton.jit(do_not_specialize=["past_rows", "counters", "N"])
@@ -73,12 +71,6 @@ def normalisers_kernel(
     tl.store(sums + tl.num_programs(0) + program, tl.sum(past_sum, 0))
 
 
-@triton.jit
-def row_sums(x):
-    """[ROWS] of a tile of short rows."""
-    return tl.sum(tl.sum(x, 2), 1 - ROW_AXIS)
-
-
 @triton.jit(do_not_specialize=["past_rows", "N"])
 def short_rows_kernel(
     inputs,  # Inputs
@@ -102,27 +94,26 @@ def short_rows_kernel(
     C = C // ALIGN * ALIGN  # tells the compiler what may be loaded at once
     target = target_of(row, active, inputs, past_rows, reduction, C)
     logits_row = inputs.logits + row * (inputs.stride // ALIGN * ALIGN)
-    segment = tl.arange(0, SEGMENTS)[None, :, None] if ROW_AXIS == 0 else tl.arange(0, SEGMENTS)[:, None, None]
-    at = segment * WIDTH + tl.arange(0, WIDTH)[None, None, :]
+    at = along(SEGMENTS) * WIDTH + tl.arange(0, WIDTH)[None, None, :]
     z = load(logits_row, at, C, active, -INF, False, "")  # which waits for no label
-    mass, past = masses_at(inputs, target, at, C, PAST, False, ALIGN, "")
+    mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
     highest = tl.max(tl.max(z, 2), 1 - ROW_AXIS)
     shift = tl.where(highest == -INF, 0.0, highest)
     d = z - wide(shift, at)
     p, e = exponentials(d, inputs.settings.temperature, PAST, POWER)
     all_mass = total_mass(inputs, target, mass, past, at, PAST)
     none = shift * 0
-    sum_p, sum_e, sum_mass, sum_past, dot, sum_d = row_sums(p), none, none, none, none, none
+    sum_p, sum_e, sum_mass, sum_past, dot, sum_d = sums_along(p), none, none, none, none, none
     if PAST:
-        sum_e = row_sums(e)
+        sum_e = sums_along(e)
         if inputs.past_tile is not None:
-            sum_past = row_sums(past)
+            sum_past = sums_along(past)
     if inputs.class_tile is not None:
-        sum_mass = row_sums(mass)
+        sum_mass = sums_along(mass)
     if inputs.class_tile is not None or inputs.past_tile is not None:
-        dot = row_sums(tl.where(all_mass != 0, all_mass * d, 0.0))  # 0 * -inf = 0
+        dot = sums_along(tl.where(all_mass != 0, all_mass * d, 0.0))  # 0 * -inf = 0
     if inputs.uniform is not None:
-        sum_d = row_sums(tl.where(at < C, d, 0.0))
+        sum_d = sums_along(tl.where(at < C, d, 0.0))
     sums = Sums(sum_p, sum_e, sum_mass, sum_past, dot, sum_d)
     loss, cross_entropy, log_p, gradient = finish(inputs, target, sums, logits_row, shift, shift, C, PAST)
 
@@ -133,7 +124,7 @@ def short_rows_kernel(
     if STATS:
         if inputs.labels.target is None:
             score = load(inputs.soft.data + target.a.y * inputs.soft.stride, at, C, active, 0.0, False, "")
-            cross_entropy = row_sums(tl.where(score != 0, score * (wide(log_p, at) - d), 0.0))
+            cross_entropy = sums_along(tl.where(score != 0, score * (wide(log_p, at) - d), 0.0))
         tl.store(outputs.stats + row, tl.where(target.used, cross_entropy, wrong), mask=active)
         tl.store(outputs.stats + N + row, shift + log_p, mask=active)
         of_highest = tl.min(tl.min(tl.where(z == wide(highest, at), at, C), 2), 1 - ROW_AXIS)

@@ -11,11 +11,9 @@ import triton
 import triton.language as tl
 
 from .triton_reduction import INF, divisors_of
+from .triton_tiles import load, load_realigned, wide
 
 LOG2E = tl.constexpr(1.4426950408889634)
-# Of [ROWS, SEGMENTS, WIDTH] or [SEGMENTS, ROWS, WIDTH]. A warp's lanes shall lie along WIDTH and then along rows, so
-# that a row's sums are made in few lanes: after the last axis, Triton 3.6 takes the first, and later ones the second.
-ROW_AXIS = tl.constexpr(0 if triton.__version__.startswith("3.6.") else 1)
 
 
 class Label(NamedTuple):
@@ -50,15 +48,6 @@ class Sums(NamedTuple):
     class_mass: Any  # of the class term, in tiles
     past_mass: Any  # probabilities of the past
     dot: Any
-
-
-@triton.jit
-def wide(x, at):
-    """What belongs to a row, over a tile of its classes `at`."""
-    if len(x.shape) == 0 or len(x.shape) == len(at.shape):
-        return x
-    else:
-        return x[:, None, None] if ROW_AXIS == 0 else x[None, :, None]
 
 
 @triton.jit
@@ -111,8 +100,8 @@ def scales_of(row, active, settings, reduction):
         return scale, scale
     else:
         weight, count = divisors_of(reduction)
-        of_class = scale * tl.where(weight == 0, 0.0, tl.div_rn(1.0, weight))
-        of_past = scale * tl.where(count == 0, 0.0, tl.div_rn(1.0, count))
+        of_class = scale * tl.where(weight == 0, 0.0, 1.0 / weight)
+        of_past = scale * tl.where(count == 0, 0.0, 1.0 / count)
         # 0 times a divisor that is NaN is not.
         return tl.where(active, of_class, 0.0), tl.where(active, of_past, 0.0)
 
@@ -212,48 +201,40 @@ def exponentials(d, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
 
 
 @triton.jit
-def load(pointer, at, C, allowed, other, EXACT: tl.constexpr, POLICY: tl.constexpr):
-    """pointer[at], float32; `other` beyond the last class (EXACT: there is none beyond) and in rows that are not
-    allowed (None: all are)."""
-    pointer = wide(pointer, at) + at
-    if allowed is None:
-        if EXACT:
-            return tl.load(pointer, eviction_policy=POLICY).to(tl.float32)
-        mask = at < C
-    elif len(allowed.shape) > 0:
-        mask = (at < C) & wide(allowed, at)
-    else:
-        mask = at < tl.where(allowed, C, 0)
-    return tl.load(pointer, mask=mask, other=other, eviction_policy=POLICY).to(tl.float32)
-
-
-@triton.jit
-def probabilities(table, row, scale, shift, at, C, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr):
+def probabilities(
+    table, row, scale, shift, at, vectors, C, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr
+):
     """Of the classes `at` in dense rows or rows of old logits, 0 where scale is: float32, as at."""
-    pointer = table.data + row * (table.stride // ALIGN * ALIGN)
-    if table.logsumexp is None:
-        return load(pointer, at, C, scale != 0, 0.0, EXACT, POLICY)
+    other: tl.constexpr = 0.0 if table.logsumexp is None else -INF
+    if vectors is None:
+        value = load(table.data + row * (table.stride // ALIGN * ALIGN), at, C, scale != 0, other, EXACT, POLICY)
     else:
-        z = load(pointer, at, C, scale != 0, -INF, EXACT, POLICY)
-        return tl.exp2((z - wide(shift, at)) * (LOG2E / table.temperature))
+        value = load_realigned(table.data, row * table.stride, at, vectors, C, scale != 0, other, POLICY)
+    if table.logsumexp is None:
+        return value
+    else:
+        return tl.exp2((value - wide(shift, at)) * (LOG2E / table.temperature))
 
 
 @triton.jit
 def masses_at(
-    inputs, target, at, C, PAST: tl.constexpr, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr
+    inputs, target, at, vectors, C, PAST: tl.constexpr, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr
 ):
-    """Of the classes `at`, float32 as at, or the constant 0 where there is no such mass: mass of the class term from
-    dense tables and smoothing by class weights, and probabilities of the past, whose factor is target.past."""
+    """Of the classes `at` (those of `vectors`, or None), float32 as at, or the constant 0 where there is no such mass:
+    mass of the class term from dense tables and smoothing by class weights, and probabilities of the past, whose factor
+    is target.past."""
     labels = inputs.labels
     soft = inputs.soft
     mass, past = 0.0, 0.0
     if inputs.class_tile is not None:
         if soft.data is not None and soft.indices is None:
             a = target.a
-            mass = wide(a.soft, at) * probabilities(soft, a.y, a.soft, a.shift, at, C, EXACT, ALIGN, POLICY)
+            mass = probabilities(soft, a.y, a.soft, a.shift, at, vectors, C, EXACT, ALIGN, POLICY)
+            mass = wide(a.soft, at) * mass
             if labels.target_b is not None:
                 b = target.b
-                mass += wide(b.soft, at) * probabilities(soft, b.y, b.soft, b.shift, at, C, EXACT, ALIGN, POLICY)
+                mass_b = probabilities(soft, b.y, b.soft, b.shift, at, vectors, C, EXACT, ALIGN, POLICY)
+                mass += wide(b.soft, at) * mass_b
         if labels.weight is not None and (labels.target is None or inputs.settings.label_smoothing is not None):
             weight = tl.load(labels.weight + at, mask=at < C, other=0.0).to(tl.float32)
             if labels.target is not None:
@@ -264,7 +245,7 @@ def masses_at(
                 mass = mass * weight
     if PAST and inputs.past_tile is not None:
         past = probabilities(
-            inputs.past, target.past_row, target.past, target.past_shift, at, C, EXACT, ALIGN, POLICY
+            inputs.past, target.past_row, target.past, target.past_shift, at, vectors, C, EXACT, ALIGN, POLICY
         )  # fmt: skip
     return mass, past
 

@@ -4,16 +4,11 @@ it twice. triton_rows.py has what happens between the passes."""
 import triton
 import triton.language as tl
 
-from .triton_parts import exponentials, load, masses_at, total_mass
+from .triton_parts import exponentials, masses_at, total_mass
 from .triton_reduction import INF
 from .triton_rows import finish, gradient_tile, score_again, sums_of, with_first_nan, without_nan_in_dot
 from .triton_sparse import label_gradients, sparse_gradient, store_labels, store_lists
-
-
-@triton.jit
-def lane_sums(x):
-    """[LANES] of [LANES, VECTORS, WIDTH], in which no other lane has a part."""
-    return tl.sum(tl.sum(x, 2), 1)
+from .triton_tiles import ROW_AXIS, Vectors, across, along, block_of, inside, store_block, sums_along, wide
 
 
 @triton.jit
@@ -48,7 +43,7 @@ def held_row(
     settings = inputs.settings
     at = tl.arange(0, BLOCK)
     z = held.to(tl.float32)
-    mass, past = masses_at(inputs, target, at, C, PAST, EXACT, ALIGN, "")
+    mass, past = masses_at(inputs, target, at, None, C, PAST, EXACT, ALIGN, "")
     highest = tl.max(z, 0)
     shift = tl.where(highest == -INF, 0.0, highest)
     d = z - shift
@@ -87,36 +82,6 @@ def typical(inputs, target, logits_row, C):
 
 
 @triton.jit
-def block_of(vectors, start, tile, lead, C, EXACT: tl.constexpr, WIDTH: tl.constexpr, POLICY: tl.constexpr):
-    """(classes, logits) of a block of a row that begins at `vectors`; or `lead` logits behind it, where lead is not
-    None: whole vectors are read then, and what is not the row's is set to -inf, since a load with a mask that changes
-    within vectors would go logit by logit."""
-    if lead is None:
-        at = start + tile
-        return at, load(vectors, at, C, None, -INF, EXACT, POLICY)
-    else:
-        BLOCK: tl.constexpr = tile.shape[0] * tile.shape[1] * tile.shape[2]
-        at = start + tile - lead
-        z = load(vectors, start + tile, (lead + C + WIDTH - 1) // WIDTH * WIDTH, None, -INF, False, POLICY)
-        if (start < lead) | (start + BLOCK > lead + C):
-            z = tl.where((at >= 0) & (at < C), z, -INF)
-        return at, z
-
-
-@triton.jit
-def store_block(vectors, start, tile, lead, g, C, EXACT: tl.constexpr, WIDTH: tl.constexpr):
-    """Where block_of has a lead, the vectors that are the row's alone: see store_edges."""
-    at = start + tile
-    if lead is not None:
-        first = at // WIDTH * WIDTH
-        tl.store(vectors + at, g, mask=(first >= lead) & (first + WIDTH <= lead + C), eviction_policy="evict_first")
-    elif EXACT:
-        tl.store(vectors + at, g, eviction_policy="evict_first")
-    else:
-        tl.store(vectors + at, g, mask=at < C, eviction_policy="evict_first")
-
-
-@triton.jit
 def store_edges(
     inputs, target, gradient, logits_row, gradient_row, C,
     PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr, WIDTH: tl.constexpr,
@@ -143,10 +108,7 @@ def long_row(
     BLOCK: tl.constexpr = LANES * VECTORS * WIDTH
     TILES: tl.constexpr = inputs.class_tile is not None or (PAST and inputs.past_tile is not None)
     temperature = inputs.settings.temperature
-    tile = (
-        tl.arange(0, LANES)[:, None, None] * WIDTH + tl.arange(0, VECTORS)[None, :, None] * (LANES * WIDTH)
-        + tl.arange(0, WIDTH)[None, None, :]
-    )  # fmt: skip
+    tile = across(LANES) * WIDTH + along(VECTORS) * (LANES * WIDTH) + tl.arange(0, WIDTH)[None, None, :]
     if SHIFTED:
         first = row * C
         lead = (first % WIDTH).to(tl.int32)
@@ -165,31 +127,32 @@ def long_row(
     sum_p, sum_e, sum_mass, sum_past, dot, sum_d = zero, zero, zero, zero, zero, zero
     for start in range(0, end, BLOCK):
         at, z = block_of(vectors, start, tile, lead, C, EXACT, WIDTH, "evict_last")
-        new_top = tl.maximum(top, tl.max(tl.max(z, 2), 1))
+        block = Vectors(start, lead) if SHIFTED else None
+        new_top = tl.maximum(top, tl.max(tl.max(z, 2), 1 - ROW_AXIS))
         base = tl.where(new_top == -INF, 0.0, new_top)
         old_p, old_e = exponentials(top - base, temperature, PAST, POWER)
-        p, e = exponentials(z - base[:, None, None], temperature, PAST, POWER)
-        sum_p = sum_p * old_p + lane_sums(p)
+        p, e = exponentials(z - wide(base, at), temperature, PAST, POWER)
+        sum_p = sum_p * old_p + sums_along(p)
         if PAST:
-            sum_e = sum_e * old_e + lane_sums(e)
+            sum_e = sum_e * old_e + sums_along(e)
         if STATS:
             top_start = tl.where(new_top > top, start, top_start)
         top = new_top
         if TILES or inputs.uniform is not None:
             d = z - origin
             if SHIFTED:
-                d = tl.where((at >= 0) & (at < C), d, 0.0)
+                d = tl.where(inside(at, C), d, 0.0)
             elif not EXACT:
                 d = tl.where(at < C, d, 0.0)
             if inputs.uniform is not None:
-                sum_d += lane_sums(d)
+                sum_d += sums_along(d)
         if TILES:
-            mass, past = masses_at(inputs, target, at, C, PAST, EXACT, ALIGN, "evict_last")
+            mass, past = masses_at(inputs, target, at, block, C, PAST, EXACT, ALIGN, "evict_last")
             if inputs.class_tile is not None:
-                sum_mass += lane_sums(mass)
+                sum_mass += sums_along(mass)
             if PAST and inputs.past_tile is not None:
-                sum_past += lane_sums(past)
-            dot += lane_sums(total_mass(inputs, target, mass, past, at, PAST) * d)
+                sum_past += sums_along(past)
+            dot += sums_along(total_mass(inputs, target, mass, past, at, PAST) * d)
 
     highest = tl.max(top, 0)
     shift = tl.where(highest == -INF, 0.0, highest)
@@ -211,8 +174,9 @@ def long_row(
         for i in range(0, blocks):
             start = (blocks - 1 - i) * BLOCK
             at, z = block_of(vectors, start, tile, lead, C, EXACT, WIDTH, "evict_first")
+            block = Vectors(start, lead) if SHIFTED else None
             p, e = exponentials(z - shift, temperature, PAST, POWER)
-            mass, past = masses_at(inputs, target, at, C, PAST, EXACT, ALIGN, "evict_first")
+            mass, past = masses_at(inputs, target, at, block, C, PAST, EXACT, ALIGN, "evict_first")
             mass = total_mass(inputs, target, mass, past, at, PAST)
             g = gradient_tile(inputs, e, p, mass, gradient, at, PAST, POWER)
             store_block(gradient_vectors, start, tile, lead, g, C, EXACT, WIDTH)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-MOST_PARTS = tl.constexpr(64)
+MOST_PARTS = tl.constexpr(32)
 INF = tl.constexpr(float("inf"))
 
 

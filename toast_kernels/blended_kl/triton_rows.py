@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 
 from .triton_lists import add5, list_terms
-from .triton_parts import load, masses_at, total_mass, wide
+from .triton_parts import masses_at, total_mass
 from .triton_reduction import INF
+from .triton_tiles import load, wide
 
 READ_AGAIN = tl.constexpr(256)  # classes of a turn of a loop that is rarely taken
 
@@ -117,7 +118,7 @@ def dot_again(inputs, target, logits_row, origin, C, PAST: tl.constexpr, ALIGN: 
     dot = origin * 0
     for start in range(0, C, READ_AGAIN):
         at = start + tl.arange(0, READ_AGAIN)
-        mass, past = masses_at(inputs, target, at, C, PAST, False, ALIGN, "")
+        mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
         mass = total_mass(inputs, target, mass, past, at, PAST)
         z = load(logits_row, at, C, None, -INF, False, "")
         dot += tl.sum(tl.where(mass != 0, mass * (z - origin), 0.0), 0)
@@ -239,14 +240,14 @@ def finish(inputs, target, sums, logits_row, shift, origin, C, PAST: tl.constexp
     moved = shift - origin
     # Logits of -inf alone have log_p = -inf, and no mass on them is no loss.
     loss = tl.where((class_sum == 0) & (log_p == -INF), 0.0, class_sum * (log_p + moved)) - dot
-    coef_p = tl.div_rn(class_sum, sums.p)
+    coef_p = class_sum / sums.p
     coef_e = coef_p
     if PAST:
         entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.past_mass != 0, other=0.0).to(tl.float32)
         loss += past_sum * moved + settings.temperature * (past_sum * tl.log(sums.e) - target.past_mass * entropy)
         if inputs.past.indices is not None:
             loss -= settings.temperature * outside.entropy
-        coef_e = tl.div_rn(past_sum, sums.e)
+        coef_e = past_sum / sums.e
     loss += tl.where(outside.lost, INF, 0.0)
     return loss, cross_entropy, log_p, Gradient(shift, coef_p, coef_e, outside, z_a, z_b)
 

@@ -4,9 +4,10 @@ import triton
 import triton.language as tl
 
 from .triton_lists import LIST_BLOCK, list_block, listed_beyond_tail
-from .triton_parts import exponentials, masses_at, total_mass, wide
+from .triton_parts import exponentials, masses_at, total_mass
 from .triton_reduction import INF
 from .triton_rows import READ_AGAIN, gradient_tile
+from .triton_tiles import wide
 
 
 @triton.jit
@@ -15,7 +16,7 @@ def sparse_gradient(inputs, target, gradient, z, at, C, PAST: tl.constexpr, POWE
     float32, as at."""
     settings = inputs.settings
     p, e = exponentials(z - wide(gradient.shift, at), settings.temperature, PAST, POWER)
-    mass, past = masses_at(inputs, target, at, C, PAST, False, ALIGN, "")
+    mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
     mass = total_mass(inputs, target, mass, past, at, PAST)
     value = gradient_tile(inputs, e, p, mass, gradient, at, PAST, POWER)
     if inputs.labels.target is not None:
