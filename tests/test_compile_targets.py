@@ -4,6 +4,7 @@ import re
 from collections import Counter
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
@@ -78,9 +79,11 @@ def broken_by_medoids(case, kernels):
         yield f"tiles of products spill {kernel.spilled} times"
     for turn in product_loops(kernel):
         loads = widths(turn, GLOBAL_LOAD)
-        by_descriptor = kernel.chip in ("sm_90", "sm_100")
-        if set(loads) != (set() if by_descriptor else {16}):
-            yield f"packed rows are not read {'by descriptors' if by_descriptor else 'in 128 bits'}: {loads}"
+        if kernel.chip in ("sm_90", "sm_100"):  # the loop may have the loads of |y|^2 in it
+            if max(loads, default=0) > torch.float32.itemsize:
+                yield f"packed rows are not read by descriptors: {loads}"
+        elif set(loads) != {16}:
+            yield f"packed rows are not read in 128 bits: {loads}"
     for reader in kernels:
         if reader.name in READS_ALL:
             wide = sum(size * times for size, times in reader.loads.items() if size >= 16) * reader.threads
