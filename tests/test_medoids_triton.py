@@ -224,6 +224,38 @@ def test_panels(metric, count, panels):  # noqa: F811
     assert medoids(x, labels, 2, metric, mask=mask | (torch.arange(128) == 100)).equal(expected)
 
 
+@pytest.mark.skipif(GPU, reason="a GPU has them or not")
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.parametrize("width", [11, 300])
+def test_without_tensor_descriptors(width, count, panels, monkeypatch):  # noqa: F811
+    panels(count)
+    monkeypatch.setattr(backend, "_has_descriptors", lambda: False)
+    x, labels = logits(70, width), torch.arange(70) // 40
+    assert medoids(x, labels, 2, "euclidean").equal(scipy_medoids(x, labels, 2, "euclidean"))
+
+
+@pytest.mark.skipif(GPU, reason="takes 23 GB that are never touched")
+@pytest.mark.parametrize(
+    ("rows", "width", "classes", "most"), [(1_300_000, 1000, 1000, 1.2e9), (1_000_000, 10_000, 10_000, 5.4e9)]
+)
+def test_extra_memory_of_large_pools(rows, width, classes, most, monkeypatch):
+    """As README.md says: counted, with nothing launched."""
+    monkeypatch.undo()
+    held = []
+
+    def counted(make):
+        return lambda *shape, **options: held.append(made := make(*shape, **options)) or made
+
+    monkeypatch.setattr(backend._Classes, "_launch", lambda *arguments, **constants: None)
+    monkeypatch.setattr(backend._Classes, "_refuse", lambda *arguments: None)
+    x, labels = torch.empty(rows, width, dtype=torch.bfloat16), torch.zeros(rows, dtype=torch.int32)
+    monkeypatch.setattr(torch, "empty", counted(torch.empty))
+    monkeypatch.setattr(torch, "zeros", counted(torch.zeros))
+    class_medoids(x, labels, classes, backend="triton")
+    keys_and_order = (2 + 8 + 10) * rows  # sorted, and what sorting takes
+    assert sum(tensor.nbytes for tensor in held) + keys_and_order < most
+
+
 @pytest.mark.parametrize("metric", ["euclidean", "cityblock"])
 def test_more_classes_than_a_third_of_the_rows(metric):
     """Their centres lie where no other class of three rows has its own."""
