@@ -54,7 +54,7 @@ TESTS = {
     "tests: many": ["-k", MANY, OWN[0]],
     "tests: loss": ["-k", f"_cuda.py or not ({MANY})", *OWN],
     "tests: shared": ["-k", "triton or cuda", *SHARED, *OTHERS],
-    "tests: medoids": ["tests/test_medoids_triton.py"],
+    "tests: medoids": [f"tests/test_medoids_triton{topic}.py" for topic in ("", "_decide", "_bounds")],
 }
 SUITES = {
     "loss": ("bench_blended_kl", "bench_softmax_statistics"),

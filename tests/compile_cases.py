@@ -14,7 +14,7 @@ from toast_kernels.softmax_statistics import triton as statistics_on_triton
 # An H200: what it reads and writes in a second, what its schedulers issue, what its tensor cores do in bfloat16.
 BYTES, WARP_INSTRUCTIONS, FLOPS = 4.3e12, 132 * 4 * 1.7e9, 790e12
 
-READS_ALL = ("scan_rows", "add_features", "deviations", "measure_rounding")  # the medoids' kernels that read all of x
+READS_ALL = ("scan_rows", "add_features", "deviations", "pack")  # the medoids' kernels that read all of x, if not again
 
 
 def on_triton(op):
@@ -159,14 +159,15 @@ class Medoids:
     classes: int
     metric: str = "euclidean"
     dtype: torch.dtype = torch.float32
-    wide: bool = True  # promise: the tiles of products read x in 128 bits
+    wide: bool = True  # promise: x is read in 128 bits
+    spills: int = 16  # promise: at most, and none in tiles of products: bounds of outer loops, once an item
     warps = 8  # promise: on a multiprocessor, at least
     op = "medoids"
 
     @property
     def kernels(self):
         """The one that takes the time."""
-        return ("pair_tiles" if self.metric in ("euclidean", "cityblock") else "exact_costs",)
+        return ("pair_tiles" if self.metric in ("euclidean", "cityblock") else "deviations",)
 
     @property
     def products(self):
@@ -179,18 +180,19 @@ class Medoids:
             class_medoids(x, torch.arange(self.rows) % self.classes, self.classes, metric=self.metric, backend="triton")
 
     def bounds(self, kernels):
-        """{what: seconds} that an H200 needs at least: to read x, and for the tiles of products."""
-        reads = sum(kernel.name in READS_ALL for kernel in kernels)
-        bounds = {"bytes": reads * self.rows * self.width * self.dtype.itemsize / BYTES}
+        """{what: seconds} that an H200 needs at least: to read x, to write and read packed rows, to multiply them."""
+        reads = sum(kernel.name in READS_ALL and not kernel.constants.get("AGAIN", False) for kernel in kernels)
+        moved = reads * self.width * self.dtype.itemsize
+        kernel = main(self, kernels)
+        bounds = {}
         if self.products:
-            kernel = main(self, kernels)
             tile, columns = kernel.constants["TILE"], kernel.constants["COLUMNS"]
+            padded = -(-self.width // columns) * columns
+            moved = self.width * self.dtype.itemsize + 2 * padded * torch.float16.itemsize
             side = -(-self.rows // (self.classes * tile))
-            turns = self.classes * side * (side + 1) // 2 * -(-self.width // columns)
-            (turn,) = product_loops(kernel)
+            turns = self.classes * side * (side + 1) // 2 * padded // columns
             bounds["products"] = turns * 2 * tile**2 * columns / FLOPS
-            bounds["issue"] = turns * turn.total() * kernel.num_warps / WARP_INSTRUCTIONS
-        return bounds
+        return {"bytes": self.rows * moved / BYTES, **bounds}
 
 
 @dataclass(frozen=True)
@@ -282,6 +284,9 @@ BLENDED = (  # name, rows, classes, instructions a logit, warps on a multiproces
 MEDOIDS = (
     Medoids("euclidean 1000", 20000, 1000, 20),
     Medoids("euclidean 1000 bf16", 20000, 1000, 20, dtype=torch.bfloat16),
+    Medoids("euclidean 1000 bf16, in panels", 300_000, 1000, 300, dtype=torch.bfloat16),
+    Medoids("euclidean 10000 bf16", 20000, 10_000, 200, dtype=torch.bfloat16),
+    Medoids("euclidean 1000 fp64", 20000, 1000, 20, dtype=torch.float64),
     Medoids("euclidean 101 bf16", 20000, 101, 20, dtype=torch.bfloat16, wide=False),
     Medoids("cityblock 1000", 20000, 1000, 20, "cityblock"),
     Medoids("sqeuclidean 1000", 20000, 1000, 20, "sqeuclidean"),

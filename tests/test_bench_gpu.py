@@ -64,8 +64,8 @@ def test_limits_and_files(gpu):
 @pytest.fixture(scope="module")
 def gpu_tests():
     """The ids of all tests that some step may select."""
-    files = [*sorted(ROOT.glob("tests/test_blended_kl_*.py")), ROOT / "tests" / "test_medoids_triton.py", ONCE]
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *files]
+    files = [path for op in ("blended_kl_", "medoids_triton") for path in sorted(ROOT.glob(f"tests/test_{op}*.py"))]
+    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *files, ONCE]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return [line for line in done.stdout.splitlines() if "::" in line]

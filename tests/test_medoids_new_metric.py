@@ -37,7 +37,7 @@ CHEBYSHEV = {
             "  const double total = add_lanes(sum);\n",
         ),
     ],
-    "toast_kernels/medoids/triton_pairs.py": [
+    "toast_kernels/medoids/triton_decide.py": [
         (
             'if METRIC == "cityblock":\n                    term = tl.abs(f - own_f)',
             'if METRIC == "cityblock" or METRIC == "chebyshev":\n                    term = tl.abs(f - own_f)',

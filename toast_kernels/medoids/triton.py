@@ -1,7 +1,7 @@
-"""class_medoids on a GPU: Triton kernels (triton_kernels.py, triton_pairs.py), sorts and selections by torch.
+"""class_medoids on a GPU: launches of the Triton kernels (triton_*.py) and one sort.
 
 Nothing waits for the GPU: what depends on the data (how many tiles, which candidates) stays on it, in tensors whose
-sizes follow from N, D and K.
+sizes follow from N, D and K. So a call can be captured in a CUDA graph.
 """
 
 import math
@@ -9,44 +9,46 @@ from typing import NamedTuple
 
 import torch
 import triton
+from triton.tools.tensor_descriptor import TensorDescriptor
 
+from . import triton_decide as decide
 from . import triton_kernels as kernels
+from . import triton_means as means
+from . import triton_pack as packing
 from . import triton_pairs as pairs
-from .reference import COSINE_FLOOR, TIE, raise_label
+from .reference import raise_label
 
-EPS = 2.0**-52
 UNIT = 2.0**-24  # unit roundoff of float32
-SMALLEST = 2.0**-1022
-RADIUS = {torch.float64: 2.0**400}  # classes with a larger one, or one smaller than its inverse, get exact costs only
 MAX_WIDTH = 1 << 20  # beyond that float32 sums bound nothing
-PIECE = 512  # rows added up by one program
+SAMPLE = 16  # rows of a class that its centre and scale are taken from
+PIECE = 256  # rows added up by one program
 RUNS = 16  # runs of rows of a class that are added up side by side for an exact cost,
-SLOTS = 1 << 21  # fewer where there would be more partial costs than this
+SLOTS = 1 << 21  # fewer where there would be more partial costs than this and N
+PANEL_BYTES, MAX_PANELS = 1 << 29, 8  # packed rows are held a panel at a time, two where a class lies in several
+BLOCK = 1024  # numbers that a program holds where it has one a row
+ROW_TILE = (4096, 1024)  # elements that a program holds where it reads x, and columns at most
+PROGRAMS = 8  # a multiprocessor, of kernels that loop over what is left
 
 
-class Config(NamedTuple):
-    """How a kernel is launched: rows and columns of what a program holds at a time."""
+class PairTile(NamedTuple):
+    """How pair_tiles is launched."""
 
-    rows: int
+    tile: int
     columns: int
     warps: int
     stages: int
-    programs: int = 1  # a multiprocessor, for kernels whose programs loop over tiles or candidates
-    fused: bool = False  # multiply-add; without it a row's features are the same numbers in every kernel
+    programs: int  # a multiprocessor
 
 
-# The fast formulas that nominate: from pairs of rows, with their tiles, or from means. A metric in neither has none:
-# exact costs alone decide.
+# The fast formulas that nominate: from pairs of rows, or from means. A metric in neither has none: exact costs decide.
+FROM_PAIRS = ("euclidean", "cityblock")
 FROM_MEANS = ("sqeuclidean", "cosine", "jeffreys")
 
-# Chosen without a GPU, by what the compilers make of them (tests/compile_only.py).
-ROW_TILE = Config(16, 32, 8, 1, programs=4)
-REDUCTION = Config(32, 64, 8, 1)
-PAIR_TILES = {
-    "euclidean": Config(64, 64, 8, 2, programs=2, fused=True),
-    "cityblock": Config(64, 1, 4, 1, programs=2, fused=True),
-}
-WIDE_PAIR_TILE = Config(128, 64, 16, 2, fused=True)  # euclidean where rows are read in 16 bytes, on sm_80 and sm_90
+CITYBLOCK = PairTile(64, 16, 4, 1, 2)
+# The fastest of those tried on an H200: products summed over the whole row, and, of wide rows, in chunks.
+WHOLE, CHUNKED = PairTile(128, 64, 4, 3, 2), PairTile(128, 128, 8, 5, 1)
+WHOLE_WIDTH = 2048
+POINTERS = PairTile(128, 32, 8, 3, 1)  # where there are no tensor descriptors
 
 
 def class_medoids(
@@ -59,221 +61,240 @@ def class_medoids(
 ):  # -> [K] int64
     if not len(x):
         return torch.full((num_classes,), -1, dtype=torch.int64, device=x.device)
+    if not x.shape[1]:
+        x = x.new_zeros(len(x), 1)
     with torch.cuda.device_of(x):
         classes = _Classes(x, labels, mask, num_classes, metric, ignore_index)
-        return classes.decide(classes.candidates(*classes.fast_costs()))
+        return classes.decide(*classes.nominate())
 
 
 class _Classes:
-    """The rows that are used, by class: order [N], offsets [K + 1] into it, class_of [N], the class at each position.
-
-    Arrays [N] are by position, and at positions from offsets[K] on (rows that are left out) they hold anything.
-    """
+    """The rows by class; see triton_kernels.py."""
 
     def __init__(self, x, labels, mask, num_classes, metric, ignore_index):
-        self.metric, self.num_classes, self.device = metric, num_classes, x.device
+        self.metric, self.num_classes, self.device, self.dtype = metric, num_classes, x.device, x.dtype
         self.rows, self.width = x.shape
         self.x = kernels.Matrix(x, *x.stride(), self.width)
         self.align = _alignment(x)
-        self.dtype = x.dtype
-        finite, self.hashes = self._empty(self.rows, dtype=torch.bool), self._empty(self.rows, dtype=torch.int64)
-        self.norms = self._empty(self.rows, 2)
+        columns = min(ROW_TILE[1], max(16, triton.next_power_of_2(self.width)))
+        self.tile = {"ROWS": min(64, ROW_TILE[0] // columns), "COLUMNS": columns}
+        # Elements that are wide, or read one by one, need more registers each.
+        wide = self.align * x.element_size() >= 16 and x.dtype != torch.float64
+        self.on_x = {"ALIGN": self.align, **self.tile, "warps": 4 if wide else 8}
+
+        keys = self._empty(self.rows, dtype=torch.int16 if num_classes < 1 << 15 else torch.int32)
+        first_wrong = torch.full((1,), self.rows, dtype=torch.int64, device=self.device)
         self._launch(
-            kernels.scan_rows, ROW_TILE, (_ceil(self.rows, ROW_TILE.rows),),
-            self.x, self.rows, finite, self.hashes, self.norms, METRIC=metric, ALIGN=self.align,
+            kernels.make_keys, (_ceil(self.rows, BLOCK // 4),),
+            self.x, labels, labels.stride(0), mask, 0 if mask is None else mask.stride(0), keys, first_wrong,
+            self.rows, num_classes, ignore_index, ALIGN=self.align, ROWS=BLOCK // 4, COLUMNS=8,
         )  # fmt: skip
+        self._refuse(first_wrong, labels, ignore_index)
+        self.keys, self.order = keys.sort(stable=True)
+        self.offsets = self._empty(num_classes + 1, dtype=torch.int64)
+        self.top = self._empty(num_classes, dtype=torch.int32)
+        self.worst = self._empty(num_classes, dtype=torch.float32)
+        self.counter = self._empty(1, dtype=torch.int64)
+        self._launch(
+            kernels.find_offsets, (_ceil(num_classes + 1, BLOCK),),
+            self.keys, self.offsets, self.top, self.worst, self.counter, self.rows, num_classes,
+            STEPS=self.rows.bit_length(), BLOCK=BLOCK,
+        )  # fmt: skip
+        self.alive = self._empty(self.rows, dtype=torch.int8)
+        self.norms = self._empty(self.rows if metric in ("cosine", "jeffreys") else 1, 2)
 
-        labels = labels.long()
-        used = finite & (labels != ignore_index)
-        if mask is not None:
-            used = used & mask
-        wrong = used & ((labels < 0) | (labels >= num_classes))
-        self._refuse(wrong, labels, ignore_index)
-        key = labels.where(used & ~wrong, num_classes)
-        by_hash = self.hashes.argsort(stable=True)  # equal rows of a class come to lie side by side, in their order
-        self.class_of, by_class = key[by_hash].sort(stable=True)
-        self.order = by_hash[by_class]
-        self.offsets = torch.searchsorted(
-            self.class_of, torch.arange(num_classes + 1, dtype=torch.int64, device=self.device)
-        )
-        self.used = self.class_of < num_classes
-        self.class_of = self.class_of.clamp_max(num_classes - 1)
-        self.sizes = self.offsets.diff()
-
-    def _refuse(self, wrong, labels, ignore_index):
+    def _refuse(self, first_wrong, labels, ignore_index):
         if self.device.type == "cpu":
-            if wrong.any():
-                at = int(wrong.nonzero()[0])
+            at = int(first_wrong)
+            if at < self.rows:
                 raise_label(at, int(labels[at]), self.num_classes, ignore_index)
         else:
             torch._assert_async(
-                ~wrong.any(),
+                first_wrong == self.rows,
                 f"labels must be in [0, {self.num_classes}) (num_classes) or ignore_index = {ignore_index}",
             )
 
-    def fast_costs(self):
-        """Of each row a cost [N] and a bound [N] on its error, float64; an infinite bound says nothing."""
-        if self.metric in PAIR_TILES:
-            return self.costs_from_pairs()
+    def nominate(self):
+        """Of each position a cost [N] and a bound [N] on its error, float64; an infinite bound says nothing. Also fills
+        alive."""
+        if self.metric in FROM_PAIRS and self.width < MAX_WIDTH:
+            return self._from_pairs()
         if self.metric in FROM_MEANS:
-            return self.costs_from_means()
+            return self._from_means()
+        self._scan()
         nothing = torch.zeros(self.rows, dtype=torch.float64, device=self.device)
         return nothing, nothing + math.inf
 
-    def costs_from_pairs(self):
+    def _from_pairs(self):
         """euclidean, cityblock: sums over all pairs of a class, in multiples of a power of two of the class's own."""
-        config, (rows, width) = self._pair_tile(), (self.rows, self.width)
-        means = self._sums_of_features() / self.sizes[:, None]
-        size = self._deviations(means)[:, 1]
-        radius = -self._by_class(-size, "min")
-        if self.metric == "euclidean":
-            radius = radius.sqrt()
-            slope = math.sqrt(2 * (width + 32) * UNIT)
-        else:
-            slope = 1.06 * (width + 8) * UNIT
-        largest = RADIUS.get(self.dtype, 2.0**100)
-        scored = (radius > 1 / largest) & (radius < largest) & (width < MAX_WIDTH)
+        euclidean = self.metric == "euclidean"
+        tile, columns, chunked = self._pair_tile()
+        padded = _ceil(self.width, columns) * columns
+        depth = ROW_TILE[0] // 128 + 7 + _ceil(padded, self.tile["COLUMNS"])  # of the sums that make |y|^2
+        kappa = squared_error(padded, columns if chunked else padded, depth)
+        relative = (160 + (0 if euclidean else 1.06 * (self.width + 8))) * UNIT
+        largest = 2**16 * (math.sqrt(padded) if euclidean else padded)  # distance
+        units = 2.0 ** min(20, 61 - math.ceil(math.log2(self.rows * largest)))
 
-        squares, errors = self._empty(2, rows, dtype=torch.float32)
-        self._over_pieces(
-            pairs.measure_rounding, ROW_TILE, ROW_TILE.rows,
-            means, radius, squares, errors, self.num_classes, METRIC=self.metric,
-        )  # fmt: skip
-        tiles = _ceil(self.sizes, config.rows)
-        costs, bounds = torch.zeros(2, rows, dtype=torch.int64, device=self.device)
-        self._launch(
-            pairs.pair_tiles, config, (self._programs(config),),
-            self.x, self.order, self.offsets, _offsets((tiles * (tiles + 1) // 2).where(scored, 0)), means, radius,
-            squares, errors, costs, bounds, slope, self.num_classes,
-            METRIC=self.metric, ALIGN=self.align, names=("TILE", "COLUMNS"),
-        )  # fmt: skip
-        cost = costs.double() / pairs.UNITS.value
-        bound = 1.001 * bounds.double() / pairs.UNITS.value + 160 * UNIT * cost
-        return cost, bound.where(scored[self.class_of], math.inf)
-
-    def costs_from_means(self):
-        """sqeuclidean, cosine, jeffreys: E_i = n F_i . G_i + sum of F_j . G_j, but for a factor; README.md."""
-        sums, size = self._sums_of_features(), self.sizes.double()
-        count, half, zero = size, 1.0, torch.zeros_like(self.used)
-        if self.metric == "cosine":
-            half, zero = 0.5, self.norms[self.order, 1] == 0
-            count = self._by_class((~zero).double(), "sum")
-        means = sums / count.clamp_min(1)[:, None]
-        deviations = self._deviations(means)
-        dots, ff, gg = self._by_class(deviations, "sum").unbind(1)
-        mean_f, mean_g = (
-            mean.norm(dim=1) + (square / count.clamp_min(1)).sqrt()
-            for mean, square in ((means[:, : self.width], ff), (means[:, -self.width :], gg))
+        itemsize = 2 if euclidean else 4
+        panels = min(MAX_PANELS, _ceil(self.rows * padded * itemsize, PANEL_BYTES))
+        panel = _ceil(_ceil(self.rows, panels), tile.tile) * tile.tile
+        panels = _ceil(self.rows, panel)
+        offsets = self._count_parts(tile.tile, panels, panel, TRIANGLE=True)
+        sparse = self.num_classes > self.rows // 3 + 1
+        # 0 for classes of one or two rows, which are not looked at, but must not make numbers of what is not one.
+        centres = torch.zeros(
+            min(self.num_classes, self.rows // 3 + 1), self.width, dtype=self.dtype, device=self.device
         )
-        products = ff.sqrt() * gg.sqrt()
-
-        dot, f, g = deviations[:, 0], deviations[:, 1].sqrt(), deviations[:, 2].sqrt()
-        count, size, dots, products, mean_f, mean_g = (
-            value[self.class_of] for value in (count, size, dots, products, mean_f, mean_g)
-        )
-        zeros = size - count
-        cost = (half * (count * dot + dots) + zeros).where(~zero, size - 1)
-        terms = half * (count * (f * g + f * mean_g + g * mean_f) + products) + zeros
-        return cost, self._rounding(size) * terms.where(~zero, size) + size * self.width * SMALLEST
-
-    def candidates(self, cost, bound):
-        """[N] bool: rows that may be the medoid, of equal ones the first."""
-        reach = bound + self._rounding(self.sizes.double()[self.class_of]) * cost
-        reach = reach.where(cost.abs() + reach < math.inf, math.inf)  # which says nothing: the row stays
-        highest = self._by_class((cost + reach).where(reach < math.inf, math.inf), "min")
-        kept = self.used & ((reach == math.inf) | (cost - reach <= self._tie(highest)[self.class_of]))
-        duplicate = torch.empty_like(kept)
         self._launch(
-            pairs.find_duplicates, ROW_TILE, (_ceil(self.rows, ROW_TILE.rows),),
-            self.x, self.order, self.class_of, self.hashes, kept, duplicate, self.rows, ALIGN=self.align,
+            packing.sample_classes, (self.num_classes, _ceil(self.width, self.tile["COLUMNS"] // 4)),
+            self.x, self.order, self.offsets, centres, self.top,
+            SPARSE=sparse, ALIGN=self.align, SAMPLE=SAMPLE, COLUMNS=max(16, self.tile["COLUMNS"] // 4),
         )  # fmt: skip
-        return kept & ~duplicate
 
-    def decide(self, kept):
-        """[K] int64: of each class the candidate with the smallest exact cost, -1 where there is none."""
-        runs = max(1, min(RUNS, SLOTS // self.rows))
-        costs = self._empty(self.rows, runs)
-        first_kept = (~kept).byte().argsort(stable=True)
+        packed = self._empty(min(2, panels), panel, padded, dtype=torch.float16 if euclidean else torch.float32)
+        squares, errors = self._empty(2, self.rows, dtype=torch.float32)
+        costs, bounds = torch.zeros(2, self.rows, dtype=torch.int64, device=self.device)
+        descriptors = euclidean and _has_descriptors()
+        for a in range(panels):
+            for b in range(a, panels):
+                rows, columns_ = packed[0], packed[min(b - a, 1)]
+                step = self.num_classes, a * panel, b * panel, panel, padded
+                blocks = _ceil(panel, self.tile["ROWS"])
+                self._launch(
+                    packing.pack, (blocks if a == b else min(blocks, self._programs(PROGRAMS)),),
+                    self.x, self.order, self.keys, self.offsets, centres, self.top, columns_, squares, errors,
+                    self.alive, *step, SPARSE=sparse, METRIC=self.metric, TILE=tile.tile, **self.on_x,
+                )  # fmt: skip
+                if descriptors:
+                    shape = [tile.tile, columns]
+                    rows, columns_ = (TensorDescriptor.from_tensor(panel_, shape) for panel_ in (rows, columns_))
+                self._launch(
+                    pairs.pair_tiles, (self._programs(tile.programs),),
+                    rows, columns_, self.keys, self.offsets, offsets[a], squares, costs, bounds, self.worst,
+                    kappa, units, *step, METRIC=self.metric, CROSS=a != b, TILE=tile.tile, COLUMNS=columns,
+                    CHUNKED=chunked, DESCRIPTORS=descriptors, SYMMETRIC=chunked, FAST_ROOT=_is_cuda(),
+                    warps=tile.warps, stages=tile.stages, fused=True,
+                )  # fmt: skip
+        cost, bound = self._empty(2, self.rows)
         self._launch(
-            pairs.exact_costs, ROW_TILE, (self._programs(ROW_TILE),),
-            self.x, self.order, self.offsets, self.class_of, self.norms, first_kept, kept.sum(),
-            self._by_class(kept.double(), "sum"), costs, runs, METRIC=self.metric, ALIGN=self.align,
+            pairs.pair_costs, (self.num_classes,),
+            self.offsets, costs, bounds, self.worst, errors, self.alive, cost, bound, relative, units, BLOCK=BLOCK,
         )  # fmt: skip
-        cost = costs.sum(dim=1).where(kept, math.inf).nan_to_num(nan=math.inf, posinf=math.inf)
-        tied = kept & (cost <= self._tie(self._by_class(cost, "min"))[self.class_of])
-        first = self._by_class(self.order.double().where(tied, math.inf), "min")
-        return first.where(self.sizes > 0, -1).long()
-
-    def _tie(self, lowest):
-        """[K]: the largest cost that ties with the lowest."""
-        slack = COSINE_FLOOR * self.sizes if self.metric == "cosine" else 0.0
-        return lowest * (1 + TIE) + slack
-
-    def _rounding(self, size):
-        """Relative rounding error of adding up `size` distances in float64, generously."""
-        return 2 * (size + self.width + 32) * EPS
-
-    def _sums_of_features(self):
-        """[K, D] float64, jeffreys [K, 2 D]."""
-        width = self.width * (2 if self.metric == "jeffreys" else 1)
-        partial = self._empty(self._max_pieces(PIECE), width)
-        offsets = self._over_pieces(
-            kernels.add_features, REDUCTION, PIECE, self.norms, partial, self.num_classes,
-            columns=self.width, METRIC=self.metric, PIECE=PIECE,
-        )  # fmt: skip
-        return self._by_class(partial, "sum", offsets)
-
-    def _deviations(self, means):
-        out = self._empty(self.rows, 3)
-        self._over_pieces(
-            kernels.deviations, ROW_TILE, ROW_TILE.rows, self.norms, means, out, self.num_classes, METRIC=self.metric
-        )
-        return out
-
-    def _by_class(self, values, op, offsets=None):
-        """[K] or [K, W]: the sum or the smallest of each class's rows, always taken in the same order."""
-        columns = 1 if values.dim() == 1 else values.shape[1]
-        out = self._empty(self.num_classes, *values.shape[1:])
-        config = REDUCTION if columns > 4 else REDUCTION._replace(rows=512, columns=4)
-        self._launch(
-            kernels.reduce_rows, config, (self.num_classes, _ceil(columns, config.columns)),
-            values.contiguous(), self.offsets if offsets is None else offsets, out, columns, OP=op,
-        )  # fmt: skip
-        return out
-
-    def _over_pieces(self, kernel, config, piece, *arguments, columns=None, **constants):
-        """A program for each piece of so many rows (and each block of columns); returns the pieces' offsets."""
-        offsets = _offsets(_ceil(self.sizes, piece))
-        grid = (self._max_pieces(piece), *([] if columns is None else [_ceil(columns, config.columns)]))
-        self._launch(
-            kernel, config, grid, self.x, self.order, self.offsets, offsets, *arguments, ALIGN=self.align, **constants
-        )
-        return offsets
+        return cost, bound
 
     def _pair_tile(self):
-        if self.metric == "euclidean" and not triton.knobs.runtime.interpret:
-            target = triton.runtime.driver.active.get_current_target()
-            reads_wide = self.dtype != torch.float64 and self.align * self.dtype.itemsize >= 16
-            if reads_wide and target.backend == "cuda" and target.arch < 100:
-                return WIDE_PAIR_TILE
-        return PAIR_TILES[self.metric]
+        """(configuration, columns, whether products are summed in chunks of so many)"""
+        if self.metric == "cityblock":
+            return CITYBLOCK, CITYBLOCK.columns, False
+        chunked = self.width > WHOLE_WIDTH
+        tile = (CHUNKED if chunked else WHOLE) if _has_descriptors() else POINTERS
+        return tile, min(tile.columns, max(16, triton.next_power_of_2(self.width))), chunked
 
-    def _max_pieces(self, piece):
-        return min(self.rows, self.num_classes) + self.rows // piece
-
-    def _programs(self, config):
-        if self.device.type == "cpu":
-            return config.programs
-        return config.programs * torch.cuda.get_device_properties(self.device).multi_processor_count
-
-    def _launch(self, kernel, config, grid, *arguments, names=("ROWS", "COLUMNS"), **constants):
-        kernel[grid](
-            *arguments, **constants, **dict(zip(names, config[:2], strict=True)),
-            num_warps=config.warps, num_stages=config.stages, enable_fp_fusion=config.fused,
+    def _from_means(self):
+        """sqeuclidean, cosine, jeffreys: E_i = n F_i . G_i + sum of F_j . G_j, but for a factor; README.md."""
+        width = self.width * (2 if self.metric == "jeffreys" else 1)
+        pieces = min(self.rows, self.num_classes) + self.rows // PIECE
+        offsets = self._count_parts(PIECE, 1, self.rows, TRIANGLE=False)
+        sums, mean = self._empty(pieces, width), self._empty(self.num_classes, width)
+        constants = {"METRIC": self.metric, "PIECE": PIECE, **self.on_x}
+        squared = self.metric == "sqeuclidean"
+        if squared:
+            self.alive.fill_(1)
+        else:
+            self._scan()
+        for again in (False, True) if squared else (False,):
+            self._launch(
+                means.add_features, (pieces, _ceil(self.width, self.tile["COLUMNS"])),
+                self.x, self.order, self.offsets, offsets, self.norms, self.alive, sums, self.num_classes,
+                AGAIN=again, **(constants | {"warps": 8}),
+            )  # fmt: skip
+        self._launch(
+            means.class_means, (self.num_classes, _ceil(width, 64)),
+            self.offsets, offsets, self.norms, self.alive, sums, mean, width, METRIC=self.metric, ROWS=8, COLUMNS=256,
         )  # fmt: skip
+        deviations = self._empty(self.rows, 3)
+        self._launch(
+            means.deviations, (pieces,),
+            self.x, self.order, self.offsets, offsets, self.norms, mean, deviations, self.num_classes, **constants,
+        )  # fmt: skip
+        cost, bound = self._empty(2, self.rows)
+        self._launch(
+            means.mean_costs, (self.num_classes,),
+            self.offsets, self.norms, self.alive, deviations, mean, cost, bound, self.width,
+            METRIC=self.metric, BLOCK=BLOCK,
+        )  # fmt: skip
+        return cost, bound
+
+    def decide(self, cost, bound):
+        """[K] int64: of each class the row with the smallest exact cost, -1 where there is none."""
+        medoids, items = self._empty(self.num_classes, dtype=torch.int64), self._empty(self.rows, dtype=torch.int64)
+        first_item = self._empty(self.num_classes, dtype=torch.int64)
+        item_count = self._empty(self.num_classes, dtype=torch.int32)
+        self._launch(
+            decide.select, (self.num_classes,),
+            self.order, self.offsets, self.alive, cost, bound, medoids, items, first_item, item_count, self.counter,
+            self.width, METRIC=self.metric, BLOCK=BLOCK,
+        )  # fmt: skip
+        duplicate = self._duplicates(items, first_item)
+        slots = max(SLOTS, self.rows)
+        costs = self._empty(slots)
+        self._launch(
+            decide.exact_costs, (self._programs(PROGRAMS),),
+            self.x, self.order, self.keys, self.offsets, self.alive, self.norms, items, duplicate, self.counter, costs,
+            slots, METRIC=self.metric, RUNS=RUNS, **self.on_x,
+        )  # fmt: skip
+        self._launch(
+            decide.decide, (self.num_classes,),
+            self.order, self.offsets, items, first_item, item_count, self.counter, duplicate, costs, medoids, slots,
+            METRIC=self.metric, RUNS=RUNS, BLOCK=128,
+        )  # fmt: skip
+        return medoids
+
+    def _duplicates(self, items, first_item):
+        hashes, duplicate = self._empty(self.rows, dtype=torch.int64), self._empty(self.rows, dtype=torch.int8)
+        programs = (self._programs(PROGRAMS),)
+        self._launch(
+            decide.hash_items, programs, self.x, self.order, items, self.counter, hashes, **self.on_x
+        )  # fmt: skip
+        self._launch(
+            decide.find_duplicates, programs,
+            self.x, self.order, self.keys, items, first_item, self.counter, hashes, duplicate,
+            ALIGN=self.align, COLUMNS=self.tile["COLUMNS"], BLOCK=BLOCK, warps=4,
+        )  # fmt: skip
+        return duplicate
+
+    def _scan(self):
+        self._launch(
+            kernels.scan_rows, (_ceil(self.rows, self.tile["ROWS"]),),
+            self.x, self.order, self.rows, self.alive, self.norms, METRIC=self.metric, **self.on_x,
+        )  # fmt: skip
+
+    def _count_parts(self, part, panels, panel, **constants):
+        offsets = self._empty(panels, self.num_classes + 1, dtype=torch.int64)
+        self._launch(
+            kernels.count_parts, (panels,),
+            self.offsets, offsets, self.num_classes, panel, PART=part, BLOCK=BLOCK, **constants,
+        )  # fmt: skip
+        return offsets
+
+    def _programs(self, a_multiprocessor):
+        if self.device.type == "cpu":
+            return a_multiprocessor
+        return a_multiprocessor * torch.cuda.get_device_properties(self.device).multi_processor_count
+
+    def _launch(self, kernel, grid, *arguments, warps=4, stages=1, fused=False, **constants):
+        """Not fused: multiplications and additions on their own, so that features are the same in every kernel."""
+        kernel[grid](*arguments, **constants, num_warps=warps, num_stages=stages, enable_fp_fusion=fused)
 
     def _empty(self, *shape, dtype=torch.float64):
         return torch.empty(shape, dtype=dtype, device=self.device)
+
+
+def squared_error(width, chunk, depth):
+    """kappa: |a|^2 + |b|^2 - 2 a . b of float16 rows errs by less than kappa (|a| + |b|)^2, where the product is summed
+    in chunks and these one by one, and |a|^2 in a tree of some depth. README.md has the proof."""
+    return 1.01 * (2 * (chunk + 16) + 0.6 * width / chunk + depth + 4) * UNIT
 
 
 def _alignment(x):
@@ -281,10 +302,16 @@ def _alignment(x):
     return math.gcd(16, x.stride(0), x.shape[1]) if x.stride(1) == 1 else 1
 
 
+def _is_cuda():
+    return not triton.knobs.runtime.interpret and triton.runtime.driver.active.get_current_target().backend == "cuda"
+
+
+def _has_descriptors():
+    """The interpreter has them too."""
+    if triton.knobs.runtime.interpret:
+        return True
+    return _is_cuda() and triton.runtime.driver.active.get_current_target().arch >= 90
+
+
 def _ceil(number, divisor):
     return (number + divisor - 1) // divisor
-
-
-def _offsets(counts):
-    """[K + 1] int64: the sum of the counts before each, and the total."""
-    return torch.nn.functional.pad(counts.cumsum(0), (1, 0))

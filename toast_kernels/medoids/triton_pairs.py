@@ -1,272 +1,240 @@
-"""class_medoids' Triton kernels that work on pairs of rows: tiles of approximate distances, and exact costs.
+"""class_medoids' Triton kernels for euclidean and cityblock that add up distances: tiles of pairs of packed rows.
 
-Positions, pieces and offsets are those of triton_kernels.py; README.md has the bounds and their proof.
+Positions and offsets are those of triton_kernels.py, panels and steps those of triton_pack.py; README.md has the proof.
 """
 
 import triton
 import triton.language as tl
 
-from .triton_kernels import class_of, features, load_norms, load_tile, piece_of, power_of_two, widen
+from .triton_kernels import class_of
+from .triton_pack import step_of
 
-SMALLEST_HALF = tl.constexpr(2.0**-14)  # normal number of float16
-LONGEST = tl.constexpr(13)  # a class's longest row gets a length in [2^13, 2^14)
-PADDING = tl.constexpr(2.0**-20)  # of the lengths, so that their bound covers FLOOR too
-FLOOR = tl.constexpr(2.0**-80)  # of squared distances
-UNITS = tl.constexpr(2.0**20)  # sums over tiles are integers, so that their order does not matter
+FLOOR = tl.constexpr(2.0**-40)  # of squared distances
+CLOSE = tl.constexpr(64.0)  # pairs whose squared distance is less than so many times its error are close
 
 
 @triton.jit
-def in_working_precision(value):
-    """float64 stays, all else becomes float32."""
-    if value.dtype == tl.float64:
-        return value
+def tile_of(number, tile_offsets, offsets, classes, first, panel, TILE: tl.constexpr):
+    """(class, first position of the rows, of the columns, end) of a tile of a panel's triangles."""
+    c = class_of(number, tile_offsets, classes, 128)
+    begin = tl.maximum(tl.load(offsets + c), first)
+    # Tile (i, j), i <= j, of a triangle has number i + j (j + 1) / 2; the root may be off by one where it is whole.
+    inner = number - tl.load(tile_offsets + c)
+    j = ((tl.sqrt((8 * inner + 1).to(tl.float64)) - 1) / 2).to(tl.int64)
+    j = tl.where(j * (j + 1) // 2 > inner, j - 1, j)
+    j = tl.where((j + 1) * (j + 2) // 2 <= inner, j + 1, j)
+    i = inner - j * (j + 1) // 2
+    return c, begin + i * TILE, begin + j * TILE, tl.minimum(tl.load(offsets + c + 1), first + panel)
+
+
+@triton.jit
+def products(
+    rows, columns, at_a, at_b, panel, padded, TILE: tl.constexpr, COLUMNS: tl.constexpr,
+    CHUNKED: tl.constexpr, DESCRIPTORS: tl.constexpr, SYMMETRIC: tl.constexpr,
+):  # fmt: skip
+    """[TILE, TILE] float32: of packed rows from at_a on with rows from at_b on, anything beyond the panel. CHUNKED:
+    COLUMNS of a row at a time are summed on their own; `-=`, since Triton turns `+=` into one sum over all."""
+    total = tl.zeros((TILE, TILE), tl.float32)
+    if DESCRIPTORS:
+        at_a = at_a.to(tl.int32)
+        at_b = at_b.to(tl.int32)
+        if SYMMETRIC and at_a == at_b:
+            for k in tl.range(0, padded, COLUMNS):
+                both = rows.load([at_a, k])
+                if CHUNKED:
+                    total -= tl.dot(both, tl.trans(both))
+                else:
+                    total = tl.dot(both, tl.trans(both), total)
+        else:
+            for k in tl.range(0, padded, COLUMNS, num_stages=3):
+                a = rows.load([at_a, k])
+                b = columns.load([at_b, k])
+                if CHUNKED:
+                    total -= tl.dot(a, tl.trans(b))
+                else:
+                    total = tl.dot(a, tl.trans(b), total)
     else:
-        return value.to(tl.float32)
-
-
-@triton.jit
-def rounded(value, mean, scale, METRIC: tl.constexpr):
-    """(value - mean) * scale as it enters the tiles, and the multiple of the mean that was taken off (any point common
-    to the class will do). value * scale is exact: fused or not, the difference is the same."""
-    value = in_working_precision(value)
-    centre = (mean * scale).to(value.dtype)
-    y = (value * scale.to(value.dtype) - centre).to(tl.float32)
-    if METRIC == "euclidean":
-        y = y.to(tl.float16)
-    return y, centre
-
-
-@triton.jit
-def measure_rounding(
-    x,  # Matrix [N, D]
-    order,  # [N]
-    offsets,  # [K + 1]
-    piece_offsets,  # [K + 1]
-    means,  # [K, D] float64
-    radius,  # [K] float64
-    squares,  # [N] out: float32, |y|^2 of the rounded row y; euclidean only
-    errors,  # [N] out: float32, at least the distance by which rounding moved the row
-    classes,  # K
-    METRIC: tl.constexpr,
-    ALIGN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    number = tl.program_id(0).to(tl.int64)
-    if number < tl.load(piece_offsets + classes):
-        c, begin, end = piece_of(number, piece_offsets, offsets, classes, ROWS)
-        width = x.width // ALIGN * ALIGN
-        position = begin + tl.arange(0, ROWS)
-        row = tl.load(order + position, position < end, other=0)
-        mean = means + c.to(tl.int64) * width
-        scale = power_of_two(tl.load(radius + c), LONGEST)
-        square = tl.zeros((ROWS,), tl.float64)
-        error = tl.zeros((ROWS,), tl.float64)
-        lost = tl.zeros((ROWS,), tl.float64)
-        for start in range(0, width, COLUMNS):
-            column = start + tl.arange(0, COLUMNS)
-            inside = (position < end)[:, None] & (column < width)[None, :]
-            value = load_tile(x, row, column, inside, ALIGN)
-            y, centre = rounded(value, tl.load(mean + column, column < width, other=0.0)[None, :], scale, METRIC)
-            exact = tl.where(inside, widen(value) * scale - centre.to(tl.float64), 0.0)
-            y = tl.where(inside, widen(y), 0.0)
-            off = tl.abs(exact - y) + tl.abs(exact) * 2.0**-52
-            if METRIC == "cityblock":
-                error += tl.sum(off, 1)
+        k = tl.arange(0, COLUMNS)
+        a = rows + (tl.minimum(at_a + tl.arange(0, TILE), panel - 1) * padded)[:, None] + k[None, :]
+        b = columns + (tl.minimum(at_b + tl.arange(0, TILE), panel - 1) * padded)[None, :] + k[:, None]
+        for _ in tl.range(0, padded, COLUMNS):
+            if CHUNKED:
+                total -= tl.dot(tl.load(a), tl.load(b))
             else:
-                # Some matrix units take subnormal numbers as 0: both are covered.
-                subnormal = tl.where(tl.abs(y) < SMALLEST_HALF, tl.abs(y), 0.0)
-                off += subnormal
-                error += tl.sum(off * off, 1)
-                lost += tl.sum(subnormal * subnormal, 1)
-                square += tl.sum(y * y, 1)
-        if METRIC == "euclidean":
-            error = tl.sqrt(error) + tl.sqrt(lost)
-            tl.store(squares + position, square.to(tl.float32), position < end)
-        tl.store(errors + position, (error * (1 + 1e-6) + PADDING).to(tl.float32), position < end)
+                total = tl.dot(tl.load(a), tl.load(b), total)
+            a += COLUMNS
+            b += COLUMNS
+    return -total if CHUNKED else total
+
+
+@triton.jit
+def halves(tile):
+    """The left and the right half of the columns [R, C]."""
+    return tl.split(tl.permute(tl.reshape(tile, (tile.shape[0], 2, tile.shape[1] // 2)), (0, 2, 1)))
+
+
+@triton.jit
+def add_tile(
+    out, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units,
+    ERRORS: tl.constexpr, FAST_ROOT: tl.constexpr,
+):  # fmt: skip
+    """Adds to out, by rows and by columns, the distances d of a tile's pairs, with ERRORS near / d: d^2 is at least
+    near. Returns the largest 1 / d. A quarter of the columns at a time, since all of them need too many registers."""
+    left, right = halves(total)
+    parts = halves(left) + halves(right)
+    width: tl.constexpr = total.shape[1] // 4
+    by_row = tl.zeros((total.shape[0],), tl.float32)
+    most = tl.zeros((total.shape[0],), tl.float32)
+    for part in tl.static_range(4):
+        local = part * width + tl.arange(0, width)
+        inside = start_b + local < end_b
+        square_b = tl.load(squares + start_b + local, inside, other=-1.0)
+        pair = index_a[:, None] < tl.where(square_b < 0, -1, after + local)[None, :]
+        square = tl.maximum(square_a[:, None] + square_b[None, :] - 2 * parts[part], near)
+        if FAST_ROOT:
+            inverse = tl.inline_asm_elementwise(
+                "rsqrt.approx.ftz.f32 $0, $1;", "=f,f", [square], dtype=tl.float32, is_pure=True, pack=1
+            )
+        else:
+            inverse = tl.rsqrt(square)
+        inverse = tl.where(pair, inverse, 0.0)
+        most = tl.maximum(most, tl.max(inverse, 1))
+        value = inverse * near if ERRORS else square * inverse
+        by_row += tl.sum(value, 1)
+        add_fixed(out + start_b + local, tl.sum(value, 0), units, inside)
+    local = tl.arange(0, total.shape[0])
+    add_fixed(out + start_a + local, by_row, units, start_a + local < end_a)
+    return tl.max(most, 0)
 
 
 @triton.jit
 def pair_tiles(
-    x,  # Matrix [N, D]
-    order,  # [N]
+    rows,  # packed panel `first`: a descriptor, or [panel, padded]
+    columns,  # packed panel `second`
+    keys,  # [N]
     offsets,  # [K + 1]
-    tile_offsets,  # [K + 1]
-    means,  # [K, D] float64
-    radius,  # [K] float64
+    tile_offsets,  # [K + 1] of panel `first`
     squares,  # [N] float32
-    errors,  # [N] float32
-    costs,  # [N] int64, added to: sums of distances between the rounded rows, in 1 / UNITS
-    bounds,  # [N] int64, added to: sums of the bounds on their errors, in 1 / UNITS
-    slope,  # relative error of a squared distance (euclidean: its square root), or of a distance (cityblock)
+    costs,  # [N] int64, added to: sums of distances between the packed rows, in 1 / units
+    bounds,  # [N] int64, added to: bounds on their errors in tiles with close pairs, in 1 / units
+    worst,  # [K] float32, raised to the largest error of a distance in other tiles
+    kappa,  # squared distances err by less than kappa (|a| + |b|)^2
+    units,
     classes,  # K
+    first,
+    second,
+    panel,
+    padded,
     METRIC: tl.constexpr,
-    ALIGN: tl.constexpr,
+    CROSS: tl.constexpr,  # panels differ
     TILE: tl.constexpr,
     COLUMNS: tl.constexpr,
+    CHUNKED: tl.constexpr,
+    DESCRIPTORS: tl.constexpr,
+    SYMMETRIC: tl.constexpr,  # a tile on the diagonal loads its rows once
+    FAST_ROOT: tl.constexpr,
 ):
-    width = x.width // ALIGN * ALIGN
-    for number in range(tl.program_id(0).to(tl.int64), tl.load(tile_offsets + classes), tl.num_programs(0)):
-        c = class_of(number, tile_offsets, classes)
-        begin = tl.load(offsets + c)
-        end = tl.load(offsets + c + 1)
-        # Tile (i, j), i <= j, of a triangle has number i + j (j + 1) / 2; the root may be off by one where it is whole.
-        inner = number - tl.load(tile_offsets + c)
-        j = ((tl.sqrt((8 * inner + 1).to(tl.float64)) - 1) / 2).to(tl.int64)
-        j = tl.where(j * (j + 1) // 2 > inner, j - 1, j)
-        j = tl.where((j + 1) * (j + 2) // 2 <= inner, j + 1, j)
-        i = inner - j * (j + 1) // 2
-
-        start_a = begin + i * TILE
-        start_b = begin + j * TILE
-        local = tl.arange(0, TILE)
-        inside_a = local < tl.minimum(end - start_a, TILE).to(tl.int32)
-        inside_b = local < tl.minimum(end - start_b, TILE).to(tl.int32)
-        row_a = tl.load(order + start_a + local, inside_a, other=0)
-        row_b = tl.load(order + start_b + local, inside_b, other=0)
-        mean = means + c.to(tl.int64) * width
-        scale = power_of_two(tl.load(radius + c), LONGEST)
-        total = tl.zeros((TILE, TILE), tl.float32)
-        if METRIC == "euclidean":
-            for start in range(0, width, COLUMNS):
-                column = start + tl.arange(0, COLUMNS)
-                used = (column < width)[None, :]
-                centre = tl.load(mean + column, column < width, other=0.0)[None, :]
-                a = load_tile(x, row_a, column, inside_a[:, None] & used, ALIGN)
-                b = load_tile(x, row_b, column, inside_b[:, None] & used, ALIGN)
-                a, _ = rounded(a, centre, scale, METRIC)
-                b, _ = rounded(b, centre, scale, METRIC)
-                total = tl.dot(a, tl.trans(b), total)
+    first += tl.zeros((), tl.int64)
+    second += tl.zeros((), tl.int64)
+    if CROSS:
+        c, end_b = step_of(keys, offsets, classes, first, second, panel)
+        end_a = first + panel
+        begin_a = tl.maximum(tl.load(offsets + tl.minimum(c, classes - 1)), first)
+        side = (end_b - second + TILE - 1) // TILE
+        tiles = (end_a - begin_a + TILE - 1) // TILE * side
+    else:
+        tiles = tl.load(tile_offsets + classes)
+    local = tl.arange(0, TILE)
+    for number in range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0)):
+        if CROSS:
+            start_a = begin_a + number // side * TILE
+            start_b = second + number % side * TILE
         else:
-            at_a = x.data + row_a * (x.row_stride // ALIGN * ALIGN)
-            at_b = x.data + row_b * (x.row_stride // ALIGN * ALIGN)
-            for k in range(0, width):
-                centre = tl.load(mean + k)
-                a, _ = rounded(tl.load(at_a), centre, scale, METRIC)
-                b, _ = rounded(tl.load(at_b), centre, scale, METRIC)
-                total += tl.abs(a[:, None] - b[None, :])
-                at_a += x.column_stride
-                at_b += x.column_stride
-
-        after = local + tl.minimum(j - i, 1).to(tl.int32) * TILE
-        pair = (local[:, None] < after[None, :]) & inside_b[None, :]
+            c, start_a, start_b, end_a = tile_of(number, tile_offsets, offsets, classes, first, panel, TILE)
+            end_b = end_a
+        at_a = start_a - first
+        at_b = start_b - second
+        position_a = start_a + local
+        position_b = start_b + local
+        inside_a = position_a < end_a
+        inside_b = position_b < end_b
         if METRIC == "euclidean":
-            square_a = tl.load(squares + start_a + local, inside_a, other=0.0)[:, None]
-            square_b = tl.load(squares + start_b + local, inside_b, other=0.0)[None, :]
-            square = tl.maximum(square_a + square_b - 2 * total, FLOOR)
-            inverse = tl.rsqrt(square)
-            total = square * inverse
-        total = tl.where(pair, total, 0.0)
-        add_fixed(costs + start_a + local, tl.sum(total, 1), inside_a)
-        add_fixed(costs + start_b + local, tl.sum(total, 0), inside_b)
-        if METRIC == "euclidean":
-            near = slope * (length_of(square_a) + length_of(square_b))
-            total = near * tl.minimum(near * inverse, 1.0)
+            total = products(
+                rows, columns, at_a, at_b, panel, padded, TILE, COLUMNS, CHUNKED, DESCRIPTORS, SYMMETRIC and not CROSS
+            )
         else:
-            total = slope * total
-        total += tl.load(errors + start_a + local, inside_a, other=0.0)[:, None]
-        total += tl.load(errors + start_b + local, inside_b, other=0.0)[None, :]
-        total = tl.where(pair, total, 0.0)
-        add_fixed(bounds + start_a + local, tl.sum(total, 1), inside_a)
-        add_fixed(bounds + start_b + local, tl.sum(total, 0), inside_b)
+            a = rows + tl.minimum(at_a + local, panel - 1) * padded
+            b = columns + tl.minimum(at_b + local, panel - 1) * padded
+            total = tl.zeros((TILE, TILE), tl.float32)
+            for k in range(0, padded):
+                total += tl.abs(tl.load(a + k)[:, None] - tl.load(b + k)[None, :])
+
+        square_a = tl.load(squares + position_a, inside_a, other=-1.0)
+        square_b = tl.load(squares + position_b, inside_b, other=-1.0)
+        index_a = tl.where(square_a < 0, 2 * TILE, local)  # pairs have the smaller one in the row
+        after = tl.minimum(start_b - start_a, 1).to(tl.int32) * TILE
+        if METRIC == "euclidean":
+            length = tl.sqrt(tl.maximum(tl.max(square_a, 0), 0.0)) + tl.sqrt(tl.maximum(tl.max(square_b, 0), 0.0))
+            near = kappa * length * length + FLOOR
+            most = near * add_tile(
+                costs, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units, False,
+                FAST_ROOT,
+            )  # fmt: skip
+            # Close pairs are rare, and shall not widen the bounds of all rows. Their sums here would take registers in
+            # every tile, so the products are made again.
+            if most * most * CLOSE > near:
+                total = products(
+                    rows, columns, at_a, at_b, panel, padded, TILE, COLUMNS, CHUNKED, DESCRIPTORS,
+                    SYMMETRIC and not CROSS,
+                )  # fmt: skip
+                add_tile(
+                    bounds, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units, True,
+                    FAST_ROOT,
+                )  # fmt: skip
+            else:
+                tl.atomic_max(worst + c, most, sem="relaxed")
+        else:
+            total = tl.where(index_a[:, None] < tl.where(square_b < 0, -1, after + local)[None, :], total, 0.0)
+            add_fixed(costs + position_a, tl.sum(total, 1), units, inside_a)
+            add_fixed(costs + position_b, tl.sum(total, 0), units, inside_b)
 
 
 @triton.jit
-def length_of(square):
-    """At least the root, and never 0."""
-    return tl.sqrt(square) * (1 + 1e-6) + PADDING
+def add_fixed(out, value, units, inside):
+    tl.atomic_add(out, (value * units).to(tl.int64), inside, sem="relaxed")
 
 
 @triton.jit
-def add_fixed(out, value, inside):
-    tl.atomic_add(out, (value * UNITS).to(tl.int64), inside, sem="relaxed")
-
-
-@triton.jit
-def find_duplicates(
-    x,  # Matrix [N, D]
-    order,  # [N]
-    classes,  # [N] of the positions
-    hashes,  # [N] of the rows
-    candidate,  # [N] bool, of the positions
-    duplicate,  # [N] out: bool, candidates that are equal to the position before in their class
-    rows,  # N
-    ALIGN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
-):
-    position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    second = (position > 0) & (position < rows)
-    row = tl.load(order + position, second, other=0)
-    before = tl.load(order + position - 1, second, other=0)
-    equal = second & (tl.load(candidate + position, second, other=0) != 0)
-    equal &= tl.load(classes + position, second, other=0) == tl.load(classes + position - 1, second, other=0)
-    equal &= tl.load(hashes + row) == tl.load(hashes + before)
-    width = x.width // ALIGN * ALIGN
-    same = equal.to(tl.int32)
-    for start in range(0, width * tl.max(same), COLUMNS):
-        column = start + tl.arange(0, COLUMNS)
-        inside = equal[:, None] & (column < width)[None, :]
-        differs = load_tile(x, row, column, inside, ALIGN) != load_tile(x, before, column, inside, ALIGN)
-        same = tl.minimum(same, 1 - tl.max(differs.to(tl.int32), 1))
-    tl.store(duplicate + position, same != 0, position < rows)
-
-
-@triton.jit
-def exact_costs(
-    x,  # Matrix [N, D]
-    order,  # [N]
+def pair_costs(
     offsets,  # [K + 1]
-    classes,  # [N] of the positions
-    norms,  # [N, 2]
-    candidates,  # [N] positions, of which the first `count` are used
-    count,  # []
-    left,  # [K] float64: how many candidates a class has
-    costs,  # [N, runs] out: float64, of a candidate to the rows of one run; defined for candidates only
-    runs,  # runs of rows that a class is cut into, which are worked on side by side
-    METRIC: tl.constexpr,
-    ALIGN: tl.constexpr,
-    ROWS: tl.constexpr,
-    COLUMNS: tl.constexpr,
+    costs,  # [N] int64
+    bounds,  # [N] int64
+    worst,  # [K] float32
+    errors,  # [N] float32
+    alive,  # [N] int8
+    cost,  # [N] out: float64
+    bound,  # [N] out: float64, of the cost's error
+    relative,  # error of the sums
+    units,
+    BLOCK: tl.constexpr,
 ):
-    width = x.width // ALIGN * ALIGN
-    for item in range(tl.program_id(0).to(tl.int64), tl.load(count) * runs, tl.num_programs(0)):
-        own = tl.load(candidates + item // runs)
-        run = item % runs
-        c = tl.load(classes + own)
-        begin = tl.load(offsets + c)
-        end = tl.load(offsets + c + 1)
-        length = (end - begin + runs - 1) // runs
-        first_position = begin + run * length
-        end = tl.minimum(end, first_position + length)
-        end = tl.where(tl.load(left + c) == 1, first_position, end)  # wins whatever it costs
-        own_row = tl.load(order + own + tl.arange(0, 1))
-        own_first, own_second = load_norms(norms, own_row, METRIC)
-        total = tl.zeros((ROWS,), tl.float64)
-        for start in range(first_position, end, ROWS):
-            position = start + tl.arange(0, ROWS)
-            row = tl.load(order + position, position < end, other=0)
-            first, second = load_norms(norms, row, METRIC)
-            distance = tl.zeros((ROWS,), tl.float64)
-            for start_column in range(0, width, COLUMNS):
-                column = start_column + tl.arange(0, COLUMNS)
-                used = (column < width)[None, :]
-                inside = (position < end)[:, None] & used
-                f, g = features(load_tile(x, row, column, inside, ALIGN), first, second, METRIC)
-                own_f, own_g = features(load_tile(x, own_row, column, used, ALIGN), own_first, own_second, METRIC)
-                if METRIC == "cityblock":
-                    term = tl.abs(f - own_f)
-                else:
-                    tl.static_assert(
-                        METRIC == "euclidean" or METRIC == "sqeuclidean" or METRIC == "cosine" or METRIC == "jeffreys",
-                        "exact_costs lacks this metric",
-                    )
-                    term = (f - own_f) * (g - own_g)
-                distance += tl.sum(tl.where(inside, term, 0.0), 1)
-            if METRIC == "euclidean":
-                distance = tl.sqrt(distance)
-            elif METRIC == "cosine":
-                zero = (tl.sum(second, 1) == 0) | (tl.sum(own_second, 1) == 0)
-                distance = tl.where(zero, 1.0, 0.5 * distance)
-            total += tl.where((position < end) & (position != own), distance, 0.0)
-        tl.store(costs + own * runs + run, tl.sum(total))
+    c = tl.program_id(0)
+    begin = tl.load(offsets + c)
+    end = tl.load(offsets + c + 1)
+    counts = tl.zeros((BLOCK,), tl.float64)
+    lost = tl.zeros((BLOCK,), tl.float64)
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        counts += tl.load(alive + at, at < end, other=0).to(tl.float64)
+        lost += tl.load(errors + at, at < end, other=0.0).to(tl.float64)
+    count = tl.sum(counts, 0)
+    common = tl.sum(lost, 0) + tl.load(worst + c).to(tl.float64) * count
+    for start in range(begin, end, BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        value = tl.load(costs + at, at < end, other=0).to(tl.float64) / units
+        off = common + count * tl.load(errors + at, at < end, other=0.0).to(tl.float64)
+        off += tl.load(bounds + at, at < end, other=0).to(tl.float64) / units
+        # A unit is lost in each sum of a tile, and a tile has rows of one panel.
+        off = 1.001 * off + relative * value + 2 * (end - begin + 64) / units
+        tl.store(cost + at, value, at < end)
+        tl.store(bound + at, off, at < end)
