@@ -98,7 +98,7 @@ def linear_toast_loss(
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
         IndexError: on a CPU, a label or past_index out of range. On a GPU the loss is NaN.
     """
-    rows_shape = _check(input, linear_weight, linear_bias, target, shift)
+    rows_shape = _check(input, linear_weight, linear_bias, target, past_index, shift)
     num_classes, width = linear_weight.shape
     dtype = _product_dtype(input, linear_weight, linear_bias)
     acc_dtype = _check_acc_dtype(acc_dtype, dtype)
@@ -140,7 +140,7 @@ def linear_toast_loss(
     return tuple(returned) if len(returned) > 1 else returned[0]
 
 
-def _check(input, linear_weight, linear_bias, target, shift) -> torch.Size:
+def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torch.Size:
     """The rows' shape, of arguments whose shapes, dtypes and devices fit together."""
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if (name != "linear_bias" or tensor is not None) and (
@@ -164,15 +164,16 @@ def _check(input, linear_weight, linear_bias, target, shift) -> torch.Size:
             f"got {list(linear_bias.shape)}"
         )
     probabilities = isinstance(target, Tensor) and target.is_floating_point()
-    if isinstance(target, Tensor):
-        shape = (*rows_shape, num_classes) if probabilities else rows_shape
-        if target.shape != shape:
-            what = "of class probabilities " if probabilities else ""
-            raise ValueError(
-                f"target {what}must have shape {list(shape)} (from input and linear_weight), got {list(target.shape)}"
-            )
-        if target.requires_grad:
-            raise ValueError("target must not require grad: linear_toast_loss gives it no gradient")
+    if probabilities and target.requires_grad:
+        raise ValueError("target must not require grad: linear_toast_loss gives it no gradient")
+    if isinstance(target, (tuple, list)):
+        of_rows = [(f"target[{i}]", y) for i, y in enumerate(target[:2])]
+    else:
+        of_rows = [("target of class probabilities" if probabilities else "target", target)]
+    for name, tensor in (*of_rows, ("past_index", past_index)):
+        shape = [*rows_shape, num_classes] if name.endswith("probabilities") else list(rows_shape)
+        if isinstance(tensor, Tensor) and list(tensor.shape) != shape:
+            raise ValueError(f"{name} must have shape {shape} (from input), got {list(tensor.shape)}")
     if not isinstance(shift, int) or shift < 0:
         raise ValueError(f"shift must be an int >= 0, got {shift!r}")
     if shift and (probabilities or not rows_shape):

@@ -108,7 +108,7 @@ def run(problem: Problem, head: Head, settings: Settings) -> Result:
         if settings.need_weight:
             _add_product(result.weight, gradient, features)
         if settings.need_bias:
-            result.bias.add_(gradient.sum(0, dtype=result.bias.dtype))
+            _add_product(result.bias[:, None], gradient, x.new_ones(len(z), 1))
     if problem.reduction == "none":
         return result
     loss = result.loss if scale is None else result.loss * scale
@@ -180,9 +180,9 @@ def _cut(problem: Problem, rows: slice, logits: Tensor) -> Problem:
 def _launch(problem: Problem, backend: str) -> Callable[[Problem], Outputs]:
     if backend == "reference":
         return _reference
-    launch = kernels(backend).Launch(problem)
     if problem.need_gradient and gradient_is_written_over_logits(backend):
-        launch.allocate = _OverLogits(problem)
+        return kernels(backend).Launch(problem, _OverLogits)
+    launch = kernels(backend).Launch(problem)
     if backend == "triton" and problem.upstream is not None:  # which multiplies the loss too
         return lambda problem: (outputs := launch(problem))._replace(loss=outputs.loss / problem.upstream)
     return launch
@@ -223,12 +223,12 @@ def _add_product(
     gradient: Tensor,  # [R, C]
     features: Tensor,  # [R, D]
 ) -> None:
-    """total += gradient.T @ features. Products of another dtype are added in blocks of classes, which take no more
-    memory than the chunk's logits."""
+    """total += gradient.T @ features. Where the product has another dtype it is added in blocks of classes, which, with
+    the copies that add_ makes of them, take no more memory than the chunk's logits."""
     if total.dtype == gradient.dtype:
         total.addmm_(gradient.T, features)
         return
-    rows, num_classes = gradient.shape
-    step = max(1, rows * num_classes // features.shape[1])
-    for block, product in zip(total.split(step), gradient.T.split(step), strict=True):
-        block.add_(torch.mm(product, features))
+    bytes_a_class = features.shape[1] * (features.element_size() + total.element_size())
+    step = max(1, gradient.numel() * gradient.element_size() // bytes_a_class)
+    for block, of_classes in zip(total.split(step), gradient.T.split(step), strict=True):
+        block.add_(torch.mm(of_classes, features))
