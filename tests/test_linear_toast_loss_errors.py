@@ -104,5 +104,5 @@ def test_transforms_are_refused():
 
 
 def test_forward_mode_is_refused():
-    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward AD"):
+    with forward_ad.dual_level(), pytest.raises(RuntimeError, match="forward mode AD"):
         linear_toast_loss(forward_ad.make_dual(X.clone().requires_grad_(), X), WEIGHT, TARGET)
