@@ -12,7 +12,8 @@ from memory_of_torch import allocations, peak_bytes
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
-from toast_kernels import linear_toast_loss, toast_loss
+from toast_kernels import linear, linear_toast_loss, toast_loss
+from toast_kernels.linear_loss import chunks
 
 CASE = Case(21, 131, soft="top-k", past="top-k")
 NAMES = "input", "linear_weight", "linear_bias"
@@ -214,6 +215,23 @@ def test_memory_is_that_of_the_gradients_and_a_chunk(dtype, reduction):
         most, scratch = 2 * chunk + 1.5 * gradients, 2**19  # of torch.mm
     assert 0.7 * most <= peak_bytes(step) <= 1.02 * most + scratch + 100_000
     assert max(allocations(step)) <= max(chunk, 4001 * WIDTH * 4, scratch)
+
+
+def test_memory_where_the_gradient_has_its_own(monkeypatch):
+    """As on a GPU: a chunk's logits and one gradient, both within chunk_bytes."""
+    for module in (linear, chunks):
+        monkeypatch.setattr(module, "gradient_is_written_over_logits", lambda backend: False)
+    case = Case(256, 4001)
+    target = case.arguments()[1]
+    leaves = [x.requires_grad_() for x in head(case)]
+    chunk = 2 * chunk_of(16, case)
+
+    def step():
+        loss = linear_toast_loss(*leaves[:2], target, chunk_bytes=chunk)
+        torch.autograd.grad(loss, leaves[:2])
+
+    gradients = sum(x.numel() for x in leaves[:2]) * 4
+    assert 0.9 * (chunk + gradients) <= peak_bytes(step) <= 1.02 * (chunk + gradients) + 20_000
 
 
 def test_forward_alone_holds_a_chunk():

@@ -109,6 +109,7 @@ def run(problem: Problem, head: Head, settings: Settings) -> Result:
             _add_product(result.weight, gradient, features)
         if settings.need_bias:
             _add_product(result.bias[:, None], gradient, x.new_ones(len(z), 1))
+        del gradient  # before the next chunk's is allocated
     if problem.reduction == "none":
         return result
     loss = result.loss if scale is None else result.loss * scale
