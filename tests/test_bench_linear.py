@@ -22,3 +22,17 @@ def test_flops(bench, monkeypatch):
     product, flops = linear.products()
     product()
     assert linear.flops == 3 * flops == 3 * 2 * 7 * 5 * 11
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="of a CPU's clock")
+@pytest.mark.parametrize("blended", [False, True], ids=["plain", "blended"])
+def test_from_times_to_a_table(bench, monkeypatch, blended):
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    report, suite = bench("report"), bench("bench_linear")
+    suite.test_linear(lambda *_, **__: None, 24, 8, 300, "bfloat16", blended)
+    table = report.tables.linear(report.last_runs("linear_blended" if blended else "linear_plain"))
+    row = table.splitlines()[-1]
+    assert row.startswith("| 24 x 8 x 300 | bfloat16 |")
+    peer = "toast_kernels, without blending" if blended else "F.linear, toast_loss"
+    assert f"{peer} " in row
+    assert "torch.mm" not in row
