@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from blended_kl_cases import DTYPES, ENCODINGS, Case, name, normal
 from linear_cases import WIDTH, assert_as_good, by_chunks, check, chunk_of, differentiated, head, naive
 
-from toast_kernels import SoftTargets, linear_toast_loss, toast_loss
+from toast_kernels import SoftTargets, linear, linear_toast_loss, toast_loss
+from toast_kernels.linear_blended_kl import chunks
 
 REDUCTIONS = ("mean", "sum", "none")
 every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=name)
@@ -34,6 +35,19 @@ def test_weights_and_smoothing(dtype, target):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_each_backend(kernel, dtype, reduction):
     check(Case(11, 67, dtype, "top-k", "logits", reduction=reduction), rows=4, backend=kernel)
+
+
+@every_dtype
+@pytest.mark.parametrize("rows", [1, 3, 20], ids="{} rows".format)
+@pytest.mark.parametrize("classes", [131, 5000, 40_001])
+def test_a_gradient_written_over_its_logits(monkeypatch, dtype, classes, rows):
+    """Bit by bit that in memory of its own; also of rows that are read twice, and rows whose parts threads share."""
+    case = Case(20, classes, dtype, past="logits", label_smoothing=0.1)
+    over, _ = by_chunks(case, rows)
+    for module in (linear, chunks):
+        monkeypatch.setattr(module, "gradient_is_written_over_logits", lambda backend: False)
+    apart, _ = by_chunks(case, 2 * rows)  # chunks as long: chunk_bytes counts the gradient too
+    assert all(torch.equal(a, b) for a, b in zip(over, apart, strict=True))
 
 
 @every_dtype

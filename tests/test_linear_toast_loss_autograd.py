@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
 from toast_kernels import linear, linear_toast_loss, toast_loss
-from toast_kernels.linear_loss import chunks
+from toast_kernels.linear_blended_kl import chunks
 
 CASE = Case(21, 131, soft="top-k", past="top-k")
 NAMES = "input", "linear_weight", "linear_bias"

@@ -11,8 +11,8 @@ from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
 from .blended_kl.reference import _reject_out_of_range
 from .functional import ToastStats
-from .linear_loss.chunks import Head, Settings, gradient_is_written_over_logits
-from .linear_loss.op import linear_blended_kl
+from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
+from .linear_blended_kl.op import linear_blended_kl
 from .soft_targets import SoftTargets, check_temperature
 
 # Bytes of a chunk where the user names none: a quarter of what the gradients of input and weight take, but so many at

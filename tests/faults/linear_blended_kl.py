@@ -6,7 +6,7 @@ COMPILE = "tests/test_linear_toast_loss_compile.py::"
 ODD = VALUES + "test_odd_sizes_and_chunks"
 
 FAULTS = {
-    "toast_kernels/linear_loss/chunks.py": [
+    "toast_kernels/linear_blended_kl/chunks.py": [
         (
             "a chunk's last row is dropped",
             "rows = slice(start, min(start + settings.chunk_rows, len(x)))",
@@ -81,7 +81,7 @@ FAULTS = {
             VALUES + "test_stats_and_predictions",
         ),
     ],
-    "toast_kernels/linear_loss/op.py": [
+    "toast_kernels/linear_blended_kl/op.py": [
         (
             "what was handed over is scaled again",
             "    if _graph_is_kept():",
