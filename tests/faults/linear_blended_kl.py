@@ -45,7 +45,7 @@ FAULTS = {
             VALUES + "test_every_dtype_reduction_and_past",
         ),
         (
-            "ignored rows count",
+            "ignored rows count in the mean over chunks",
             "row_weight += torch.where(kept, share, 0)",
             "row_weight += share",
             VALUES + "test_weights_and_smoothing",
@@ -89,7 +89,7 @@ FAULTS = {
             AUTOGRAD + "test_upstream_and_retain_graph",
         ),
         (
-            "backward ignores the upstream",
+            "the chunked loss ignores the upstream",
             "            scale_(gradient, upstream)  #",
             "            pass  #",
             AUTOGRAD + "test_upstream_and_retain_graph",
@@ -101,7 +101,7 @@ FAULTS = {
             AUTOGRAD + "test_upstream_and_retain_graph",
         ),
         (
-            "a second derivative is 0 in silence",
+            "a second derivative of the chunked loss is 0 in silence",
             "    return NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())",
             "    return gradient",
             AUTOGRAD + "test_a_second_derivative_raises",
