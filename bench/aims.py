@@ -45,6 +45,14 @@ AIMS = [
     ),
     Aim("... 1.1 times at 256 x 100", "loss_plain", BACKWARD, ("256 x 100",), "slower", "F.cross_entropy", at_most=1.1),
     Aim("... 3 times, forward alone", "loss_plain", "forward", ("8 x 10",), "slower", "F.cross_entropy", at_most=3),
+    Aim(
+        "linear, plain: at most F.linear_cross_entropy's time", "linear_plain", BACKWARD, None, "slower",
+        "F.linear_cross_entropy", at_most=1,
+    ),
+    Aim(
+        "linear, blended: at most 1.1 times plain", "linear_blended", BACKWARD, None, "slower",
+        "toast_kernels, without blending", at_most=1.1,
+    ),
     Aim("medoids: as fast as torch.cdist's loop", "medoids", "euclidean", None, "faster", "torch.cdist", at_least=1),
     Aim("medoids: 5 times as fast as kmedoids", "medoids", "euclidean", None, "faster", KMEDOIDS, at_least=5),
     Aim(

@@ -89,6 +89,8 @@ def all_tables():
             "long rows": (tables.losses, last_runs("loss_long_rows"), losses),
             "classes": (tables.losses, last_runs("loss_by_classes"), losses),
             "head": (tables.compared, last_runs("head"), "N x width x C", "toast_loss"),
+            "linear plain": (tables.linear, last_runs("linear_plain")),
+            "linear blended": (tables.linear, last_runs("linear_blended")),
             "statistics": (tables.compared, last_runs("softmax_statistics"), "R x C", "softmax_statistics"),
             "small step": (tables.steps, last_runs("small_step")),
             "scaling": (tables.scaling, last_runs("scaling")),
@@ -110,6 +112,8 @@ def all_tables():
                 tables.compared, last_runs("softmax_statistics", True), "R x C", "softmax_statistics",
             ),
             "gpu head": (tables.compared, last_runs("head", True), "N x width x C", "toast_loss"),
+            "gpu linear plain": (tables.linear, last_runs("linear_plain", True)),
+            "gpu linear blended": (tables.linear, last_runs("linear_blended", True)),
         },
     }  # fmt: skip
     made = {

@@ -122,6 +122,17 @@ def compared(cases, size_is, what):
     return markdown([size_is, "dtype", what, "times as fast as", "extra memory at its peak"], rows)
 
 
+def linear(cases):
+    """A row for each case: our time, the rate of its products, each peer's ratio."""
+    rows = []
+    for (_, size, dtype), case in cases.items():
+        percent = median(float(row["percent_of_mm"]) for row in case[OURS])
+        peers = ", ".join(f"{peer} {faster(of_peer)}" for peer, of_peer in case.items() if peer not in (OURS, *FLOORS))
+        rows.append([size, dtype, milliseconds(case[OURS]), f"{percent:.0f}%", peers, memory(case)])
+    header = ["N x D x C", "dtype", "linear_toast_loss", "of the rate of torch.mm", "times as fast as"]
+    return markdown([*header, "extra memory at its peak"], rows)
+
+
 def host(cases):
     rows = []
     for (_, size, dtype), case in cases.items():

@@ -2,6 +2,7 @@
 
 from .bank import MedoidBank
 from .functional import ToastStats, class_medoids, toast_loss
+from .linear import TopPredictions, linear_toast_loss
 from .loss import ToastLoss
 from .mixup import mixup_triple
 from .prediction_memory import PredictionMemory
@@ -17,7 +18,9 @@ __all__ = [
     "SoftTargets",
     "ToastLoss",
     "ToastStats",
+    "TopPredictions",
     "class_medoids",
+    "linear_toast_loss",
     "mixup_triple",
     "toast_loss",
 ]

@@ -9,8 +9,8 @@ from .problem import Allocation, Outputs, Problem, layout
 class Launch:
     """Runs problems of one layout."""
 
-    def __init__(self, problem: Problem):
-        self.allocate = Allocation(problem)
+    def __init__(self, problem: Problem, allocation: type = Allocation):
+        self.allocate = allocation(problem)
         self.layout = _C.BlendedKL(*layout(problem, self.allocate(problem)))
 
     def __call__(self, problem: Problem) -> Outputs:

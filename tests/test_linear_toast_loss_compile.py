@@ -1,0 +1,91 @@
+"""linear_toast_loss under torch.compile(fullgraph=True), and its op under torch.library.opcheck."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from blended_kl_cases import Case
+from linear_cases import chunk_of, head
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from toast_kernels import linear_toast_loss
+
+CASES = {
+    "plain": Case(21, 33),
+    "soft and past": Case(21, 33, soft="top-k", past="top-k", weighted=True, label_smoothing=0.1),
+    "none": Case(21, 33, past="logits", reduction="none"),
+    "mixup, bfloat16": Case(21, 33, torch.bfloat16, target="mixup", soft="dense", reduction="sum"),
+    "probabilities, float16": Case(21, 33, torch.float16, target="probabilities", past="dense"),
+}
+each_case = pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+
+
+@pytest.fixture(autouse=True)
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def step(function, case, tensors):
+    _, target, keywords = case.arguments()
+    leaves = [x.detach().clone().requires_grad_() for x in tensors]
+    x, weight, bias = leaves
+    loss, stats, top = function(
+        x, weight, target, bias, return_stats=True, return_top_k=3, chunk_bytes=chunk_of(8, case), **keywords
+    )
+    upstream = torch.linspace(-1, 2, loss.numel()).reshape(loss.shape)
+    return [loss.detach(), *stats, *top, *torch.autograd.grad(loss, leaves, upstream.to(loss.dtype))]
+
+
+@each_case
+def test_fullgraph(case):
+    tensors = head(case)
+    compiled = torch.compile(linear_toast_loss, fullgraph=True, backend="aot_eager")
+    for a, b in zip(step(compiled, case, tensors), step(linear_toast_loss, case, tensors), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_other_numbers_of_rows():
+    compiled = torch.compile(linear_toast_loss, fullgraph=True, backend="aot_eager")
+    for rows in (21, 30, 17):
+        case = replace(CASES["soft and past"], rows=rows)
+        tensors = head(case)
+        for a, b in zip(step(compiled, case, tensors), step(linear_toast_loss, case, tensors), strict=True):
+            torch.testing.assert_close(a, b)
+
+
+class Calls(TorchDispatchMode):
+    """Sees every call of the op: under a dispatch mode linear_toast_loss goes through it."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if function == torch.ops.toast_kernels.linear_blended_kl.default:
+            self.seen.append(arguments)
+        return function(*arguments, **(keywords or {}))
+
+
+@each_case
+def test_opcheck(case):
+    with Calls() as calls:
+        step(linear_toast_loss, case, head(case))
+    in_forward = case.reduction != "none" and case.dtype != torch.float16
+    assert len(calls.seen) == (1 if in_forward else 2)  # the second with the upstream folded in
+    for arguments in calls.seen:
+        plain = tuple(x.detach() if isinstance(x, torch.Tensor) else x for x in arguments)
+        torch.library.opcheck(torch.ops.toast_kernels.linear_blended_kl.default, plain)
+
+
+def test_a_second_derivative_raises_through_the_op_too():
+    tensors = [x.requires_grad_() for x in head(CASES["plain"])]
+    target = CASES["plain"].arguments()[1]
+    with Calls():
+        gradients = torch.autograd.grad(
+            linear_toast_loss(tensors[0], tensors[1], target, tensors[2]), tensors, create_graph=True
+        )
+        for gradient in gradients:
+            with pytest.raises(RuntimeError, match="no second derivative"):
+                gradient.square().sum().backward(retain_graph=True)
