@@ -100,6 +100,8 @@ def test_loading_copies_and_leaves_the_pool_alone():
     other.load_state_dict(source.state_dict())
     assert_same(other, source)
     assert other.bank.num_rows == 7
+    other.load_state_dict({name: x.clone() for name, x in source.state_dict().items()}, assign=True)
+    assert other.soft_targets.values is other.values
     other.soft_targets.values.zero_()
     assert source.soft_targets.dense().sum() > 0
 

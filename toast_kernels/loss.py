@@ -230,8 +230,7 @@ class ToastLoss(nn.Module):
             new = logits.detach()
             if past is not None:
                 new, target = new[: past.num_new], _first_rows(target, past.num_new)
-            if not _is_dry_run(logits, self.alpha):
-                self.bank.update(new, target)
+            self.bank.update(new, target)
         return result
 
     def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:

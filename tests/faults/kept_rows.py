@@ -290,8 +290,8 @@ FAULTS = {
         ),
         (
             "a pool made in inference mode stays so",
-            "@torch.inference_mode(False)\n",
-            "",
+            "@torch.inference_mode(False)\n    @torch.no_grad()\n    def _resize",
+            "@torch.no_grad()\n    def _resize",
             STATE + "test_what_is_made_in_inference_mode_poisons_nothing",
         ),
     ],
@@ -318,9 +318,9 @@ FAULTS = {
         ),
         (
             "the soft targets are those of buffers that were exchanged",
-            "table is None or table.values is not values or",
-            "table is None or",
-            STATE + "test_made_on_meta_then_to_empty",
+            "parts = {name: buffers[name] for name in _TABLE}",
+            "parts = {name: getattr(table or self, name) for name in _TABLE}",
+            STATE + "test_loading_copies_and_leaves_the_pool_alone",
         ),
         (
             "a state of another temperature is loaded",
