@@ -72,7 +72,7 @@ FAULTS = {
             "products of another dtype are added whole",
             "step = max(1, gradient.numel() * gradient.element_size() // bytes_a_class)",
             "step = len(total)",
-            AUTOGRAD + "test_memory_is_that_of_the_gradients_and_a_chunk",
+            AUTOGRAD + "test_products_of_another_dtype_are_added_in_blocks",
         ),
         (
             "logsumexps are all at 1",
