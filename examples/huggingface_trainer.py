@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from toast_kernels import ToastLoss
@@ -16,16 +15,10 @@ from toast_kernels import ToastLoss
 CLASSES, WIDTH, ROWS = 20, 16, 640
 
 
-class Points(Dataset):
-    def __init__(self, seed: int):
-        self.centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-        self.noise = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
-
-    def __len__(self) -> int:
-        return ROWS
-
-    def __getitem__(self, i: int) -> dict:
-        return {"x": self.centres[i % CLASSES] + self.noise[i], "labels": i % CLASSES}
+def points(seed: int) -> list[dict]:
+    centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
+    return [{"x": centres[i % CLASSES] + noise[i], "labels": i % CLASSES} for i in range(ROWS)]
 
 
 class Classifier(nn.Module):
@@ -43,21 +36,21 @@ class Toast(TrainerCallback):
     def __init__(self, criterion: ToastLoss):
         self.criterion = criterion
 
+    def file(self, args, state) -> Path:
+        return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "toast_loss.pt"
+
     def loss(self, outputs: dict, labels: Tensor, num_items_in_batch=None) -> Tensor:
         return self.criterion(outputs["logits"], labels)
 
     def on_train_begin(self, args, state, control, **kwargs):
-        saved = Path(args.output_dir) / f"checkpoint-{state.global_step}" / "toast_loss.pt"
-        if saved.exists():
-            self.criterion.load_state_dict(torch.load(saved, weights_only=True))
+        if self.file(args, state).exists():
+            self.criterion.load_state_dict(torch.load(self.file(args, state), weights_only=True))
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.criterion.set_epoch(int(state.epoch))
 
     def on_save(self, args, state, control, **kwargs):
-        torch.save(
-            self.criterion.state_dict(), Path(args.output_dir) / f"checkpoint-{state.global_step}" / "toast_loss.pt"
-        )
+        torch.save(self.criterion.state_dict(), self.file(args, state))
 
 
 def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:
@@ -68,7 +61,7 @@ def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:
         report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(
-        Classifier(), arguments, train_dataset=Points(1), eval_dataset=Points(2), compute_loss_func=toast.loss,
+        Classifier(), arguments, train_dataset=points(1), eval_dataset=points(2), compute_loss_func=toast.loss,
         callbacks=[toast],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume)
