@@ -16,6 +16,7 @@ LINES = {
     OURS: ("toast_kernels", "#e4572e", "-", 3.0),
     COPY: ("a copy of the bytes", "#2f8f6b", "--", 1.6),
 }
+FEWEST = 1000  # classes
 APART = 0.05  # of the axis: labels stand at least so far apart, one line's height
 
 
@@ -24,12 +25,14 @@ def draw(cases, path):
     for (work, size, _), case in cases.items():
         if work == BACKWARD:
             n, classes = (int(word) for word in size.split(",")[0].split(" x "))
+            if classes < FEWEST:
+                continue
             rows.add(n)
             ks.add(size.split(", k = ")[1])
             for peer in LINES.keys() & case.keys():
                 points.setdefault(peer, []).append((classes, 1e3 * in_milliseconds(case[peer]) / n))
     figure, axes = plt.subplots(figsize=(8, 4.4), dpi=150)
-    axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="µs a row, forward + backward")
+    axes.set(xscale="log", yscale="log", xlabel="classes", ylabel="µs a row, forward + backward (lower is better)")
     ends = {}
     for peer, (_, colour, style, width) in LINES.items():
         if peer in points:

@@ -1,12 +1,11 @@
-"""Makes the READMEs' tables and the plot from bench/results/*.csv, so that no number there is typed by hand.
+"""Makes the tables of README.md and docs/benchmarks.md, and the plot, from bench/results/*.csv.
 
     python bench/report.py                 (make bench and make gpu run it)
 
 The tables are of one configuration, the last row's: device, threads, malloc, version of torch. Of its runs at the
 commit that a suite was last run at the last RUNS count: times and ratios are the medians of theirs, brackets go from
-the lowest 20th to the highest 80th percentile of any. Tables stand in README.md and bench/README.md between
-<!-- table NAME --> and <!-- end -->. Devices whose name
-starts with NVIDIA or AMD Instinct are GPUs.
+the lowest 20th to the highest 80th percentile of any. Tables stand in a page between <!-- table NAME --> and
+<!-- end -->. Devices whose name starts with NVIDIA or AMD Instinct are GPUs. tables.py makes each kind of table.
 """
 
 import re
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import results
 import tables
-from aims import came_out
 from loss_peers import PLAIN, TUNED
 from plot import draw
 from results import OURS
@@ -24,6 +22,7 @@ BENCH = Path(__file__).parent
 GPUS = ("NVIDIA", "AMD Instinct")
 RUNS = 5
 NOTHING = "Not measured yet."
+BENCHMARKS = BENCH.parent / "docs" / "benchmarks.md"
 PLOT = "bench/results/time_per_row.png"
 
 
@@ -74,7 +73,13 @@ def all_tables():
     top_k = ["eager", "torch.compile", TUNED, "toast_kernels without soft targets"]
     pages = {
         BENCH.parent / "README.md": {
+            "proof": (
+                tables.proof, last_runs("loss_blended"), last_runs("loss_top_k"), last_runs("loss_plain"),
+            ),
             "plot": (picture, last_runs("loss_by_classes")),
+            "headline": (tables.headline, last_runs("loss_blended") | last_runs("loss_top_k")),
+        },
+        BENCHMARKS: {
             "machine": (tables.measured_on, everything(False)),
             "blended": (tables.losses, last_runs("loss_blended"), losses),
             "cross-entropy": (tables.losses, last_runs("loss_plain"), plain),
@@ -82,8 +87,6 @@ def all_tables():
             "medoids": (tables.medoids, last_runs("medoids")),
             "training step": (tables.steps, last_runs("training_step")),
             "set_epoch": (tables.epochs, last_runs("set_epoch")),
-        },
-        BENCH / "README.md": {
             "forward": (tables.losses, last_runs("loss_blended"), losses, ["forward"]),
             "cross-entropy forward": (tables.losses, last_runs("loss_plain"), plain, ["forward"]),
             "long rows": (tables.losses, last_runs("loss_long_rows"), losses),
@@ -116,12 +119,10 @@ def all_tables():
             "gpu linear blended": (tables.linear, last_runs("linear_blended", True)),
         },
     }  # fmt: skip
-    made = {
+    return {
         page: {name: make(cases, *rest) if cases else NOTHING for name, (make, cases, *rest) in of_page.items()}
         for page, of_page in pages.items()
     }
-    made[BENCH / "README.md"]["aims"] = came_out(last_runs)
-    return made
 
 
 def picture(cases):
@@ -143,7 +144,7 @@ def write_tables(path, of_page):
 
 
 def main():
-    """Into the READMEs if the results are the repository's; else into tables.md beside them."""
+    """Into the pages if the results are the repository's; else into tables.md beside them."""
     if not results.FOLDER.is_dir():
         sys.exit(f"there are no results in {results.FOLDER}")
     if results.FOLDER.resolve() == (BENCH / "results").resolve():

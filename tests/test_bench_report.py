@@ -75,9 +75,9 @@ def test_the_committed_pages_are_made_of_the_committed_results(bench, monkeypatc
         assert page.read_text().count("<!-- table ") == len(of_page)
 
 
-def test_results_elsewhere_leave_the_readmes_alone(bench, tmp_path):
+def test_results_elsewhere_leave_the_pages_alone(bench, tmp_path):
     report = bench("report")
-    pages = [BENCH / "README.md", BENCH.parent / "README.md"]
+    pages = list(report.all_tables())
     before = [page.read_text() for page in pages]
     report.main()
     assert [page.read_text() for page in pages] == before
@@ -85,7 +85,7 @@ def test_results_elsewhere_leave_the_readmes_alone(bench, tmp_path):
     assert not list(tmp_path.glob("*.png"))
 
 
-def test_the_readmes_have_a_place_for_each_table(bench, tmp_path):
+def test_a_page_has_a_place_for_each_table(bench, tmp_path):
     report = bench("report")
     page = tmp_path / "README.md"
     page.write_text("a\n<!-- table one -->\nold\n<!-- end -->\nb\n<!-- table two -->\nkept\n<!-- end -->\n")
@@ -127,26 +127,49 @@ def test_peers_that_compute_all_pairs_stand_apart(bench):
     assert "| 40, 80% | all pairs: scipy 3.00x (3.00 - 3.00); by sorting: torch sort 3.00x (3.00 - 3.00) |" in table
 
 
-def test_aims_are_held_against_what_was_measured(bench):
-    aims = bench("aims")
-    case = {aims.OURS: [of_run(1.5, 1, 2, "of_copy", peak_mb="3.5")], aims.COPY: [{}]}
-    case |= {"eager": [of_run(11, 9, 13)], "torch.compile": [of_run(9, 9, 9)], "F.cross_entropy": [of_run(0.5, 0.4, 1)]}
-    sizes = ("1024 x 1000", "4096 x 1000", "8 x 10")
-    table = aims.came_out(lambda suite: {(aims.BACKWARD, size, "float32"): case for size in sizes})
-    rows = [[cell.strip() for cell in line.split("|")[2:-1]] for line in table.splitlines()[2:]]
-    assert rows[0] == ["4096 x 1000, float32: 11", "no"]  # 12 times eager
-    assert rows[1] == ["1024 x 1000, float32: 11", "yes"]  # 10 times
-    assert rows[3] == ["4096 x 1000, float32: 1.5", "yes"]  # a copy's time
-    assert rows[4][0].startswith("1024 x 1000, float32: 0.896; ")  # gradients of memory
-    assert rows[4][1] == "in 2 of 3 cases"
-    assert rows[7] == ["8 x 10, float32: 2", "no"]  # 1.3 times F.cross_entropy's time
-    assert rows[8] == ["not measured yet", ""]
+def test_the_headline_has_its_rows_in_their_order_and_none_that_was_not_measured(bench):
+    tables = bench("tables")
+    case = {
+        tables.OURS: [of_run(1, 1, 1)],
+        "eager": [of_run(9, 8, 10, peak_mb="31")],
+        "torch.compile": [of_run(5, 4, 6)],
+    }
+    cases = {
+        (
+            work,
+            *tables.HEADLINE[i],
+        ): case
+        for work in ("forward", tables.BACKWARD)
+        for i in (3, 0)
+    }
+    assert tables.headline(cases).splitlines()[2:] == [
+        "| 1024 x 1000 | float32 | 8 ms | 9.0x | 5.0x | 2 MB / 31 MB |",
+        "| 256 x 21841 | bfloat16 | 8 ms | 9.0x | 5.0x | 2 MB / 31 MB |",
+    ]
+
+
+def test_the_proof_leaves_small_sizes_and_single_passes_out(bench):
+    tables = bench("tables")
+
+    def cases(peer, *ratios):
+        sizes = ("8 x 10", "4 x 1000, k = 64", "9 x 2000")
+        found = {(tables.BACKWARD, size, "d"): {peer: [of_run(r, r, r)]} for size, r in zip(sizes, ratios, strict=True)}
+        return found | {("forward", "9 x 2000", "d"): {peer: [of_run(99, 99, 99)]}}
+
+    dense = cases("eager", 1, 8, 20)
+    for key, case in cases("torch.compile", 1, 3.14, 7).items():
+        dense[key] |= case
+    said = tables.proof(dense, cases("eager", 1, 5, 6), cases("F.cross_entropy", 9, 2.5, 2))
+    assert "**8 to 20 times" in said
+    assert "(5 to 6 times" in said
+    assert "3.1 to 7 times" in said
+    assert "2 to 2.5 times as fast as `F" in said
 
 
 def test_the_plot_is_drawn_and_its_labels_stand_apart(bench, tmp_path):
     plot = bench("plot")
     case = {peer: [{"p50_ms": "3"}] for peer in plot.LINES}
-    cases = {(plot.BACKWARD, f"256 x {classes}, k = 64", "float32"): case for classes in (250, 1000)}
+    cases = {(plot.BACKWARD, f"256 x {classes}, k = 64", "float32"): case for classes in (250, 1000, 4000)}
     plot.draw(cases, tmp_path / "plot.png")
     assert (tmp_path / "plot.png").stat().st_size > 10_000
     assert plot.spread_out({"a": 10, "b": 1, "c": 1.1}, 2) == {"b": 1, "c": 2, "a": 10}
