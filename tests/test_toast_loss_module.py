@@ -199,20 +199,6 @@ def test_set_epoch_at_any_step():
     torch.testing.assert_close(criterion.soft_targets.dense(), soft)
 
 
-def test_class_probabilities_are_taken_until_there_are_soft_targets():
-    criterion = exact(num_epochs=3)
-    logits, labels = make_rows()
-    mixed = F.one_hot(labels, CLASSES).double()
-    for epoch in range(2):
-        criterion.set_epoch(epoch)
-        equal(criterion(logits, mixed), F.cross_entropy(logits, mixed))
-        if epoch == 0:
-            criterion.bank.reset()  # nothing is left for epoch 1
-    criterion.set_epoch(2)
-    with pytest.raises(ValueError, match="soft_targets are looked up by label, but target holds class prob"):
-        criterion(logits, mixed)
-
-
 def test_soft_targets_that_are_nearly_one_hot_are_warned_of():
     logits, labels = make_rows()
     with warnings.catch_warnings():
