@@ -8,8 +8,9 @@ ARGS ?=
 
 PART ?=
 RESULTS ?=
+OLDEST_TRITON := triton==3.6.0
 
-.PHONY: train test ctest cross faults bench gpu lint format setup clean
+.PHONY: train test ctest cross docs check-more faults bench gpu lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
@@ -26,6 +27,20 @@ ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and Undefin
 cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
 	-$(PY) -m pip install --quiet -r requirements-cross.txt
 	$(PY) tests/cross_build.py $(ARGS)
+
+docs: setup $(VENV)/.more ## the documentation, into build/docs
+	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
+
+check-more: docs cross ## what a release wants besides `make test` and `make lint`: documentation, examples, cross builds, the oldest Triton
+	$(PY) -m pytest -q docs
+	for example in plain_loop cuda_graph_step segmentation many_classes huggingface_trainer lightning_replay accelerate_accumulation; do \
+		echo "examples/$$example.py"; $(PY) examples/$$example.py || exit 1; done
+	$(PY) -m torch.distributed.run --nproc-per-node 2 examples/ddp.py
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
+	$(PY) -m pip install --quiet --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
+	PYTHONPATH=build/oldest-triton $(PY) -m pytest -q tests/test_compile_targets.py
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
 	$(PY) tests/seeded_faults.py $(ARGS)
@@ -57,6 +72,10 @@ $(VENV)/.requirements: requirements-dev.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet -r requirements-dev.txt
+	touch $@
+
+$(VENV)/.more: requirements-more.txt $(VENV)/.requirements
+	$(PY) -m pip install --quiet -r requirements-more.txt
 	touch $@
 
 $(VENV)/.built: $(VENV)/.requirements $(NATIVE)

@@ -8,7 +8,7 @@ from torch import nn
 
 from toast_kernels import ToastLoss
 
-CLASSES, SIDE, BATCH, STEPS, EPOCHS, VOID = 8, 32, 4, 10, 3, 255
+CLASSES, SIDE, BATCH, STEPS, EPOCHS, VOID = 8, 32, 4, 20, 4, 255
 
 
 def draw() -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,7 +24,7 @@ def main() -> None:
     model = nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, CLASSES, 1)
     )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-2)
     # A sample of each class's pixels is enough to find a typical one.
     criterion = ToastLoss(CLASSES, num_epochs=EPOCHS, ignore_index=VOID, max_rows_per_class=500)
     for epoch in range(EPOCHS):

@@ -26,7 +26,7 @@ NEARLY_ONE_HOT = 1e-3  # nats of entropy: of 1,000 classes the others share less
 
 
 class ToastLoss(nn.Module):
-    r"""The TOAST loss: labels blended with class soft targets, plus distillation from past predictions.
+    r"""The TOAST loss: labels blended with class soft targets, plus distillation from past predictions. ::
 
         criterion = ToastLoss(num_classes, num_epochs=num_epochs)
         for epoch in range(num_epochs):
@@ -50,16 +50,17 @@ class ToastLoss(nn.Module):
         alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. [PS-KD]
         past_weight: lambda >= 0. [DLB]
         temperature: T of the past term. [DLB]
-        metric, correct_only, min_share, top_k, dtype, pool_dtype, pool_rows, max_rows_per_class, seed, save_pool,
-            process_group: of the soft targets, see :class:`MedoidBank`. A CUDA graph needs pool_rows: the new rows of
-            an epoch.
+        metric, correct_only, min_share, top_k, dtype: of the soft targets, see :class:`MedoidBank`.
+        pool_dtype, pool_rows, max_rows_per_class, seed, save_pool, process_group: of the pool, see there too. A CUDA
+            graph needs pool_rows: the new rows of an epoch.
         soft_temperature: that class medoids are softened with: MedoidBank's temperature. Where logits are scaled
             (ArcFace and other margin heads) their softmax is nearly one-hot, which set_epoch warns of, and alpha has no
             effect: a sixteenth of the scale is a start. [choice]
         weight, ignore_index, label_smoothing, reduction, backend: as in :func:`toast_loss`.
 
     Attributes:
-        alpha: this epoch's alpha, and epoch: its number, -1 before the first set_epoch; tensors, [].
+        alpha: this epoch's alpha, a tensor [].
+        epoch: its number, a tensor [], -1 before the first set_epoch.
         soft_targets: the C class soft targets, of which none is filled before the second epoch; None with alpha = 0.
             Memory that stays where it is: a compiled forward and a CUDA graph serve all epochs.
         bank: the MedoidBank; bank.medoids says which rows of the last epoch the soft targets came from.
@@ -250,7 +251,7 @@ class ToastLoss(nn.Module):
         __call__ = forward
 
     def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:
-        """Call before each epoch: makes the soft targets from the pool, empties it, and sets
+        """Call before each epoch: makes the soft targets from the pool, empties it, and sets ::
 
             alpha = max_alpha * min((epoch + 1) / num_epochs, 1),     epoch = 0, 1, ...     [PS-KD]
 

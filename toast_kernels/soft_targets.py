@@ -32,7 +32,7 @@ class SoftTargets:
     logits    [R, C] logits                         s_r = softmax(values[r] / temperature)
     ========  ====================================  =================================================
 
-    Fields:
+    Attributes:
         values: see above; bfloat16, float32 or float64 (logits: any floating dtype).
         entropy: [R], float32 (float64 for float64 values): -sum_c s_rc log s_rc in nats of the row as it is stored,
             after rounding; 0 log 0 is 0.
