@@ -146,10 +146,11 @@ class _Classes:
         centres = torch.zeros(
             min(self.num_classes, self.rows // 3 + 1), self.width, dtype=self.dtype, device=self.device
         )
+        sampled = max(16, self.tile["COLUMNS"] // 4)  # columns
         self._launch(
-            packing.sample_classes, (self.num_classes, _ceil(self.width, self.tile["COLUMNS"] // 4)),
+            packing.sample_classes, (self.num_classes, _ceil(self.width, sampled)),
             self.x, self.order, self.offsets, centres, self.top,
-            SPARSE=sparse, ALIGN=self.align, SAMPLE=SAMPLE, COLUMNS=max(16, self.tile["COLUMNS"] // 4),
+            SPARSE=sparse, ALIGN=self.align, SAMPLE=SAMPLE, COLUMNS=sampled,
         )  # fmt: skip
 
         packed = self._empty(min(2, panels), panel, padded, dtype=torch.float16 if euclidean else torch.float32)
@@ -158,20 +159,19 @@ class _Classes:
         descriptors = euclidean and _has_descriptors()
         for a in range(panels):
             for b in range(a, panels):
-                rows, columns_ = packed[0], packed[min(b - a, 1)]
+                of_a, of_b = packed[0], packed[min(b - a, 1)]
                 step = self.num_classes, a * panel, b * panel, panel, padded
                 blocks = _ceil(panel, self.tile["ROWS"])
                 self._launch(
                     packing.pack, (blocks if a == b else min(blocks, self._programs(PROGRAMS)),),
-                    self.x, self.order, self.keys, self.offsets, centres, self.top, columns_, squares, errors,
+                    self.x, self.order, self.keys, self.offsets, centres, self.top, of_b, squares, errors,
                     self.alive, *step, SPARSE=sparse, METRIC=self.metric, TILE=tile.tile, **self.on_x,
                 )  # fmt: skip
                 if descriptors:
-                    shape = [tile.tile, columns]
-                    rows, columns_ = (TensorDescriptor.from_tensor(panel_, shape) for panel_ in (rows, columns_))
+                    of_a, of_b = (TensorDescriptor.from_tensor(y, [tile.tile, columns]) for y in (of_a, of_b))
                 self._launch(
                     pairs.pair_tiles, (self._programs(tile.programs),),
-                    rows, columns_, self.keys, self.offsets, offsets[a], squares, costs, bounds, self.worst,
+                    of_a, of_b, self.keys, self.offsets, offsets[a], squares, costs, bounds, self.worst,
                     kappa, units, *step, METRIC=self.metric, CROSS=a != b, TILE=tile.tile, COLUMNS=columns,
                     CHUNKED=chunked, DESCRIPTORS=descriptors, SYMMETRIC=chunked, FAST_ROOT=_is_cuda(),
                     warps=tile.warps, stages=tile.stages, fused=True,
@@ -254,9 +254,7 @@ class _Classes:
     def _duplicates(self, items, first_item):
         hashes, duplicate = self._empty(self.rows, dtype=torch.int64), self._empty(self.rows, dtype=torch.int8)
         programs = (self._programs(PROGRAMS),)
-        self._launch(
-            decide.hash_items, programs, self.x, self.order, items, self.counter, hashes, **self.on_x
-        )  # fmt: skip
+        self._launch(decide.hash_items, programs, self.x, self.order, items, self.counter, hashes, **self.on_x)
         self._launch(
             decide.find_duplicates, programs,
             self.x, self.order, self.keys, items, first_item, self.counter, hashes, duplicate,
