@@ -9,7 +9,7 @@ from .prediction_memory import PredictionMemory
 from .replay import HardReplay, PastPredictions
 from .soft_targets import SoftTargets
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "HardReplay",
     "MedoidBank",
