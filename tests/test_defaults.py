@@ -132,7 +132,7 @@ def memory():
 
 def module():
     criterion = ToastLoss(7, reduction="sum").to_empty(device="cpu")
-    criterion.alpha.zero_()
+    criterion.reset_parameters()
     results = []
     for epoch in range(2):
         criterion.set_epoch(epoch, 2)

@@ -145,7 +145,7 @@ class ToastLoss(nn.Module):
         table = SoftTargets.empty(bank.num_classes, bank.num_classes, top_k=bank.top_k, dtype=bank.dtype)
         for name in _TABLE:
             self.register_buffer(name, getattr(table, name))
-        self.register_buffer("soft_temperature", torch.empty((), dtype=torch.float64))
+        self.register_buffer("soft_temperature", torch.empty((), dtype=torch.float32))
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
