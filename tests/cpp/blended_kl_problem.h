@@ -127,9 +127,9 @@ inline void make_table(Random& random, const Problem& problem, Encoding encoding
       for (int64_t k = width; k < classes; ++k) q[order[k]] = std::max(0.0, 1 - mass) / double(classes - width);
       if (encoding == Encoding::top_k) std::copy(order.begin(), order.begin() + width, &t.indices[r * width]);
     }
-    double entropy = 0;
-    for (double x : q) entropy -= x > 0 ? x * std::log(x) : 0;
-    t.entropy.set(r, entropy);
+    long double entropy = 0;  // thousands of equal terms, whose roundings in double all go the same way
+    for (double x : q) entropy -= x > 0 ? static_cast<long double>(x) * std::log(static_cast<long double>(x)) : 0;
+    t.entropy.set(r, static_cast<double>(entropy));
     t.probabilities.push_back(q);
     t.values.forbid(r * stride + width, stride - width);
   }

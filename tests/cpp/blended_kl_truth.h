@@ -88,15 +88,15 @@ inline Answer truth(Problem& problem) {
     const Row at_1 = log_softmax(problem.z[i], 1), at_t = log_softmax(problem.z[i], t);
     Row& m = mass[i];
     Row q = has_past[i] ? row_beside(problem.past, problem.past_index[i], problem.z[i]) : Row(classes);
-    double entropy = 0;
-    for (double x : q) entropy -= x > 0 ? past_scale * x * std::log(x) : 0;
+    long double entropy = 0;
+    for (double x : q) entropy -= x > 0 ? past_scale * x * std::log(static_cast<long double>(x)) : 0;
     // What the kernel starts from: beside masked classes a list's own entropy is smaller than the one that is kept.
     const double kept = has_past[i] ? past_scale * problem.past.entropy.get(problem.past_index[i]) : 0;
     for (double& x : m) x *= class_scale;
     for (double& x : q) x *= past_scale;
     const bool diverged = std::isnan(at_1[0]);  // by one NaN logit; an ignored row does not mind
     const double class_term = diverged && used[i] ? NAN : -weighted(m, at_1), cross = -t * t * weighted(q, at_t),
-                 own = t * t * entropy;
+                 own = static_cast<double>(t * t * entropy);
     a.loss.push_back(class_term + cross - own);
     a.loss_size.push_back(class_term + cross + std::max(own, t * t * kept));
 
