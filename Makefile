@@ -40,7 +40,8 @@ check-more: docs cross ## what a release wants besides `make test` and `make lin
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(PY) -m pip install --quiet --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
-	PYTHONPATH=build/oldest-triton $(PY) -m pytest -q tests/test_compile_targets.py
+	for triton in "" build/oldest-triton; do \
+		TOAST_MORE=1 PYTHONPATH=$$triton $(PY) -m pytest -q tests/test_compile_targets.py || exit 1; done
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
 	$(PY) tests/seeded_faults.py $(ARGS)
