@@ -27,8 +27,10 @@ def main() -> None:
     criterion = ToastLoss(CLASSES, num_epochs=EPOCHS).to(accelerator.device)
     accelerator.register_for_checkpointing(criterion)
 
+    folder = tempfile.TemporaryDirectory()
     for epoch in range(EPOCHS):
         criterion.set_epoch(epoch)  # each micro-batch's rows are pooled, and so are all ranks'
+        accelerator.save_state(folder.name)  # after set_epoch: the pool is not saved
         for x, y in loader:
             with accelerator.accumulate(model):
                 loss = criterion(model(x), y)
@@ -37,9 +39,7 @@ def main() -> None:
                 optimizer.zero_grad()
         accelerator.print(f"epoch {epoch}: last loss {loss.item():.3f}")
 
-    with tempfile.TemporaryDirectory() as folder:
-        accelerator.save_state(folder)
-        accelerator.load_state(folder)
+    accelerator.load_state(folder.name)  # the start of the last epoch
     accelerator.end_training()
 
 

@@ -33,6 +33,16 @@ class Classifier(lightning.LightningModule):
     def on_after_backward(self):
         self.replay.keep(*self.kept)
 
+    def on_train_batch_end(self, *_):
+        if self.trainer.is_last_batch:  # before validation and a checkpoint: the pool is not saved
+            self.criterion.set_epoch(self.current_epoch + 1)
+
+    def on_save_checkpoint(self, checkpoint):
+        checkpoint["replay"] = self.replay.state_dict()
+
+    def on_load_checkpoint(self, checkpoint):
+        self.replay.load_state_dict(checkpoint["replay"])
+
     def validation_step(self, batch, _):
         x, y = batch
         self.log("val_loss", self.criterion(self.head(x), y), prog_bar=True)  # in eval mode: plain cross-entropy

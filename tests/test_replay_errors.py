@@ -53,7 +53,7 @@ BAD_CALLS = {
     "y no triple": (lambda: HardReplay().extend(X, (Y, Y)), r"y must be a tensor or a triple .*, got tuple"),
     "y 2-d": (
         lambda: HardReplay().extend(X, Y[:, None]),
-        r"y must be labels \[n\], class probabilities .* got \[8, 1\]",
+        r"y must be labels \[n\] .* class probabilities .* got torch.int64 \[8, 1\]",
     ),
     "another width": (lambda: after_a_step().extend(X[:, :1], Y), r"x must have rows of shape \[2\] .* got \[1\]"),
     "probabilities after labels": (

@@ -131,7 +131,10 @@ class HardReplay:
             raise ValueError(f"y must have as many rows as x, {rows}, got {labels}")
         probabilities = isinstance(y, Tensor) and y.is_floating_point()
         if isinstance(y, Tensor) and y.dim() != 1 + probabilities:
-            raise ValueError(f"y must be labels [n], class probabilities [n, C] or a triple, got {list(y.shape)}")
+            raise ValueError(
+                "y must be labels [n] of an integer dtype, floating class probabilities [n, C] or a triple, got "
+                f"{y.dtype} {list(y.shape)}"
+            )
         device = (y if isinstance(y, Tensor) else y[0]).device
         if self._carried is None:
             slots = 0 if probabilities else round(self.fraction * rows)
