@@ -57,8 +57,8 @@ def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:
     criterion = ToastLoss(CLASSES, num_epochs=epochs)
     toast = Toast(criterion)
     arguments = TrainingArguments(
-        folder, num_train_epochs=epochs, per_device_train_batch_size=64, eval_strategy="epoch", save_strategy="epoch", learning_rate=1e-2,
-        report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+        folder, num_train_epochs=epochs, per_device_train_batch_size=64, eval_strategy="epoch", save_strategy="epoch",
+        learning_rate=1e-2, report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
     )  # fmt: skip
     trainer = Trainer(
         Classifier(), arguments, train_dataset=points(1), eval_dataset=points(2), compute_loss_func=toast.loss,

@@ -1,6 +1,6 @@
 """A head of very many classes whose logits are never whole: linear_toast_loss works through them in chunks of rows.
 
-    python examples/many_classes.py
+python examples/many_classes.py
 """
 
 import torch
