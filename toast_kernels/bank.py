@@ -102,6 +102,8 @@ class MedoidBank(nn.Module):
             raise ValueError(f"pool_rows is num_classes * max_rows_per_class already, got pool_rows = {pool_rows}")
         if save_pool and pool_rows is max_rows_per_class is None:
             raise ValueError("save_pool needs pool_rows or max_rows_per_class, so that the state has one size")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed must be an int, got {seed!r}")
         leave_uncompiled(MedoidBank, "update")
         self.num_classes = num_classes
         self.metric = metric
@@ -167,7 +169,8 @@ class MedoidBank(nn.Module):
         if labels.shape != shape:
             raise ValueError(f"target must have shape {list(shape)} (from logits), got {list(labels.shape)}")
         if self.correct_only:
-            labels = torch.where(logits.argmax(dim=1) == labels, labels, self.ignore_index)
+            wrong = (logits.argmax(dim=1) != labels) & (labels >= 0) & (labels < self.num_classes)
+            labels = torch.where(wrong, self.ignore_index, labels)  # the pool raises for what is no class
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
         labels = (labels if labels.dim() == 1 else labels.reshape(-1)).to(logits.device, torch.int64)
         self.pool.add(rows, labels)
