@@ -182,6 +182,7 @@ class MedoidBank(nn.Module):
         Raises:
             RuntimeError: nothing was given to update since the last reset; or one of several ranks failed, or did not
                 call it within the group's timeout.
+            ValueError: ranks differ in a setting.
 
         Warns where pool_rows were too few.
         """
@@ -214,9 +215,11 @@ class MedoidBank(nn.Module):
 
     def _of_all_ranks(self) -> SoftTargets:
         kind = {"top_k": self.top_k, "dtype": self.dtype}
-        logits, labels, positions = self.pool.rows()
-        table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
-        table = replace(table, temperature=self.temperature)
+        self.ranks.agree(temperature=self.temperature, **kind)
+        with self.ranks.in_step():
+            logits, labels, positions = self.pool.rows()
+            table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
+            table = replace(table, temperature=self.temperature)
 
         def store(classes: Tensor, rows: Tensor) -> None:
             table[classes.to(table.device)] = SoftTargets.from_logits(rows, self.temperature, **kind)
