@@ -193,6 +193,11 @@ BAD_CALLS = {
     ),
     "label": (lambda: MedoidBank(5).update(LOGITS, LABELS + 5), r"target must be in \[0, 5\) or ignore_index = -100"),
     "negative": (lambda: MedoidBank(5).update(LOGITS, LABELS - 9), r"target must be in \[0, 5\)"),
+    "correct_only": (
+        lambda: MedoidBank(5, correct_only=True).update(LOGITS, LABELS + 5),
+        r"target must be in \[0, 5\) or ignore_index = -100",
+    ),
+    "seed": (lambda: MedoidBank(5, seed=1.5), "seed must be an int, got 1.5"),
     "metric": (lambda: MedoidBank(5, metric="hamming"), "metric must be one of 'euclidean', .*, got 'hamming'"),
 }
 

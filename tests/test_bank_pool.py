@@ -159,6 +159,23 @@ def test_a_reservoir_keeps_every_row_as_likely():
     assert abs(together.mean() / expected - 1) < 0.05
 
 
+def test_a_call_with_a_wrong_label_leaves_no_trace_in_a_reservoir():
+    bank = MedoidBank(2, max_rows_per_class=2)
+    with pytest.raises(IndexError, match="got 7"):
+        bank.update(torch.zeros(4, 2), torch.tensor([0, 0, 0, 7]))
+    assert bank.pool.seen.tolist() == [0, 0]
+    bank.update(torch.zeros(2, 2), torch.tensor([0, 0]))
+    assert bank.pool.rows()[2][:2].tolist() == [0, 1]
+
+
+def test_a_seed_of_64_bits():
+    """As torch.initial_seed() gives them."""
+    banks = [MedoidBank(1, max_rows_per_class=4, seed=seed) for seed in (2**64 - 1, 2**63, -(2**63))]
+    for bank in banks:
+        bank.update(torch.zeros(100, 1), torch.zeros(100, dtype=torch.int64))
+    assert len({tuple(bank.pool.rows()[2].tolist()) for bank in banks}) > 1
+
+
 def test_no_two_rows_of_a_batch_go_to_one_place():
     pool = MedoidBank(2, max_rows_per_class=3).pool
     labels = torch.tensor([1] * 200 + [-100] + [0] * 2)
@@ -166,4 +183,5 @@ def test_no_two_rows_of_a_batch_go_to_one_place():
     taken = places[places >= 0].tolist()
     assert sorted(taken) == [0, 1, 3, 4, 5]
     assert places[200] == -1
+    pool.add(torch.zeros(203, 2), labels)
     assert pool.seen.tolist() == [2, 200]

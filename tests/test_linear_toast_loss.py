@@ -85,6 +85,19 @@ def test_no_rows(reduction):
     assert all((x == 0).all() for x in gradients)
 
 
+@every_dtype
+def test_features_of_no_width(dtype):
+    target = torch.tensor([0, 2])
+    tensors = torch.empty(2, 0, dtype=dtype), torch.empty(3, 0, dtype=dtype), torch.ones(3, dtype=dtype)
+
+    def loss_of(x, weight, bias):
+        return linear_toast_loss(x, weight, target, bias)
+
+    (loss, *gradients), _ = differentiated(loss_of, tensors, torch.ones(()))
+    torch.testing.assert_close(loss, torch.tensor(3.0).log().to(loss.dtype))
+    assert [x.shape for x in gradients] == [(2, 0), (3, 0), (3,)]
+
+
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_nothing_to_average(smoothing, weighted):

@@ -44,6 +44,21 @@ WRONG = {
     "probabilities to be learned": (
         {"target": PROBABILITIES.clone().requires_grad_()}, ValueError, r"target must not require grad"
     ),
+    "weight that requires grad": (
+        {"weight": torch.ones(C).requires_grad_()}, ValueError,
+        "weight must not require grad: linear_toast_loss gives it no gradient",
+    ),
+    "alpha that requires grad": (
+        {"alpha": torch.tensor(0.5, requires_grad=True), "soft_targets": SoftTargets.empty(C, C)}, ValueError,
+        "alpha must not require grad",
+    ),
+    "past_weight that requires grad": (
+        {"past_weight": torch.tensor(0.5, requires_grad=True), "past": PAST, "past_index": TARGET}, ValueError,
+        "past_weight must not require grad",
+    ),
+    "lam that requires grad": (
+        {"target": (TARGET, TARGET, torch.tensor(0.5, requires_grad=True))}, ValueError, "lam must not require grad"
+    ),
     "a pair's labels flattened": (
         {"target": (TARGET, TARGET.flatten(), 0.5)}, ValueError, r"target\[1\] must have shape \[2, 3\] .* got \[6\]"
     ),

@@ -86,3 +86,18 @@ def test_the_state_holds_tensors_by_name_whatever_held_them():
     state["carried"]["x"] = torch.zeros(4, 2)
     with pytest.raises(ValueError, match="x must be a dict of tensors by name: an older version"):
         resumed.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"temperature": 2.0}, "the state must have temperature = 2.0, got 3.0"),
+        ({"top_k": 2}, "the state must have top_k = 2, got None"),
+    ],
+    ids=["temperature", "top_k"],
+)
+def test_a_state_of_other_settings_is_refused(settings, message):
+    replay = HardReplay(0.5)
+    take_step(replay, 0)
+    with pytest.raises(ValueError, match=message):
+        HardReplay(0.5, **settings).load_state_dict(replay.state_dict())

@@ -113,6 +113,9 @@ def groups(rank):
     found["empty pools"] = error_of(MedoidBank(CLASSES).compute)
     criterion = ToastLoss(CLASSES)
     found["differ"] = error_of(criterion.set_epoch, rank, 3)
+    bank = MedoidBank(CLASSES, temperature=1.0 + rank)
+    bank.update(*rows_of(rank))
+    found["temperatures"] = error_of(bank.compute)
     if rank:
         criterion = ToastLoss(CLASSES, process_group=hasty)
         found["lost"] = error_of(criterion.set_epoch, 0, 3)
@@ -205,6 +208,11 @@ def test_an_empty_pool_is_one_that_is_empty_on_every_rank(found):
 def test_ranks_in_different_epochs_are_an_error_on_all(found):
     for rank in found:
         assert rank["differ"] == "ValueError: ranks differ in epoch: 0 on rank 0, 1 on rank 1"
+
+
+def test_ranks_of_different_temperatures_are_an_error_on_all(found):
+    for rank in found:
+        assert rank["temperatures"] == "ValueError: ranks differ in temperature: 1.0 on rank 0, 2.0 on rank 1"
 
 
 def test_a_rank_that_never_calls_set_epoch_is_an_error_on_the_others(found):

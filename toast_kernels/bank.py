@@ -102,6 +102,8 @@ class MedoidBank(nn.Module):
             raise ValueError(f"pool_rows is num_classes * max_rows_per_class already, got pool_rows = {pool_rows}")
         if save_pool and pool_rows is max_rows_per_class is None:
             raise ValueError("save_pool needs pool_rows or max_rows_per_class, so that the state has one size")
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise ValueError(f"seed must be an int, got {seed!r}")
         leave_uncompiled(MedoidBank, "update")
         self.num_classes = num_classes
         self.metric = metric
@@ -167,7 +169,8 @@ class MedoidBank(nn.Module):
         if labels.shape != shape:
             raise ValueError(f"target must have shape {list(shape)} (from logits), got {list(labels.shape)}")
         if self.correct_only:
-            labels = torch.where(logits.argmax(dim=1) == labels, labels, self.ignore_index)
+            wrong = (logits.argmax(dim=1) != labels) & (labels >= 0) & (labels < self.num_classes)
+            labels = torch.where(wrong, self.ignore_index, labels)  # the pool raises for what is no class
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
         labels = (labels if labels.dim() == 1 else labels.reshape(-1)).to(logits.device, torch.int64)
         self.pool.add(rows, labels)
@@ -179,6 +182,7 @@ class MedoidBank(nn.Module):
         Raises:
             RuntimeError: nothing was given to update since the last reset; or one of several ranks failed, or did not
                 call it within the group's timeout.
+            ValueError: ranks differ in a setting.
 
         Warns where pool_rows were too few.
         """
@@ -211,9 +215,11 @@ class MedoidBank(nn.Module):
 
     def _of_all_ranks(self) -> SoftTargets:
         kind = {"top_k": self.top_k, "dtype": self.dtype}
-        logits, labels, positions = self.pool.rows()
-        table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
-        table = replace(table, temperature=self.temperature)
+        self.ranks.agree(temperature=self.temperature, **kind)
+        with self.ranks.in_step():
+            logits, labels, positions = self.pool.rows()
+            table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
+            table = replace(table, temperature=self.temperature)
 
         def store(classes: Tensor, rows: Tensor) -> None:
             table[classes.to(table.device)] = SoftTargets.from_logits(rows, self.temperature, **kind)

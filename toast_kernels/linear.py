@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import Arguments, check, numbers, to_problem, type_of
+from .arguments import Arguments, check, learned, numbers, to_problem, type_of
 from .backends import FLOATS, choose
 from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
@@ -118,8 +118,10 @@ def linear_toast_loss(
         label_smoothing, reduction, return_stats, backend,
     )  # fmt: skip
     check(given)
-    backend = choose("blended_kl", backend, x.device, dtype, num_classes, held=held(given))
     grad = torch.is_grad_enabled()
+    if grad and (names := learned(given)):
+        raise ValueError(f"{names[0]} must not require grad: linear_toast_loss gives it no gradient")
+    backend = choose("blended_kl", backend, x.device, dtype, num_classes, held=held(given))
     needs = [grad and tensor is not None and tensor.requires_grad for tensor in (input, linear_weight, linear_bias)]
     in_forward = any(needs) and gradient_in_forward(logits, reduction)
     problem = to_problem(given, *numbers(given), in_forward)
@@ -164,8 +166,6 @@ def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torc
             f"got {list(linear_bias.shape)}"
         )
     probabilities = isinstance(target, Tensor) and target.is_floating_point()
-    if probabilities and target.requires_grad:
-        raise ValueError("target must not require grad: linear_toast_loss gives it no gradient")
     if isinstance(target, (tuple, list)):
         of_rows = [(f"target[{i}]", y) for i, y in enumerate(target[:2])]
     else:

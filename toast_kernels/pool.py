@@ -52,6 +52,8 @@ class Pool:
             self._make_room(len(labels), logits.device)
         places = None if self.most is None else self._places(labels)
         pool_rows(logits, labels, self.memory, self.ignore_index, places)
+        if self.seen is not None:
+            self.seen.scatter_add_(0, labels.clamp(0, len(self.seen) - 1), self._kept(labels).long())
         self.at_most += len(labels) if self.capacity is None else 0
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -110,18 +112,20 @@ class Pool:
         self.memory = PoolMemory(*new, counts.to(device))
         self.seen = None if self.seen is None else self.seen.to(device)
 
+    def _kept(self, labels: Tensor) -> Tensor:
+        """bool [N]: whose label is a class that is not ignored."""
+        return (labels != self.ignore_index) & (labels >= 0) & (labels < len(self.seen))
+
     @torch.no_grad()
     def _places(self, labels: Tensor) -> Tensor:
         """int64 [N]: the row of the pool that each takes, or -1. Class c has the rows from c * most on. Its k-th row
         (k = 0, 1, ...) goes to place k while there are such; from then on to a place drawn from k + 1, if it has it."""
         most, classes = self.most, len(self.seen)
-        kept = (labels != self.ignore_index) & (labels >= 0) & (labels < classes)
-        c, order = torch.where(kept, labels, classes).sort(stable=True)
+        c, order = torch.where(self._kept(labels), labels, classes).sort(stable=True)
         same = torch.arange(len(c), device=c.device) - torch.searchsorted(c, c)  # rows of its class before, in here
         k = self.seen[c.clamp(max=classes - 1)] + same
         place = torch.where(k < most, k, _drawn(self.seed, state_rank(), c, k))
         place = torch.where((place < most) & (c < classes), c * most + place, -1)
-        self.seen.scatter_add_(0, labels.clamp(0, classes - 1), kept.long())
         place, last = place.sort(stable=True)  # of those with one place the last comes
         place = torch.where(place == torch.cat([place[1:], place.new_full((1,), -2)]), -1, place)
         return torch.empty_like(place).scatter_(0, order[last], place)
@@ -129,7 +133,8 @@ class Pool:
 
 def _drawn(seed: int, rank: int, c: Tensor, k: Tensor) -> Tensor:
     """Evenly from 0, ..., k, and always the same for the same arguments: their bits, mixed as by splitmix64."""
-    x = (c * 1_000_003 + k) * -7046029254386353131 + (seed * 65_537 + rank)
+    start = (seed * 65_537 + rank + 2**63) % 2**64 - 2**63  # as int64 arithmetic wraps it
+    x = (c * 1_000_003 + k) * -7046029254386353131 + start
     for shift, factor in ((30, -4658895280553007687), (27, -7723592293110705685), (31, 1)):
         x = (x ^ ((x >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return (x & (2**63 - 1)) % (k + 1)

@@ -269,6 +269,10 @@ class HardReplay:
             if not isinstance(state["x"], dict):
                 raise ValueError("the state's x must be a dict of tensors by name: an older version made this state")
             targets = SoftTargets.from_state_dict(state["targets"])
+            top_k = targets.values.shape[1] if targets.encoding == "top-k" else None
+            for name, of_state in (("temperature", targets.temperature), ("top_k", top_k)):
+                if of_state != getattr(self, name):
+                    raise ValueError(f"the state must have {name} = {getattr(self, name)}, got {of_state}")
             x, y, index, age = tree_map(_copy, [state[name] for name in ("x", "y", "index", "age")])
             self._carried = CarriedRows.of(x, y, targets, index, age, self.distil_fraction)
 

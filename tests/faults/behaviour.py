@@ -87,6 +87,12 @@ FAULTS = {
     ],
     "toast_kernels/replay.py": [
         (
+            "replay: a state of other settings is taken",
+            "if of_state != getattr(self, name):",
+            "if False:",
+            "tests/test_replay_state.py::test_a_state_of_other_settings_is_refused",
+        ),
+        (
             "replay: extend forgets that it was called",
             "self._num_new, self._num_rows = rows, rows + slots",
             "self._num_new, self._num_rows = rows, None",

@@ -60,6 +60,12 @@ FAULTS = {
             LOSS + "test_every_rank_has_the_soft_targets_of_all_ranks_rows",
         ),
         (
+            "ranks may differ in temperature",
+            "self.ranks.agree(temperature=self.temperature, **kind)",
+            "pass",
+            LOSS + "test_ranks_of_different_temperatures_are_an_error_on_all",
+        ),
+        (
             "a replica's pool is thrown away in silence",
             'getattr(self, "_is_replica", False)',
             "False",

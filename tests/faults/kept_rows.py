@@ -249,6 +249,13 @@ FAULTS = {
     ],
     "toast_kernels/pool.py": [
         (
+            "a reservoir counts rows of a call that failed",
+            "        pool_rows(logits, labels, self.memory, self.ignore_index, places)\n",
+            "        if self.seen is not None:\n            self.seen.add_(1)\n"
+            "        pool_rows(logits, labels, self.memory, self.ignore_index, places)\n",
+            BANK_POOL + "test_a_call_with_a_wrong_label_leaves_no_trace_in_a_reservoir",
+        ),
+        (
             "a dry run makes a pool of its own",
             "(logits.is_meta and not self.memory.counts.is_meta) or is_fake(logits)",
             "is_fake(logits)",

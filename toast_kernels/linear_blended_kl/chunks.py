@@ -230,6 +230,6 @@ def _add_product(
         total.addmm_(gradient.T, features)
         return
     bytes_a_class = features.shape[1] * (features.element_size() + total.element_size())
-    step = max(1, gradient.numel() * gradient.element_size() // bytes_a_class)
+    step = max(1, gradient.numel() * gradient.element_size() // max(1, bytes_a_class))
     for block, of_classes in zip(total.split(step), gradient.T.split(step), strict=True):
         block.add_(torch.mm(of_classes, features))
