@@ -30,9 +30,7 @@ def compiled(request):
     return compile_all([(parameters["chip"], parameters["case"]) for parameters in mine])
 
 
-@pytest.mark.parametrize(
-    ("chip", "case"), JOBS, ids=[f"{case.op}-{case.name}-{chip}".replace(" ", "-") for chip, case in JOBS]
-)
+@pytest.mark.parametrize(("chip", "case"), JOBS, ids=IDS)
 def test_compiles_to_what_was_promised(compiled, chip, case):
     kernels = compiled[chip, case]
     assert not isinstance(kernels, str), kernels
