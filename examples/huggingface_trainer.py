@@ -40,7 +40,11 @@ class Toast(TrainerCallback):
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "toast_loss.pt"
 
     def loss(self, outputs: dict, labels: Tensor, num_items_in_batch=None) -> Tensor:
-        return self.criterion(outputs["logits"], labels)
+        loss = self.criterion(outputs["logits"], labels)
+        if num_items_in_batch is None:
+            return loss
+        # Trainer adds up what accumulated batches return, so each returns its share of all their rows.
+        return loss * labels.ne(-100).sum() / num_items_in_batch
 
     def on_train_begin(self, args, state, control, **kwargs):
         if self.file(args, state).exists():
@@ -48,6 +52,9 @@ class Toast(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.criterion.set_epoch(int(state.epoch))
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        self.criterion.set_epoch(round(state.epoch))  # before a checkpoint: the pool is not saved
 
     def on_save(self, args, state, control, **kwargs):
         torch.save(self.criterion.state_dict(), self.file(args, state))
@@ -57,8 +64,9 @@ def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:
     criterion = ToastLoss(CLASSES, num_epochs=epochs)
     toast = Toast(criterion)
     arguments = TrainingArguments(
-        folder, num_train_epochs=epochs, per_device_train_batch_size=64, eval_strategy="epoch", save_strategy="epoch",
-        learning_rate=1e-2, report_to="none", use_cpu=not torch.cuda.is_available(), disable_tqdm=True,
+        folder, num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=1e-2,
+        eval_strategy="epoch", save_strategy="epoch", report_to="none", disable_tqdm=True,
+        use_cpu=not torch.cuda.is_available(),
     )  # fmt: skip
     trainer = Trainer(
         Classifier(), arguments, train_dataset=points(1), eval_dataset=points(2), compute_loss_func=toast.loss,

@@ -1,6 +1,7 @@
 """MedoidBank: pools an epoch's logits, then turns each class's medoid into the class's soft target."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -16,6 +17,8 @@ from .pool import Pool
 from .soft_targets import SoftTargets, check_temperature
 from .state import of_another_version, state_rank
 from .uncompiled import leave_uncompiled
+
+SOFTENED = 1 << 24  # logits of medoids that are made soft targets at a time
 
 
 class MedoidBank(nn.Module):
@@ -203,31 +206,35 @@ class MedoidBank(nn.Module):
 
     def _of_this_process(self) -> SoftTargets:
         logits, labels, positions = self.pool.rows()
+        table, store = self._table(logits.device)
         found = class_medoids(logits, labels, self.num_classes, **self._selection())
-        if not len(logits):
-            self.medoids, rows = found, logits.new_zeros(self.num_classes, self.num_classes)
-        else:
-            at = found.clamp(min=0)
-            self.medoids, rows = torch.where(found >= 0, positions[at], -1), logits[at]
-        return SoftTargets.from_logits(
-            rows, self.temperature, top_k=self.top_k, dtype=self.dtype, filled=self.medoids >= 0
-        )
+        classes = (found >= 0).nonzero()[:, 0]
+        self.medoids = torch.full_like(found, -1)
+        self.medoids[classes] = positions[found[classes]]
+        for some in classes.split(max(1, SOFTENED // self.num_classes)):
+            store(some, logits[found[some]])
+        return table
 
     def _of_all_ranks(self) -> SoftTargets:
-        kind = {"top_k": self.top_k, "dtype": self.dtype}
-        self.ranks.agree(temperature=self.temperature, **kind)
+        self.ranks.agree(temperature=self.temperature, top_k=self.top_k, dtype=self.dtype)
         with self.ranks.in_step():
             logits, labels, positions = self.pool.rows()
-            table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=logits.device)
-            table = replace(table, temperature=self.temperature)
-
-        def store(classes: Tensor, rows: Tensor) -> None:
-            table[classes.to(table.device)] = SoftTargets.from_logits(rows, self.temperature, **kind)
-
+            table, store = self._table(logits.device)
         self.medoids = distributed_class_medoids(
             logits, labels, positions, self.num_rows, self.num_classes, store, **self._selection(), ranks=self.ranks
         )
         return table
+
+    def _table(self, device: torch.device) -> tuple[SoftTargets, Callable[[Tensor, Tensor], None]]:
+        """A table without a row, and what stores the soft targets of some classes in it, given their logits."""
+        kind = {"top_k": self.top_k, "dtype": self.dtype}
+        table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=device)
+        table = replace(table, temperature=self.temperature)
+
+        def store(classes: Tensor, rows: Tensor) -> None:
+            table[classes.to(device)] = SoftTargets.from_logits(rows, self.temperature, **kind)
+
+        return table, store
 
     def _selection(self) -> dict:
         """Settings of class_medoids."""
