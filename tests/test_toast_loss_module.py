@@ -1,5 +1,6 @@
 """ToastLoss: an epoch's pool becomes the next epoch's soft targets; checked against plain float64 PyTorch and SciPy."""
 
+import math
 import warnings
 
 import pytest
@@ -199,6 +200,21 @@ def test_set_epoch_at_any_step():
     torch.testing.assert_close(criterion.soft_targets.dense(), soft)
 
 
+def test_a_later_epoch_without_any_soft_target_is_warned_of():
+    criterion = exact(num_epochs=3)
+    criterion.set_epoch(0)
+    with pytest.warns(UserWarning, match="epoch 1 has no soft targets: no row was pooled before it"):
+        criterion.set_epoch(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion.set_epoch(2)  # once
+        other = exact(num_epochs=3)
+        other.set_epoch(0)
+        other(*make_rows())
+        other.set_epoch(1)
+        other.set_epoch(2)  # it has those of epoch 1
+
+
 def test_soft_targets_that_are_nearly_one_hot_are_warned_of():
     logits, labels = make_rows()
     with warnings.catch_warnings():
@@ -246,7 +262,14 @@ BAD_CALLS = {
         lambda: ToastLoss(CLASSES).set_epoch(1.5, 3),
         r"epoch must be an int, got 1.5",
     ),
-    "before": (lambda: ToastLoss(CLASSES).set_epoch(-1, 3), "epoch must be >= 0 and num_epochs > 0, got -1 and 3"),
+    "before": (lambda: ToastLoss(CLASSES).set_epoch(-1, 3), "epoch must be >= 0, got -1"),
+    "none": (lambda: ToastLoss(CLASSES).set_epoch(0, 0), "num_epochs must be a number > 0, got 0"),
+    "nan": (lambda: ToastLoss(CLASSES, num_epochs=math.nan), "num_epochs must be a number > 0, got nan"),
+    "T": (lambda: ToastLoss(CLASSES, temperature=0), "temperature must be positive and finite, got 0"),
+    "lambda": (lambda: ToastLoss(CLASSES, past_weight=-1.0), "past_weight must be at least 0, got -1"),
+    "smoothing": (lambda: ToastLoss(CLASSES, label_smoothing=2.0), r"label_smoothing must be in \[0, 1\], got 2"),
+    "reduction": (lambda: ToastLoss(CLASSES, reduction="x"), "reduction must be .* got 'x'"),
+    "weight": (lambda: ToastLoss(CLASSES, weight=torch.ones(3)), r"weight must have shape .* got \[3\]"),
     "num_epochs": (lambda: ToastLoss(CLASSES).set_epoch(0), "num_epochs must be given, to set_epoch or to ToastLoss"),
     "metric": (lambda: ToastLoss(CLASSES, metric="hamming"), "metric must be one of 'euclidean', .*, got 'hamming'"),
     "pool_dtype": (lambda: ToastLoss(CLASSES, pool_dtype=torch.float8_e5m2), "pool_dtype must be one of torch.float64"),

@@ -58,6 +58,17 @@ def check(given: Arguments) -> None:
     _check_past(given.past, given.past_index, logits, given.temperature)
 
 
+def check_settings(num_classes: int, *, weight: Tensor | None, **settings) -> None:
+    """Raises for settings of toast_loss that no call can be made with."""
+    device = "cpu" if weight is None else weight.device
+    nothing = torch.empty(0, num_classes, dtype=torch.float32, device=device)
+    labels = torch.empty(0, dtype=torch.int64, device=device)
+    without = {"soft_targets": None, "alpha": 0.0, "past": None, "past_index": None, "return_stats": False}
+    given = Arguments(logits=nothing, target=labels, weight=weight, **without, **settings)
+    check(given)
+    numbers(given)
+
+
 def numbers(given: tuple) -> tuple:
     """(alpha, past_weight) as `number` gives them, of Arguments in order.
 

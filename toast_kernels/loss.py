@@ -4,12 +4,14 @@ import math
 import operator
 import warnings
 from dataclasses import replace
+from numbers import Real
 from typing import TYPE_CHECKING, Literal, overload
 
 import torch
 from torch import Tensor, nn
 
 from .annotations import Backend, Metric, Reduction, Target
+from .arguments import check_settings
 from .bank import MedoidBank
 from .distributed import ProcessGroup
 from .functional import ToastStats, toast_loss
@@ -17,7 +19,7 @@ from .mixup import mixup_triple
 from .pool import is_fake
 from .replay import PastPredictions
 from .soft_targets import SoftTargets
-from .state import keeping_dtypes, of_another_version
+from .state import keeping_dtypes, of_another_loss, of_another_version
 from .uncompiled import leave_uncompiled
 
 LARGE_TABLE = 2 * 2**30  # bytes
@@ -108,7 +110,7 @@ class ToastLoss(nn.Module):
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
         leave_uncompiled(ToastLoss, "_move")
-        self.num_epochs = num_epochs
+        self.num_epochs = None if num_epochs is None else _checked_num_epochs(num_epochs)
         self.max_alpha = alpha
         self.past_weight = past_weight
         self.temperature = temperature
@@ -116,7 +118,7 @@ class ToastLoss(nn.Module):
         self.label_smoothing = label_smoothing
         self.reduction = reduction
         self.backend = backend
-        self._may_warn = {"growing", "one-hot"}
+        self._may_warn = {"growing", "one-hot", "empty"}
         self.bank = MedoidBank(
             num_classes, metric=metric, temperature=soft_temperature, top_k=top_k, correct_only=correct_only,
             min_share=min_share, dtype=dtype, pool_dtype=pool_dtype, pool_rows=pool_rows,
@@ -124,6 +126,10 @@ class ToastLoss(nn.Module):
             process_group=process_group, backend=backend,
         )  # fmt: skip
         self.register_buffer("weight", weight)
+        check_settings(
+            num_classes, weight=weight, past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction, backend=backend,
+        )  # fmt: skip
         self._table = self._table_device = None
         with torch.inference_mode(False):
             self.register_buffer("alpha", torch.empty((), dtype=torch.float32))
@@ -265,17 +271,25 @@ class ToastLoss(nn.Module):
             epoch = operator.index(epoch)
         except TypeError:
             raise TypeError(f"epoch must be an int, got {epoch!r}") from None
-        num_epochs = self.num_epochs if num_epochs is None else num_epochs
-        if num_epochs is None:
+        if epoch < 0:
+            raise ValueError(f"epoch must be >= 0, got {epoch}")
+        if num_epochs is None and self.num_epochs is None:
             raise TypeError("num_epochs must be given, to set_epoch or to ToastLoss")
-        if epoch < 0 or num_epochs <= 0:
-            raise ValueError(f"epoch must be >= 0 and num_epochs > 0, got {epoch} and {num_epochs}")
+        num_epochs = self.num_epochs if num_epochs is None else _checked_num_epochs(num_epochs)
         with torch.inference_mode(False), torch.no_grad():
             if self.max_alpha > 0:
-                self.bank.ranks.agree(epoch=epoch, num_epochs=num_epochs, last_epoch=int(self.epoch))
-                if epoch != int(self.epoch) and self.bank.has_rows():
+                last_epoch = int(self.epoch)
+                self.bank.ranks.agree(epoch=epoch, num_epochs=num_epochs, last_epoch=last_epoch, alpha=self.max_alpha)
+                if epoch != last_epoch and self.bank.has_rows():
                     self._renew(self.bank.compute())
                     self.bank.reset()
+                elif epoch not in (0, last_epoch) and "empty" in self._may_warn and not self.filled.any():
+                    self._may_warn.discard("empty")
+                    warnings.warn(
+                        f"epoch {epoch} has no soft targets: no row was pooled before it. To resume with some, save "
+                        "after set_epoch of the next epoch, or with save_pool",
+                        stacklevel=2,
+                    )
             self.epoch.fill_(epoch)
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))
         self._may_warn.discard("growing")
@@ -322,24 +336,16 @@ class ToastLoss(nn.Module):
         return self
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
-        if of_another_version(state, prefix, errors) or self._is_of_another_loss(state, prefix, errors):
+        if of_another_version(state, prefix, errors) or of_another_loss(self, state, prefix, errors):
             return
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._may_warn.discard("growing")
 
-    def _is_of_another_loss(self, state: dict, prefix: str, errors: list[str]) -> bool:
-        """Whether a state is of other settings; then `errors` says so. It may have some of the names only."""
-        bank, wrong = self.bank, []
-        values, entropy, temperature = (state.get(prefix + x) for x in ("values", "entropy", "soft_temperature"))
-        if self.max_alpha > 0 and values is not None and entropy is not None:
-            top_k = values.shape[1] if f"{prefix}indices" in state else None
-            wrong += [("num_classes", len(entropy), bank.num_classes), ("top_k", top_k, bank.top_k)]
-        if self.max_alpha > 0 and temperature is not None and not temperature.is_meta:
-            near = math.isclose(temperature, bank.temperature, rel_tol=1e-2)  # averages and half types round
-            wrong.append(("soft_temperature", bank.temperature if near else float(temperature), bank.temperature))
-        wrong = [f"{name} = {of_state}, and here it is {here}" for name, of_state, here in wrong if of_state != here]
-        errors += [f"{prefix or 'the state '}is of a loss with {text}" for text in wrong]
-        return bool(wrong)
+
+def _checked_num_epochs(num_epochs: float) -> float:
+    if not isinstance(num_epochs, Real) or not 0 < num_epochs < math.inf:
+        raise ValueError(f"num_epochs must be a number > 0, got {num_epochs!r}")
+    return num_epochs
 
 
 def _is_dry_run(logits: Tensor, state: Tensor) -> bool:
