@@ -231,6 +231,8 @@ def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):
         rows = min(4 * tile.num_warps, size // row)
         return short_rows_kernel, rows, dict(ROWS=rows, SEGMENTS=row // width, WIDTH=width)
     lanes = (64 if torch.version.hip else 32) * tile.num_warps
+    if shifted:  # by whole vectors, of which AMD's more lanes want more
+        size = max(size, lanes * vector)
     vector = min(vector, size // lanes)
     constants = dict(
         HELD=tile.kind == "held", EXACT=num_classes % size == 0, SHIFTED=shifted,
