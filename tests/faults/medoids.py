@@ -196,12 +196,6 @@ FAULTS = {
             COSTS,
         ),
         (
-            "rounding of the packed rows is left out of the bound",
-            "(some.bound[i] + double(c_.n) * errors[i] + total_error) / scale_",
-            "some.bound[i] / scale_",
-            COSTS,
-        ),
-        (
             "the bound stays in the panels' scale",
             "+ total_error) / scale_;",
             "+ total_error);",
