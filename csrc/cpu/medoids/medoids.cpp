@@ -133,6 +133,8 @@ void nominate(const ClassRows& c, Metric metric, bool finely, const Candidates& 
         products.nominate<double>(some);
       else
         products.nominate<float>(some);
+    } else if (some.count == c.n) {  // all rows, in order
+      nominate_all<m>(c, finely, some.cost, some.bound, threads);
     } else {
       std::vector<double> cost(c.n), bound(c.n);
       nominate_all<m>(c, finely, cost.data(), bound.data(), threads);

@@ -43,9 +43,9 @@ void load_elements(const T* in, int64_t stride, int64_t n, double* out) {
 }
 
 inline void load_columns(const Matrix& x, int64_t row, int64_t first, int64_t count, double* out) {
+  const int64_t begin = row * x.row_stride + first * x.column_stride;
   with_dtype(x.dtype, [&](auto zero) {
-    const auto* data = static_cast<const decltype(zero)*>(x.data);
-    load_elements(data + row * x.row_stride + first * x.column_stride, x.column_stride, count, out);
+    load_elements(static_cast<const decltype(zero)*>(x.data) + begin, x.column_stride, count, out);
   });
 }
 
