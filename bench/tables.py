@@ -94,11 +94,12 @@ def proof(dense, top_k, plain):
         ]
         return f"{min(large):.2g} to {max(large):.2g}"
 
+    plain = span(plain, "F.cross_entropy")
     eager, listed, compiled = span(dense, "eager"), span(top_k, "eager"), span(dense, "torch.compile")
     return (
         f"On a CPU, forward and backward, it is **{eager} times as fast as eager PyTorch** with dense soft targets\n"
         f"({listed} times with top-k ones), and {compiled} times as fast as torch.compile; with nothing added,\n"
-        f"{span(plain, 'F.cross_entropy')} times as fast as `F.cross_entropy`."
+        f"{plain} times as fast as `F.cross_entropy`, from 1024 x 1000 logits on."
     )
 
 

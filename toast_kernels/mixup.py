@@ -17,8 +17,8 @@ def mixup_triple(probs: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor
             roundings of its dtype.
         label_smoothing: what `probs` were smoothed with, (1 - label_smoothing) * mixed + label_smoothing / C, as
             timm's Mixup does by default (0.1). It is taken out: the triple holds the labels before smoothing. A row
-            that has a class at 0, as torchvision's, was not smoothed and is taken as it is. To have the same loss as
-            of smoothed targets, pass the same label_smoothing to toast_loss.
+            that has a class at 0, as torchvision's of three classes or more, was not smoothed and is taken as it is. To
+            have the same loss as of smoothed targets, pass the same label_smoothing to toast_loss.
 
     Returns:
         y_a, y_b: int64, shaped like probs without the class dimension. lam: likewise, float32 or wider.
