@@ -47,7 +47,7 @@ def build(target: str, folder: Path) -> list[Path]:
     for name in KERNELS:
         for isa in isas:
             objects.append(folder / f"{name}.{isa}.o")
-            source = ROOT / "csrc" / "cpu" / f"{name}.cpp"
+            (source,) = (ROOT / "csrc" / "cpu").rglob(f"{name}.cpp")
             compile(*ISAS[isa], f"-DTOAST_ISA={isa}", "-c", source, "-o", objects[-1])
     objects.append(folder / "dispatch.o")
     compile(*(f"-DTOAST_HAS_{isa}" for isa in isas), "-c", ROOT / "csrc" / "cpu" / "dispatch.cpp", "-o", objects[-1])

@@ -61,7 +61,7 @@ FAULTS = {
         ),
         (
             "ranks may differ in temperature",
-            "self.ranks.agree(temperature=self.temperature, **kind)",
+            "self.ranks.agree(temperature=self.temperature, top_k=self.top_k, dtype=self.dtype)",
             "pass",
             LOSS + "test_ranks_of_different_temperatures_are_an_error_on_all",
         ),
