@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -139,17 +140,23 @@ def check(faults: list[Fault], tree: Tree) -> Counter:
     return count
 
 
+def misfit(fault: Fault) -> Iterator[str]:
+    """What no longer fits the code."""
+    if (ROOT / fault.file).read_text().count(fault.old) != 1 or fault.old == fault.new:
+        yield f"the old text of {fault.name!r} does not occur exactly once in {fault.file}"
+    file, _, test = fault.test.partition("::")
+    if test and not ((ROOT / file).exists() and f"def {test.partition('[')[0]}(" in (ROOT / file).read_text()):
+        yield f"the test of {fault.name!r} is not there: {fault.test}"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--list", action="store_true", help="print the faults and their tests, and run nothing")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="faults whose name contains one of these")
     arguments = parser.parse_args()
     faults = read_faults()
-    misfits = [
-        fault for fault in faults if (ROOT / fault.file).read_text().count(fault.old) != 1 or fault.old == fault.new
-    ]
-    for fault in misfits:
-        print(f"the old text of {fault.name!r} does not occur exactly once in {fault.file}", file=sys.stderr)
+    misfits = [message for fault in faults for message in misfit(fault)]
+    print(*misfits, sep="\n", end="\n" * bool(misfits), file=sys.stderr)
     if arguments.only:
         faults = [fault for fault in faults if any(part in fault.name for part in arguments.only)]
     if not faults:
