@@ -47,7 +47,7 @@ struct Scratch {
   // Where the chunk that begins there is kept.
   Kept<Real> kept_at(std::int64_t begin) const {
     const std::int64_t at = whole_row ? begin : 0;
-    return {kept.p + at, kept.e + at, kept.t + at};
+    return {kept.p + at, kept.e == nullptr ? nullptr : kept.e + at, kept.t + at};
   }
   Chunk<Real>& chunk_at(std::int64_t begin) { return chunks[begin / kChunk]; }
 
