@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PY := $(VENV)/bin/python
-CPP_FILES := $(shell find csrc tests/cpp tests/cuda_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc tests/cpp tools/cuda_on_cpu -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
@@ -26,7 +26,7 @@ ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and Undefin
 
 cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
 	-$(PY) -m pip install --quiet -r requirements-cross.txt
-	$(PY) tests/cross_build.py $(ARGS)
+	$(PY) tools/cross_build.py $(ARGS)
 
 docs: setup $(VENV)/.more ## the documentation, into build/docs
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
@@ -41,10 +41,10 @@ check-more: docs cross ## what a release wants besides `make test` and `make lin
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(PY) -m pip install --quiet --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
 	for triton in "" build/oldest-triton; do \
-		TOAST_MORE=1 PYTHONPATH=$$triton $(PY) -m pytest -q tests/test_compile_targets.py || exit 1; done
+		TOAST_MORE=1 PYTHONPATH=$$triton $(PY) -m pytest -q tests/compiled/test_compile_targets.py || exit 1; done
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
-	$(PY) tests/seeded_faults.py $(ARGS)
+	$(PY) tools/seeded_faults.py $(ARGS)
 
 # glibc keeps freed memory, for ours and the peers alike: the page faults of fresh memory cost as much as a loss.
 bench: setup ## kernel microbenchmarks against their peers, then the READMEs' tables and plots from the results
@@ -54,12 +54,12 @@ bench: setup ## kernel microbenchmarks against their peers, then the READMEs' ta
 
 # With the Python that has PyTorch for the GPU, and not the .venv.
 gpu: ## on a machine with a GPU: a test of every kernel, then every benchmark, within nine minutes (PART=gate|loss|medoids|step|tests|checkers, RESULTS=folder)
-	$(PYTHON) bench/gpu.py $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
+	$(PYTHON) tools/gpu.py $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
 
 lint: setup
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
-	$(PY) -m mypy --strict --follow-imports=silent --cache-dir build/mypy tests/typed_snippet.py
+	$(PY) -m mypy --strict --follow-imports=silent --cache-dir build/mypy tests/package/typed_snippet.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 
 format: setup

@@ -1,14 +1,10 @@
 """What all suites share: a fresh compiler for each, and pytest-benchmark's table made of the harness's times."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # read when torch is imported; keeps the memory profiler quiet
-
-sys.path.append(str(Path(__file__).parent.parent / "python"))  # the training program's parts
 
 
 class Replayed:

@@ -22,7 +22,8 @@ import torch.distributed as dist
 def run(module: str, function: str, size: int, timeout: float = 120) -> list:
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, Path(__file__), module, function, str(size), folder, str(timeout)]
-        environment = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
+        paths = os.pathsep.join(sys.path)
+        environment = {**os.environ, "PYTHONPATH": paths, "GLOO_SOCKET_IFNAME": "lo", "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=2 * timeout
         )

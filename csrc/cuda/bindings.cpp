@@ -1,5 +1,5 @@
 // toast_kernels._cuda: the CUDA kernels as Python functions over raw addresses. A module of its own, so that one that
-// cannot be loaded leaves the kernels for CPUs alone. Built with tests/cuda_on_cpu it is _cuda_on_cpu.
+// cannot be loaded leaves the kernels for CPUs alone. Built with tools/cuda_on_cpu it is _cuda_on_cpu.
 #include "bindings.h"
 
 #include "cuda/blended_kl.h"

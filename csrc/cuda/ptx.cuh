@@ -1,5 +1,5 @@
 // What CUDA C++ has no name for: single instructions, and the cluster, behind plain functions.
-// Compiled for a CPU (see tests/cuda_on_cpu), each says in C++ what it does.
+// Compiled for a CPU (see tools/cuda_on_cpu), each says in C++ what it does.
 #pragma once
 
 #include <cooperative_groups.h>

@@ -1,10 +1,10 @@
-// A block's shared memory, declared alike for nvcc and for tests/cuda_on_cpu, where no macro could stand for __shared__
+// A block's shared memory, declared alike for nvcc and for tools/cuda_on_cpu, where no macro could stand for __shared__
 // alone: the threads of all blocks run in one process there, so that every block needs a copy of its own.
 #pragma once
 
 #include <cuda_runtime.h>
 
-#if !defined(SMEM_STATIC)  // else tests/cuda_on_cpu/cuda_runtime.h has defined both
+#if !defined(SMEM_STATIC)  // else tools/cuda_on_cpu/cuda_runtime.h has defined both
 
 template <class T>
 using SharedType = T;

@@ -1,5 +1,5 @@
 // One call of a kernel on fixed data, on one thread, for valgrind to count: count_instructions CASE ROWS WIDTH.
-// See tests/test_instruction_counts.py.
+// See tests/compiled/test_instruction_counts.py.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>

@@ -1,4 +1,4 @@
-// The CUDA kernel, run on a CPU by tests/cuda_on_cpu, against plain double loops: every size of cluster, rows held and
+// The CUDA kernel, run on a CPU by tools/cuda_on_cpu, against plain double loops: every size of cluster, rows held and
 // read, in many orders of the threads.
 #include "blended_kl_compare.h"
 #include "cuda/blended_kl.h"

@@ -1,0 +1,53 @@
+"""The seeded-fault check itself, on a few of its faults; `make faults` runs them all."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import seeded_faults
+
+SAMPLE = (
+    "the bound stays in the panels' scale",
+    "the gradient lacks the hard label of a chunk's last class",
+    "a row's next neighbour is left out",
+    "a block's barrier for the cluster's",
+    "vectors of the gradient are one class off",
+    "vectors begin where the row does",
+)
+
+
+def run(*arguments):
+    return subprocess.run(
+        [sys.executable, Path(seeded_faults.__file__), *arguments], capture_output=True, text=True, timeout=600
+    )
+
+
+def test_every_fault_still_fits_the_code():
+    done = run("--list")
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == len(seeded_faults.read_faults()) > 80
+
+
+def test_a_sample_is_caught():
+    done = run("--only", *SAMPLE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in SAMPLE:
+        assert f"caught   {name}" in done.stdout
+
+
+def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys):
+    harmless = seeded_faults.Fault(
+        "harmless", "toast_kernels/mixup.py", "import torch\n", "import torch\n\n", "tests/toast_loss/test_mixup.py"
+    )
+    count = seeded_faults.check([harmless], seeded_faults.Tree(tmp_path))
+    assert count == {"MISSED": 1}
+    assert "MISSED   harmless  ->" in capsys.readouterr().out
+
+
+def test_a_test_that_does_not_exist_is_an_error(tmp_path):
+    fault = seeded_faults.Fault(
+        "any", "toast_kernels/mixup.py", "import torch\n", "", "tests/toast_loss/test_mixup.py::test_none"
+    )
+    with pytest.raises(SystemExit, match="was not run"):
+        seeded_faults.check([fault], seeded_faults.Tree(tmp_path))

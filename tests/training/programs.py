@@ -1,0 +1,45 @@
+"""The programs in python/ as the tests use them: their modules imported, or run as a user runs them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import optional
+
+PYTHON = Path(__file__).resolve().parents[2] / "python"
+TRAIN = PYTHON / "train.py"
+optional.skip_without("matplotlib", "PIL", "fontTools", "rich")
+
+import augment  # noqa: E402, F401
+import backbones  # noqa: E402, F401
+import checkpoint  # noqa: E402, F401
+import fashion_mnist  # noqa: E402, F401
+import glyphs  # noqa: E402, F401
+import image_data  # noqa: E402, F401
+import image_folder  # noqa: E402, F401
+import metrics  # noqa: E402, F401
+import options  # noqa: E402, F401
+import pictures  # noqa: E402, F401
+import report  # noqa: E402, F401
+import train  # noqa: E402, F401
+import training  # noqa: E402, F401
+
+
+def start_train(*arguments, **popen) -> subprocess.Popen:
+    """train.py in a process of its own, its output as text in pipes."""
+    return subprocess.Popen(
+        [sys.executable, str(TRAIN), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
+        **popen,
+    )
+
+
+def run_train(*arguments, **popen) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of train.py."""
+    with start_train(*arguments, **popen) as process:
+        output, errors = process.communicate(timeout=120)
+    return process.returncode, output, errors
