@@ -50,7 +50,7 @@ KERNELS = {
         "triton": Kernels("cuda", FLOATS[1:], widest=2**31 - 2**16),  # argmax counts in int32, a block beyond the end
         "reference": REFERENCE,
     },
-    "class_medoids": {
+    "medoids": {
         "cpu": Kernels("cpu"),
         "triton": Kernels("cuda"),
         "reference": REFERENCE,

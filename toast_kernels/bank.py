@@ -238,7 +238,7 @@ class MedoidBank(nn.Module):
 
     def _selection(self) -> dict:
         """Settings of class_medoids."""
-        backend = self.backend if self.backend in KERNELS["class_medoids"] else "auto"
+        backend = self.backend if self.backend in KERNELS["medoids"] else "auto"
         return {"metric": self.metric, "ignore_index": self.ignore_index, "backend": backend}
 
     def reset(self) -> None:

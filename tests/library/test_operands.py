@@ -29,7 +29,7 @@ def test_uint8_labels_as_in_cross_entropy(backend):
         torch.testing.assert_close(triple, expected)
 
 
-@pytest.mark.parametrize("backend", backends.KERNELS["class_medoids"])
+@pytest.mark.parametrize("backend", backends.KERNELS["medoids"])
 def test_uint8_labels_of_medoids(backend):
     device = device_of(backend)
     arguments = LOGITS.to(device), LABELS.to(device), 5
@@ -94,7 +94,7 @@ def test_negated_upstream(reduction, backend):
     assert torch.equal(*gradients)
 
 
-@pytest.mark.parametrize("backend", backends.KERNELS["class_medoids"])
+@pytest.mark.parametrize("backend", backends.KERNELS["medoids"])
 def test_negated_rows_of_medoids(backend):
     x, labels = normal(40, 5, seed=3).float().to(device_of(backend)), (torch.arange(40) % 3).to(device_of(backend))
     x += 100 * torch.rand(40, 1, generator=torch.Generator().manual_seed(4)).to(x) ** 9  # not symmetric about 0

@@ -16,7 +16,7 @@ every_backend = pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("metric", METRICS)
 def test_opcheck(metric, backend):
     x, labels = logits(200, 5).requires_grad_(), random_labels(200, 3)
-    op = torch.ops.toast_kernels.class_medoids.default
+    op = torch.ops.toast_kernels.medoids.default
     torch.library.opcheck(op, (x, labels, None, 3, metric, -100, backend))
     torch.library.opcheck(op, (x[:, ::2], labels.int(), labels > 0, 3, metric, 1, backend))
 

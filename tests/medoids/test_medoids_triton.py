@@ -135,7 +135,7 @@ def test_other_classes_do_not_matter(metric):
 @pytest.mark.parametrize("metric", ["euclidean", "jeffreys"])
 def test_opcheck(metric):
     x, labels = logits(20, 5).to(DEVICE).requires_grad_(), random_labels(20, 3).to(DEVICE)
-    op = torch.ops.toast_kernels.class_medoids.default
+    op = torch.ops.toast_kernels.medoids.default
     torch.library.opcheck(op, (x[:, ::2], labels.int(), labels > 0, 3, metric, 1, "triton"))
 
 

@@ -62,7 +62,7 @@ def test_versions_and_choices(report_here):
 def test_instruction_set():
     installed, choices = report("-m", "toast_kernels", TOAST_CPU_ISA="generic")
     assert "built, instruction set generic" in installed["C++ kernels"]
-    assert choices["class_medoids", "cpu"] == choices["softmax_statistics", "cpu"] == ("cpu", "C++ kernels")
+    assert choices["medoids", "cpu"] == choices["softmax_statistics", "cpu"] == ("cpu", "C++ kernels")
     assert choices["blended_kl", "cpu"] == ("cpu", "C++ kernels; the reference for a target that requires grad")
 
 
@@ -91,7 +91,7 @@ def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     monkeypatch.setattr(backends, "_cuda", None)
     installed, choices = report_here()
     assert "usable, Triton 3" in installed["Triton kernels"]
-    assert choices["class_medoids", "cuda"] == ("triton", "Triton kernels")
+    assert choices["medoids", "cuda"] == ("triton", "Triton kernels")
     assert choices["softmax_statistics", "cuda"] == ("triton", "Triton kernels; the reference for float64")
     why = "Triton kernels; the reference for float64 and a target that requires grad"
     assert choices["blended_kl", "cuda"] == ("triton", why)

@@ -1,4 +1,4 @@
-"""The op toast_kernels::class_medoids: schema, fake and choice of backend."""
+"""The op toast_kernels::medoids: schema, fake and choice of backend."""
 
 import importlib
 
@@ -7,18 +7,18 @@ import torch
 from ..backends import choose
 
 torch.library.define(
-    "toast_kernels::class_medoids",
+    "toast_kernels::medoids",
     "(Tensor x, Tensor labels, Tensor? mask, int num_classes, str metric, int ignore_index, str backend) -> Tensor",
 )
 
 
-@torch.library.impl("toast_kernels::class_medoids", "CompositeExplicitAutograd")
+@torch.library.impl("toast_kernels::medoids", "CompositeExplicitAutograd")
 def _(x, labels, mask, num_classes, metric, ignore_index, backend):
     implementation = importlib.import_module(f".{backend}", __package__)
     return implementation.class_medoids(x, labels, mask, num_classes, metric, ignore_index)
 
 
-@torch.library.register_fake("toast_kernels::class_medoids")
+@torch.library.register_fake("toast_kernels::medoids")
 def _(x, labels, mask, num_classes, metric, ignore_index, backend):
     return x.new_empty((num_classes,), dtype=torch.int64)
 
@@ -33,7 +33,5 @@ def class_medoids(
     backend,
 ):
     """The op on checked arguments; see functional.class_medoids. It has no gradient, so x goes in detached."""
-    kernels = choose("class_medoids", backend, x.device, x.dtype, x.shape[1])
-    return torch.ops.toast_kernels.class_medoids.default(
-        x.detach(), labels, mask, num_classes, metric, ignore_index, kernels
-    )
+    kernels = choose("medoids", backend, x.device, x.dtype, x.shape[1])
+    return torch.ops.toast_kernels.medoids.default(x.detach(), labels, mask, num_classes, metric, ignore_index, kernels)
