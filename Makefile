@@ -6,6 +6,8 @@ CPP_FILES := $(shell find csrc tests/cpp tools/cuda_on_cpu -name '*.h' -o -name 
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
+# What the C++ tests run on under sanitizers, besides the generic code; `make check-more` has all.
+SIMD ?= avx512
 PART ?=
 RESULTS ?=
 OLDEST_TRITON := triton==3.6.0
@@ -20,7 +22,7 @@ test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 
 ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(VENV)/bin/cmake --log-level=WARNING -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
-		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON
+		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON -DTOAST_SIMD="$(SIMD)"
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
 
@@ -40,8 +42,9 @@ check-more: docs cross ## what a release wants besides `make test` and `make lin
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(PY) -m pip install --quiet --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
-	for triton in "" build/oldest-triton; do \
-		TOAST_MORE=1 PYTHONPATH=$$triton $(PY) -m pytest -q tests/compiled/test_compile_targets.py || exit 1; done
+	$(PY) -m pytest -q -m more tests
+	PYTHONPATH=build/oldest-triton $(PY) -m pytest -q -m "" tests/compiled/test_compile_targets.py
+	$(MAKE) ctest SIMD="avx2;avx512"
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
 	$(PY) tools/seeded_faults.py $(ARGS)

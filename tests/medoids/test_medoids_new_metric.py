@@ -75,6 +75,7 @@ for rows, width, classes, *names in sizes:
 """
 
 
+@pytest.mark.more
 def test_chebyshev(tmp_path):
     tree = seeded_faults.Tree(tmp_path)
     for file, edits in CHEBYSHEV.items():

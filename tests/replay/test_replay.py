@@ -76,7 +76,7 @@ def test_a_row_is_carried_at_most_max_age_times_in_a_row(max_age):
 
 
 def test_equal_scores_go_to_the_first_rows(kept_rows_backend):
-    rows = 1200 if kept_rows_backend == "triton" else 5000
+    rows = 300 if kept_rows_backend == "triton" else 5000
     replay = HardReplay(0.5)
     x, y, _ = replay.extend(*make_batch(0, rows=9))
     replay.keep(x, y, torch.zeros(13, CLASSES))

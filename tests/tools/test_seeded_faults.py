@@ -7,13 +7,19 @@ from pathlib import Path
 import pytest
 import seeded_faults
 
-SAMPLE = (
-    "the bound stays in the panels' scale",
-    "the gradient lacks the hard label of a chunk's last class",
-    "a row's next neighbour is left out",
-    "a block's barrier for the cluster's",
-    "vectors of the gradient are one class off",
-    "vectors begin where the row does",
+SAMPLES = (
+    ["half() rounds the state", "two rows go to one place"],
+    pytest.param(
+        [
+            "the bound stays in the panels' scale",
+            "the gradient lacks the hard label of a chunk's last class",
+            "a row's next neighbour is left out",
+            "a block's barrier for the cluster's",
+            "vectors of the gradient are one class off",
+            "vectors begin where the row does",
+        ],
+        marks=pytest.mark.more,
+    ),
 )
 
 
@@ -29,16 +35,21 @@ def test_every_fault_still_fits_the_code():
     assert len(done.stdout.splitlines()) == len(seeded_faults.read_faults()) > 80
 
 
-def test_a_sample_is_caught():
-    done = run("--only", *SAMPLE)
+@pytest.mark.parametrize("names", SAMPLES, ids=["Python", "C++"])
+def test_a_sample_is_caught(names):
+    done = run("--only", *names)
     assert done.returncode == 0, done.stdout + done.stderr
-    for name in SAMPLE:
+    for name in names:
         assert f"caught   {name}" in done.stdout
 
 
 def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys):
     harmless = seeded_faults.Fault(
-        "harmless", "toast_kernels/mixup.py", "import torch\n", "import torch\n\n", "tests/toast_loss/test_mixup.py"
+        "harmless",
+        "toast_kernels/mixup.py",
+        "import torch\n",
+        "import torch\n\n",
+        "tests/toast_loss/test_toast_loss_state.py::test_casts_leave_the_dtypes",
     )
     count = seeded_faults.check([harmless], seeded_faults.Tree(tmp_path))
     assert count == {"MISSED": 1}
@@ -47,7 +58,7 @@ def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys):
 
 def test_a_test_that_does_not_exist_is_an_error(tmp_path):
     fault = seeded_faults.Fault(
-        "any", "toast_kernels/mixup.py", "import torch\n", "", "tests/toast_loss/test_mixup.py::test_none"
+        "any", "toast_kernels/mixup.py", "import torch\n", "", "tests/toast_loss/test_toast_loss_state.py::test_none"
     )
     with pytest.raises(SystemExit, match="was not run"):
         seeded_faults.check([fault], seeded_faults.Tree(tmp_path))

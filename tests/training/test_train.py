@@ -64,7 +64,10 @@ def test_the_same_command_gives_the_same_bits(short, tmp_path):
         assert_same(*(checkpoint.load_tensors(out / name / "checkpoint.pt") for out in (short[0], tmp_path / "run")))
 
 
-@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=lambda end: end.name)
+@pytest.mark.parametrize(
+    "end",
+    [pytest.param(signal.SIGINT, marks=pytest.mark.more, id="SIGINT"), pytest.param(signal.SIGKILL, id="SIGKILL")],
+)
 def test_a_killed_run_resumes_to_the_same_bits(uninterrupted, tmp_path, end):
     out = tmp_path / "run"
     with start_train(*LONG, "--out", out) as process:
