@@ -1,4 +1,6 @@
 // Class medoids against brute force, with 1, 2 and 3 threads.
+#include <array>
+
 #include "check.h"
 #include "medoids_truth.h"
 
@@ -141,9 +143,9 @@ int main() {
       test(dtype, metric, 0, 4, 2, Cloud::normal);
     }
     for (int64_t width : {1, 3, 15, 16, 17, 33, 100})
-      for (Cloud cloud : {Cloud::normal, Cloud::grid, Cloud::outliers}) test_products(dtype, width, false, cloud);
-    for (int64_t width : {385, 1021})
-      for (Cloud cloud : {Cloud::normal, Cloud::grid}) test_products(dtype, width, true, cloud);
+      test_products(dtype, width, false, std::array{Cloud::normal, Cloud::grid, Cloud::outliers}[problems % 3]);
+    test_products(dtype, 385, true, Cloud::normal);
+    test_products(dtype, 1021, true, Cloud::grid);
     // Enough elements to be worth all threads; outliers leave cityblock's buckets no wiser and it sorts.
     test(dtype, Metric::cityblock, 500, 1021, 1, Cloud::outliers);
   }
