@@ -12,7 +12,7 @@ from torch import Tensor
 from ..backends import choose
 from ..blended_kl.op import kernels
 from ..blended_kl.problem import Problem
-from .rows import Rows, Totals, coefficients
+from .rows import Coefficients, Rows, Totals
 from .tables import Slice
 
 
@@ -27,7 +27,7 @@ def backend_for(problem: Problem) -> str | None:
 
 
 def losses(
-    problem: Problem, rows: Rows, known: Totals, own: Slice, need_gradient: bool, backend: str
+    problem: Problem, rows: Rows, known: Totals, own: Slice, scale: Coefficients | None, backend: str
 ) -> tuple[Tensor, Tensor | None]:
     """As rows.losses."""
     (label,) = rows.labels
@@ -38,8 +38,8 @@ def losses(
     if problem.need_stats:
         found.append(-torch.where(here & (label.share != 0), label.share * log_p, 0))
     gradient = None
-    if need_gradient:
-        of_class = coefficients(problem, rows).of_class
+    if scale is not None:
+        of_class = scale.of_class
         in_kernel = rows.used & (known.own_logsumexp != -torch.inf)
         upstream = of_class * known.mass * (known.own_logsumexp - known.logsumexp).exp()
         asked = problem._replace(

@@ -14,7 +14,7 @@ from . import labels
 from .arguments import check_own, check_widths, settings
 from .dtensor import local
 from .exchange import Exchange
-from .rows import Rows, Totals, losses, names_of_statistics, rows_of, statistics, totals
+from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
 from .tables import Slice
 
 # Logits worked on at a time, in some four copies of their number: what a second-level cache holds, and on a GPU
@@ -46,11 +46,14 @@ def sharded_blended_kl(given: tuple, process_group: ProcessGroup | str | None) -
 @torch.no_grad()
 def run(problem: Problem, own: Slice, exchange: Exchange) -> tuple[Outputs, Totals]:
     rows = rows_of(problem, own)
+    scale = coefficients(problem, rows) if problem.need_gradient else None
+    with exchange.attempt():
+        reject_out_of_range(problem, own.num_classes)
     known = share_statistics(problem, rows, own, exchange)
     parts = gradient = None
     with exchange.attempt():
         if exchange.error is None:
-            parts, gradient = differentiate(problem, rows, known, own, problem.need_gradient)
+            parts, gradient = differentiate(problem, rows, known, own, scale)
     loss, cross_entropy = share_losses(problem, rows, known, parts, exchange)
     stats = None
     if problem.need_stats:
@@ -59,14 +62,20 @@ def run(problem: Problem, own: Slice, exchange: Exchange) -> tuple[Outputs, Tota
 
 
 def differentiate(
-    problem: Problem, rows: Rows, known: Totals, own: Slice, need_gradient: bool
+    problem: Problem, rows: Rows, known: Totals, own: Slice, scale: Coefficients | None
 ) -> tuple[Tensor, Tensor | None]:
     """rows.losses, by the fastest way there is."""
     backend = labels.backend_for(problem) if own.width else None
     if backend is None:
-        return losses(problem, rows, known, own, step_of(problem.logits), need_gradient)
+        return losses(problem, rows, known, own, step_of(problem.logits), scale)
     with torch.cuda.device_of(problem.logits):
-        return labels.losses(problem, rows, known, own, need_gradient, backend)
+        return labels.losses(problem, rows, known, own, scale, backend)
+
+
+def reject_out_of_range(problem: Problem, num_classes: int) -> None:
+    logits = problem.logits
+    if logits.device.type == "cpu":
+        _reject_out_of_range(problem._replace(logits=logits.new_empty(1, 1).expand(len(logits), num_classes)))
 
 
 def share_statistics(problem: Problem, rows: Rows, own: Slice, exchange: Exchange) -> Totals:
@@ -85,10 +94,6 @@ def share_statistics(problem: Problem, rows: Rows, own: Slice, exchange: Exchang
     found = problem.logits.new_zeros((len(same) + len(names), num_rows), dtype=torch.float64)
     with exchange.attempt():
         if exchange.error is None:
-            if problem.logits.device.type == "cpu":
-                _reject_out_of_range(
-                    problem._replace(logits=problem.logits.new_empty(1, 1).expand(num_rows, own.num_classes))
-                )
             for row, x in zip(found, same.values(), strict=False):
                 row.copy_(x)
             found[len(same) :] = statistics(problem, rows, own, step_of(problem.logits))
@@ -162,4 +167,5 @@ def _gradient(ctx, upstream: Tensor) -> Tensor:
             return gradient * upstream
         return gradient.detach().mul_(upstream)
     problem = unflatten(kept(ctx))._replace(upstream=upstream.double(), need_stats=False)
-    return differentiate(problem, rows_of(problem, ctx.own), ctx.known, ctx.own, True)[1]
+    rows = rows_of(problem, ctx.own)
+    return differentiate(problem, rows, ctx.known, ctx.own, coefficients(problem, rows))[1]

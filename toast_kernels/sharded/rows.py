@@ -90,18 +90,18 @@ def rows_of(problem: Problem, own: Slice) -> Rows:
     return Rows(labels, past, used, torch.where(bad, torch.nan, one), row_weight, smoothing, sum_of_smoothing)
 
 
-def cut(rows: Rows, part: slice) -> Rows:
-    """Some of the rows."""
-
-    def lookup(x):
-        return x and x._replace(index=x.index[part], used=x.used[part])
-
-    labels = [
-        Label(*(x[part] if isinstance(x, Tensor) else x for x in label[:-1]), lookup(label.row))
-        for label in rows.labels
-    ]
-    of_rows = {name: getattr(rows, name)[part] for name in ("used", "poison", "row_weight")}
-    return rows._replace(labels=labels, past=lookup(rows.past), **of_rows)
+def cut(x, part: slice):
+    """Some of the rows, of Rows, Totals, Coefficients or what stands in them."""
+    if isinstance(x, Tensor):
+        return x[part]
+    if isinstance(x, list):
+        return [cut(y, part) for y in x]
+    if isinstance(x, Lookup):
+        return x._replace(index=x.index[part], used=x.used[part])
+    if isinstance(x, Rows):
+        of_classes = {"smoothing": x.smoothing, "sum_of_smoothing": x.sum_of_smoothing}
+        return Rows(*(cut(y, part) for y in x[: -len(of_classes)]), **of_classes)
+    return x and type(x)(*(cut(y, part) for y in x))
 
 
 class Totals(NamedTuple):
@@ -185,6 +185,7 @@ class Coefficients(NamedTuple):
 
 
 def coefficients(problem: Problem, rows: Rows) -> Coefficients:
+    """Of all rows: "mean" divides by what they have."""
     of_class = of_past = torch.where(rows.used, rows.poison, 0)
     if problem.reduction == "mean":
         sum_of_weights, rows_with_past = rows.divisors()
@@ -196,15 +197,14 @@ def coefficients(problem: Problem, rows: Rows) -> Coefficients:
 
 
 def losses(
-    problem: Problem, rows: Rows, known: Totals, own: Slice, step: int, need_gradient: bool
+    problem: Problem, rows: Rows, known: Totals, own: Slice, step: int, scale: Coefficients | None
 ) -> tuple[Tensor, Tensor | None]:
     """[2, N], or [3, N] with stats, in float64: what the classes that are here add to each row's class term, past term
-    and cross-entropy against the labels alone; and the gradient [N, width]."""
+    and cross-entropy against the labels alone; and, where a scale is given, the gradient [N, width]."""
     logits = problem.logits
     found = logits.new_zeros((3 if problem.need_stats else 2, len(logits)), dtype=torch.float64)
-    gradient = logits.new_empty(len(logits), own.width) if need_gradient else None
+    gradient = None if scale is None else logits.new_empty(len(logits), own.width)
     if own.width:
-        scale = coefficients(problem, rows) if need_gradient else None
         for part in parts_of(len(logits), step):
             _add_chunk(problem, rows, known, own, part, found[:, part], scale, gradient)
     return found, gradient
