@@ -80,7 +80,7 @@ FAULTS = {
         ),
         (
             "soft targets are softened by each rank alone",
-            "log_probabilities(values, self.table.temperature, total[rows])",
+            "log_probabilities(values, self.table.temperature, total)",
             "log_probabilities(values, self.table.temperature, self.table.logsumexp[index].double())",
             ONE_PROCESS,
         ),

@@ -143,12 +143,12 @@ def statistics(problem: Problem, rows: Rows, own: Slice, step: int) -> Tensor:
             logsumexp = softmax_statistics(z, temperature)[0].double()
             found[name] = with_masked(logsumexp, lambda part: z[part], step)
     if rows.past is not None:
-        found["past"] = torch.cat([rows.past.statistic(z[part], part, own) for part in parts])
+        found["past"] = torch.cat([cut(rows.past, part).statistic(z[part], own) for part in parts])
     for i, label in enumerate(rows.labels):
         if label.row is not None:
-            found[f"soft {i}"] = torch.cat([label.row.statistic(z[part], part, own) for part in parts])
+            found[f"soft {i}"] = torch.cat([cut(label.row, part).statistic(z[part], own) for part in parts])
     if not problem.has_labels:
-        found["probabilities"] = torch.cat([_probabilities(problem, rows, own, part).sum(1) for part in parts])
+        found["probabilities"] = torch.cat([_probabilities(problem, own, part, rows).sum(1) for part in parts])
     if problem.need_stats:
         found["max"], column = z.max(1)
         found["argmax"] = own.start + column
@@ -211,19 +211,22 @@ def losses(
 
 
 def _add_chunk(problem, rows, known, own, part, found, scale, gradient):
-    dtype, unused = problem.dtype, ~rows.used[part][:, None]
+    dtype, rows = problem.dtype, cut(rows, part)
     z = problem.logits[part].to(dtype)
-    log_p = log_probabilities(z, 1.0, known.logsumexp[part]).masked_fill_(unused, 0)
+    log_p = _of_used(rows, log_probabilities(z, 1.0, known.logsumexp[part]))
     mass = _dense_mass(problem, rows, known, own, part, z)
     if mass is not None:
         found[0] += _cross_entropy(mass, log_p)
-    columns = [own.local(label.label[part]) for label in rows.labels]
-    hard = [torch.where(here, label.hard[part], 0) for label, (_, here) in zip(rows.labels, columns, strict=True)]
+    uniform = _uniform_mass(problem, rows)
+    if uniform is not None:
+        found[0] -= _product(uniform, log_p.sum(1))
+    columns = [own.local(label.label) for label in rows.labels]
+    hard = [torch.where(here, label.hard, 0) for label, (_, here) in zip(rows.labels, columns, strict=True)]
     for label, of_label, (column, here) in zip(rows.labels, hard, columns, strict=True):
         at_label = log_p.gather(1, column[:, None])[:, 0].double()
         found[0] += _product(-of_label, at_label)
         if problem.need_stats:
-            found[2] += _product(torch.where(here, -label.share[part], 0), at_label)
+            found[2] += _product(torch.where(here, -label.share, 0), at_label)
     if problem.need_stats and not problem.has_labels:
         found[2] += _cross_entropy(problem.target[part].to(dtype), log_p)
 
@@ -233,19 +236,21 @@ def _add_chunk(problem, rows, known, own, part, found, scale, gradient):
         g = log_p.exp_().mul_(as_column(of_class * known.mass[part], dtype))
         if mass is not None:
             g.addcmul_(mass, as_column(of_class, dtype), value=-1)
+        if uniform is not None:
+            g -= as_column(of_class * uniform, dtype)
         for of_label, (column, _) in zip(hard, columns, strict=True):
             g.scatter_add_(1, column[:, None], as_column(-of_class * of_label, dtype))
     del log_p, mass
     if rows.past is not None:
         temperature, past_weight = problem.temperature, problem.past_weight
-        log_p = log_probabilities(z, temperature, known.at_temperature[part]).masked_fill_(unused, 0)
-        q = rows.past.probabilities(z, part, known.of_past, own)
+        log_p = _of_used(rows, log_probabilities(z, temperature, known.at_temperature[part]))
+        q = rows.past.probabilities(z, known.of_past[part], own)
         entropies = past_weight * torch.special.entr(q).sum(1)
         q *= past_weight
         found[1] += temperature**2 * (_cross_entropy(q, log_p) - entropies)
         if g is not None:
             of_past = scale.of_past[part] * temperature
-            mass = past_weight * rows.past.sums(known.of_past)[part]
+            mass = past_weight * rows.past.sums(known.of_past[part])
             g += log_p.exp_().mul_(as_column(of_past * mass, dtype))
             g.addcmul_(q, as_column(of_past, dtype), value=-1)
     if g is not None:
@@ -253,22 +258,28 @@ def _add_chunk(problem, rows, known, own, part, found, scale, gradient):
 
 
 def _dense_mass(problem, rows, known, own, part, z) -> Tensor | None:
-    """[R, width]: the class term's mass but for the labels' own."""
+    """[R, width]: the class term's mass but for what is uniform and the labels' own."""
     if not problem.has_labels:
-        return _probabilities(problem, rows, own, part)
+        return _probabilities(problem, own, part, rows)
     mass = None
     for i, label in enumerate(rows.labels):
         if label.row is not None:
-            soft = label.row.probabilities(z, part, known.of_soft[i], own).mul_(as_column(label.soft[part], z.dtype))
+            soft = label.row.probabilities(z, known.of_soft[i][part], own).mul_(as_column(label.soft, z.dtype))
             mass = soft if mass is None else mass.add_(soft)
-    if problem.label_smoothing:
-        smooth = as_column(sum(label.smooth[part] for label in rows.labels), z.dtype)
-        uniform = (smooth * rows.smoothing).expand_as(z)
-        mass = uniform if mass is None else mass.add_(uniform)
+    if isinstance(rows.smoothing, Tensor):
+        smooth = as_column(sum(label.smooth for label in rows.labels), z.dtype) * rows.smoothing
+        mass = smooth if mass is None else mass.add_(smooth)
     return mass
 
 
-def _probabilities(problem, rows, own, part) -> Tensor:
+def _uniform_mass(problem: Problem, rows: Rows) -> Tensor | None:
+    """[R] float64: what all classes have alike."""
+    if not rows.labels or not problem.label_smoothing or isinstance(rows.smoothing, Tensor):
+        return None
+    return rows.smoothing * sum(label.smooth for label in rows.labels)
+
+
+def _probabilities(problem: Problem, own: Slice, part: slice, rows: Rows) -> Tensor:
     """[R, width]: the mass of class probabilities as targets."""
     mass = (1 - problem.label_smoothing) * problem.target[part].to(problem.dtype)
     if problem.weight is not None:
@@ -282,4 +293,14 @@ def _product(mass: Tensor, log_p: Tensor) -> Tensor:
 
 
 def _cross_entropy(mass: Tensor, log_p: Tensor) -> Tensor:
+    dot = (mass * log_p).sum(1)
+    if dot.device.type == "cpu" and not dot.isnan().any():  # which 0 * -inf would make
+        return -dot
     return -_product(mass, log_p).sum(1)
+
+
+def _of_used(rows: Rows, log_p: Tensor) -> Tensor:
+    """0 in rows that take no part, whatever they hold."""
+    if log_p.device.type == "cpu" and rows.used.all():
+        return log_p
+    return log_p.masked_fill_(~rows.used[:, None], 0)

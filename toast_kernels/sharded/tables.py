@@ -32,10 +32,10 @@ class Lookup(NamedTuple):
     index: Tensor  # [N] int64, in range
     used: Tensor  # [N] bool: elsewhere the row is 0
 
-    def statistic(self, z: Tensor, rows: slice, own: Slice) -> Tensor:
-        """[R], of which `total` makes what `probabilities` wants: the logsumexp of the columns of logits, the sum of
+    def statistic(self, z: Tensor, own: Slice) -> Tensor:
+        """[N], of which `total` makes what `probabilities` wants: the logsumexp of the columns of logits, the sum of
         columns of probabilities, or the number of the columns that share a top-k row's tail."""
-        index = self.index[rows]
+        index = self.index
         if self.table.logsumexp is not None:
             return with_masked(self.table.logsumexp[index].double(), lambda part: self.table.values[index[part]])
         if self.table.indices is None:
@@ -59,22 +59,24 @@ class Lookup(NamedTuple):
             mass = listed + torch.where(total > 0, (1 - listed).clamp(min=0), 0)
         return torch.where(self.used, mass, 0)
 
-    def probabilities(self, z: Tensor, rows: slice, total: Tensor, own: Slice) -> Tensor:
-        """[R, width] in the dtype of z: a copy."""
-        index = self.index[rows]
+    def probabilities(self, z: Tensor, total: Tensor, own: Slice) -> Tensor:
+        """[N, width] in the dtype of z: a copy."""
+        index = self.index
         if self.table.logsumexp is not None:
             values = self.table.values[index].to(z.dtype)
-            probs = log_probabilities(values, self.table.temperature, total[rows]).exp_()
+            probs = log_probabilities(values, self.table.temperature, total).exp_()
         elif self.table.indices is None:
             probs = self.table.values[index].to(z.dtype)
         else:
             values = self.table.values[index].to(z.dtype)
-            tail = (1 - values.sum(1)).clamp(min=0) / total[rows].clamp(min=1).to(z.dtype)
+            tail = (1 - values.sum(1)).clamp(min=0) / total.clamp(min=1).to(z.dtype)
             column, here = own.local(self.table.indices[index].long())
             probs = z.new_zeros(len(z), own.width + 1)  # the last is for what is listed of other ranks' classes
             probs[:, : own.width] = torch.where(z != -torch.inf, tail[:, None], 0)
             probs = probs.scatter_(1, torch.where(here, column, own.width), values)[:, : own.width]
-        return probs.masked_fill_(~self.used[rows][:, None], 0)
+        if probs.device.type == "cpu" and self.used.all():
+            return probs
+        return probs.masked_fill_(~self.used[:, None], 0)
 
 
 def with_masked(logsumexp: Tensor, logits: Callable[[slice], Tensor], step: int = 1 << 62) -> Tensor:
