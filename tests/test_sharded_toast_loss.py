@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from blended_kl_cases import Case, assert_runs_as_good, in_truth, run
 from sharded_cases import slice_of, slice_of_table
-from torch.distributed.tensor import Replicate, Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor, init_device_mesh
 
 from toast_kernels import SoftTargets, toast_loss
 from toast_kernels.sharded import loss as sharded_loss
@@ -156,6 +156,13 @@ def with_dtensors():
         loss.backward()
         assert z.grad.placements == (Shard(1),)
         found[classes] = loss.detach(), z.grad.full_tensor()
+    x = IMAGE[0].flatten(1).T.div(4).requires_grad_()
+    z = DTensor.from_local(x, mesh, [Partial()]).redistribute(placements=[Shard(1)], async_op=True)
+    labels = distribute_tensor(LABELS[0].flatten(), mesh, [Shard(0)]).redistribute(
+        placements=[Replicate()], async_op=True
+    )
+    loss = toast_loss(z, labels)
+    found["under way"] = loss.detach(), torch.autograd.grad(loss, x)[0]
     plane = init_device_mesh("cpu", (2, 2))
     whole = torch.zeros(4, 8)
     for name, of, placements in (
@@ -281,6 +288,14 @@ def test_dtensors_sharded_on_the_class_dimension(found, classes):
     loss.backward()
     for rank in range(4):
         torch.testing.assert_close(found[rank]["DTensor"][classes], (loss.detach(), z.grad))
+
+
+def test_dtensors_that_are_still_under_way(found):
+    z = IMAGE[0].flatten(1).T.clone().requires_grad_()
+    loss = toast_loss(z, LABELS[0].flatten(), backend="reference")
+    loss.backward()
+    for rank in range(4):
+        torch.testing.assert_close(found[rank]["DTensor"]["under way"], (loss.detach(), z.grad))
 
 
 OTHER_DTENSORS = {

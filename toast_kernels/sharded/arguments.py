@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, _check_device, _check_weight, check, class_dim, label_shape, learned, type_of
-from ..blended_kl.problem import is_traced
 from ..soft_targets import SoftTargets
 
 
@@ -16,8 +15,6 @@ def check_own(given: Arguments, call: str) -> Arguments:
     logits, target, weight, soft, past = given.logits, given.target, given.weight, given.soft_targets, given.past
     if given.backend != "auto":
         raise ValueError(f'{call} over a process group has backend "auto" alone, got {given.backend!r}')
-    if is_traced() or torch._C._are_functorch_transforms_active():
-        raise RuntimeError(f"{call} over a process group runs eagerly: not in torch.export, make_fx or torch.func")
     if isinstance(logits, Tensor) and logits.dim() and not logits.shape[class_dim(logits)]:
         logits, target, soft, past = (_padded(x) for x in (logits, target, soft, past))
     given = given._replace(logits=logits, target=target, soft_targets=soft, past=past)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 from ..arguments import Arguments, class_dim
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..distributed import ProcessGroup
 
 
@@ -64,3 +66,9 @@ def whole(name: str, x):
     if not all(placement.is_replicate() for placement in x.placements):
         raise ValueError(f"{name} must be a replicated DTensor or a tensor, got {x.placements}")
     return x.to_local()
+
+
+def arrived(x: Tensor) -> Tensor:
+    """What a tensor holds that functional collectives are still writing, which kernels cannot be handed; detached."""
+    x = x.detach()
+    return x.trigger_wait() if hasattr(x, "trigger_wait") else x

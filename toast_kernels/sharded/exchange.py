@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from ..blended_kl.problem import is_traced
 from ..distributed import ProcessGroup, Ranks
 
 
@@ -25,6 +26,8 @@ class Exchange:
         self.ranks = Ranks(
             process_group, f"{call} is collective over the process group, every rank of it must make the call"
         )
+        if is_traced() or torch._C._are_functorch_transforms_active():
+            raise RuntimeError(f"{call} over a process group runs eagerly: not in torch.export, make_fx or torch.func")
         if dist.is_available() and process_group is dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError("process_group must be a group that this process is a member of")
         self.size = self.ranks.size

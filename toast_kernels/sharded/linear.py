@@ -15,7 +15,7 @@ from ..functional import ToastStats
 from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
 from ..linear_blended_kl.chunks import Head, _add_product, _cut
 from .arguments import check_own, check_widths, settings
-from .dtensor import group_of, is_dtensor, local, slice_of, whole
+from .dtensor import arrived, group_of, is_dtensor, local, slice_of, whole
 from .exchange import Exchange
 from .loss import differentiate, reject_out_of_range, share_losses, share_statistics
 from .rows import Totals, coefficients, cut, rows_of
@@ -75,7 +75,7 @@ def sharded_linear_toast_loss(
         grad = torch.is_grad_enabled()
         needs = tuple(grad and y is not None and y.requires_grad for y in (input, linear_weight, linear_bias))
         problem = to_problem(given, *numbers(given), any(needs) and gradient_in_forward(x, given.reduction))
-        problem = problem._replace(logits=x.detach())
+        problem = problem._replace(logits=arrived(x))
         of_head = {"D": x.shape[1], "linear_bias": None if linear_bias is None else "given", "shift": int(shift)}
         of_work = {"chunk_bytes": chunk_bytes, "acc_dtype": acc_dtype, "whether input requires grad": needs[0]}
         said = settings(given) | of_head | of_work
@@ -111,7 +111,7 @@ def run(
     of bias."""
     with torch.autocast(problem.logits.device.type, enabled=False), torch.cuda.device_of(problem.logits):
         x, own, (need_input, need_weight, need_bias) = problem.logits, work.own, work.needs
-        weight, bias = (None if y is None else y.detach().to(x.dtype) for y in head)
+        weight, bias = (None if y is None else arrived(y).to(x.dtype) for y in head)
         rows = rows_of(problem, own)
         scale = coefficients(problem, rows) if any(work.needs) else None
         of_input = torch.empty_like(x) if need_input else None

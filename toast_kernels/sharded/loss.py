@@ -12,7 +12,7 @@ from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
 from . import labels
 from .arguments import check_own, check_widths, settings
-from .dtensor import local
+from .dtensor import arrived, local
 from .exchange import Exchange
 from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
 from .tables import Slice
@@ -35,7 +35,7 @@ def sharded_blended_kl(given: tuple, process_group: ProcessGroup | str | None) -
         needs_gradient = own.logits.requires_grad and torch.is_grad_enabled()
         in_forward = needs_gradient and gradient_in_forward(own.logits, own.reduction)
         problem = to_problem(own, *numbers(own), in_forward)
-        problem = problem._replace(logits=problem.logits.detach())
+        problem = problem._replace(logits=arrived(problem.logits))
         width = _as_rows(given.logits).shape[1]
     widths = exchange.meet(width, said)
     slice_ = Slice(sum(widths[: exchange.rank]), width, sum(widths))
