@@ -37,7 +37,7 @@ check-more: docs cross ## what a release wants besides `make test` and `make lin
 	$(PY) -m pytest -q docs
 	for example in plain_loop cuda_graph_step segmentation many_classes huggingface_trainer lightning_replay accelerate_accumulation; do \
 		echo "examples/$$example.py"; $(PY) examples/$$example.py || exit 1; done
-	$(PY) -m torch.distributed.run --nproc-per-node 2 examples/ddp.py
+	for example in ddp tensor_parallel; do $(PY) -m torch.distributed.run --nproc-per-node 2 examples/$$example.py || exit 1; done
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
@@ -13,6 +13,10 @@ from torch import Tensor
 from .functional import class_medoids
 from .medoids.reference import by_class
 
+_SET_EPOCH = (
+    "set_epoch is collective, every rank of the process group must call it "
+    "(with process_group=None each keeps to its own rows)"
+)
 ProcessGroup = dist.ProcessGroup if dist.is_available() else type(None)
 SLAB = 1 << 26  # bytes of rows that a rank sends, and as many that it receives, at a time
 
@@ -23,13 +27,15 @@ class Ranks:
     Args:
         process_group: a group of torch.distributed; "world", the default group of the time of each call, so that this
             may be made before init_process_group; or None: every process on its own.
+        collective: what every rank must call, for the error where one does not.
     """
 
-    def __init__(self, process_group: ProcessGroup | str | None = "world"):
+    def __init__(self, process_group: ProcessGroup | str | None = "world", collective: str = _SET_EPOCH):
         outside = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None  # new_group's for such a process
         if process_group not in (None, "world", outside) and not isinstance(process_group, ProcessGroup):
             raise ValueError(f'process_group must be a process group, "world" or None, got {process_group!r}')
         self.process_group = process_group
+        self.collective = collective
 
     def __deepcopy__(self, memo) -> Ranks:
         return self  # a group cannot be copied
@@ -60,9 +66,13 @@ class Ranks:
         except Exception as raised:
             error = raised
         if self.all_reduce(torch.tensor(error is not None, dtype=torch.int64, device="cpu"), "MAX"):
-            reasons = self.all_gather_object(error and f"{type(error).__name__}: {error}")
-            said = [f"{self._name(rank)} failed with {reason}" for rank, reason in enumerate(reasons) if reason]
-            raise RuntimeError("; ".join(said)) from error
+            self.raise_failures(error)
+
+    def raise_failures(self, error: Exception | None) -> NoReturn:
+        """RuntimeError on every rank, when each knows that one of them failed; error: what failed on this one."""
+        reasons = self.all_gather_object(error and f"{type(error).__name__}: {error}")
+        said = [f"{self._name(rank)} failed with {reason}" for rank, reason in enumerate(reasons) if reason]
+        raise RuntimeError("; ".join(said)) from error
 
     def agree(self, **settings: Any) -> None:
         """Raises ValueError on every rank if they differ in a setting."""
@@ -78,7 +88,7 @@ class Ranks:
         """Every rank's value, in their order."""
         values = [value] * self.size
         if self.size > 1:
-            with _nobody_missing():
+            with self._nobody_missing():
                 dist.all_gather_object(values, value, self._group)
         return values
 
@@ -86,7 +96,7 @@ class Ranks:
         """The ranks' tensors reduced, on this one's device. May overwrite it."""
         backends = self._backends()
         reduced = tensor if tensor.device.type in backends else tensor.to(next(iter(backends)))
-        with _nobody_missing():
+        with self._nobody_missing():
             dist.all_reduce(reduced, getattr(dist.ReduceOp, op), self._group)
         return reduced.to(tensor.device)
 
@@ -95,7 +105,7 @@ class Ranks:
         that they come from."""
         with self.in_step():
             received = rows.new_empty(sum(from_each), *rows.shape[1:])
-        with _nobody_missing():
+        with self._nobody_missing():
             dist.all_to_all_single(received, rows, from_each, for_each, self._group)
         return received
 
@@ -106,6 +116,13 @@ class Ranks:
         fast = [kind for kind in sorted(types) if kind != "cpu" and backends.get(kind, "gloo") != "gloo"]
         kind = fast[0] if fast else "cpu" if "cpu" in backends else next(iter(backends))
         return device if device.type == kind else torch.empty(0, dtype=torch.uint8, device=kind).device
+
+    @contextmanager
+    def _nobody_missing(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:
+            raise RuntimeError(f"a rank failed or did not come: {self.collective}: {error}") from error
 
     @property
     def _group(self) -> ProcessGroup | None:
@@ -119,17 +136,6 @@ class Ranks:
         """By type of device, the CPU first."""
         pairs = dist.get_backend_config(self._group).split(",")
         return dict(sorted((pair.split(":") for pair in pairs), key=lambda pair: pair[0] != "cpu"))
-
-
-@contextmanager
-def _nobody_missing() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise RuntimeError(
-            "a rank failed or did not come: set_epoch is collective, every rank of the process group must call it "
-            f"(with process_group=None each keeps to its own rows): {error}"
-        ) from error
 
 
 @torch.no_grad()

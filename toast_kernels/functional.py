@@ -1,6 +1,8 @@
 """The library's functions: arguments are checked and explained here, then handed to the op."""
 
-from typing import Literal, NamedTuple, overload
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 
@@ -10,7 +12,13 @@ from .backends import FLOATS
 from .blended_kl.plan import blended_kl
 from .medoids import op as medoids
 from .medoids.reference import METRICS
+from .sharded.dtensor import is_dtensor
 from .soft_targets import SoftTargets
+
+if TYPE_CHECKING:
+    from .distributed import ProcessGroup
+
+_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class ToastStats(NamedTuple):
@@ -38,6 +46,7 @@ def toast_loss(
     reduction: Reduction = ...,
     return_stats: Literal[False] = ...,
     backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
 ) -> torch.Tensor: ...
 @overload
 def toast_loss(
@@ -56,6 +65,7 @@ def toast_loss(
     reduction: Reduction = ...,
     return_stats: Literal[True],
     backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
 ) -> tuple[torch.Tensor, ToastStats]: ...
 @overload
 def toast_loss(
@@ -74,6 +84,7 @@ def toast_loss(
     reduction: Reduction = ...,
     return_stats: bool,
     backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
 ) -> torch.Tensor | tuple[torch.Tensor, ToastStats]: ...
 def toast_loss(
     logits: torch.Tensor,
@@ -91,6 +102,7 @@ def toast_loss(
     reduction: Reduction = "mean",
     return_stats: bool = False,
     backend: Backend = "auto",
+    process_group: ProcessGroup | str | None = None,
 ) -> torch.Tensor | tuple[torch.Tensor, ToastStats]:
     r"""Cross-entropy blended with class soft targets, plus distillation from past predictions.
 
@@ -131,6 +143,8 @@ def toast_loss(
         return_stats: also return :class:`ToastStats`: cross_entropy against the labels alone (no weight,
             smoothing or blending; 0 in ignored rows), logsumexp and argmax of the logits.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
+        process_group: of torch.distributed, or "world": each of its ranks has the logits of some of the classes, in the
+            order of the ranks (a tensor parallel head); see below.
 
     Returns:
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
@@ -143,14 +157,31 @@ def toast_loss(
         IndexError: on a CPU, a label or past_index out of range. On a GPU nothing can be raised without waiting for it:
             the loss and the gradient of that row are NaN.
 
+    **Classes over ranks.** With `process_group`, or with logits that are a DTensor sharded on its class dimension, each
+    rank gives its slice of the classes: logits ``[N, C_r, ...]``, where C_r may differ from rank to rank and be 0; a
+    past of logits or full rows ``[M, C_r]``; soft targets ``[C, C_r]``, as :meth:`SoftTargets.view_logits` makes them
+    of a rank's own columns; class probabilities shaped like its logits. All else is whole and the same on every rank:
+    labels in [0, C), weight, top-k rows of all C classes. Loss and stats are those of one process, the same on every
+    rank, and the gradient is this rank's slice; the backward pass exchanges nothing. The call is collective: if a rank
+    fails, or they differ in an argument, all raise, and a rank that does not come is a RuntimeError within the group's
+    timeout. It runs eagerly, in PyTorch's operations on chunks (backend "auto" alone), with one gradient of extra
+    memory, three small exchanges, of which one lies between the two readings of the logits; a GPU is waited for. Only
+    logits get a gradient.
+
     Source: Yin et al., "Two-Stage Approach for Targeted Knowledge Transfer in Self-Knowledge Distillation" (TOAST),
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The
     convex blend is PS-KD's (ICCV 2021), T^2 KL with T = 3 and lambda = 1 is DLB's (CVPR 2022).
     """
-    loss, _, stats, argmax = blended_kl((
+    given = (
         logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
         label_smoothing, reduction, return_stats, backend,
-    ))  # fmt: skip
+    )  # fmt: skip
+    if process_group is not None or (type(logits) not in _PLAIN and is_dtensor(logits)):
+        from .sharded.loss import sharded_blended_kl  # which needs this module
+
+        loss, _, stats, argmax = sharded_blended_kl(given, process_group)
+    else:
+        loss, _, stats, argmax = blended_kl(given)
     shape = None if logits.dim() == 2 else label_shape(logits)
     if shape is not None and reduction == "none":
         loss = loss.reshape(shape)

@@ -13,6 +13,7 @@ from .blended_kl.reference import _reject_out_of_range
 from .functional import ToastStats
 from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
 from .linear_blended_kl.op import linear_blended_kl
+from .sharded.dtensor import is_dtensor
 from .soft_targets import SoftTargets, check_temperature
 
 # Bytes of a chunk where the user names none: a quarter of what the gradients of input and weight take, but so many at
@@ -53,6 +54,7 @@ def linear_toast_loss(
     chunk_bytes: int | None = None,
     acc_dtype: torch.dtype | None = None,
     backend: str = "auto",
+    process_group=None,
 ):
     r""":func:`toast_loss` of a linear layer's output, without ever holding it: for heads of very many classes.
 
@@ -87,6 +89,10 @@ def linear_toast_loss(
             (float64 for float64), the default, or the dtype of input, which saves memory. A chunk's own product is
             always rounded to the dtype of input.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
+        process_group: as in toast_loss: each rank has linear_weight ``[C_r, D]`` and linear_bias ``[C_r]`` of some of
+            the classes (or they are DTensors sharded on dimension 0), and all of input, whose gradient is that of all
+            ranks: it is exchanged chunk by chunk, with the loss or, for float16 and "none", in the backward pass, which
+            every rank must run then. return_top_k is not to be had.
 
     Returns:
         The loss in float32 (float64 for float64 input), followed in a tuple by what was asked for: the loss, stats,
@@ -98,6 +104,16 @@ def linear_toast_loss(
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
         IndexError: on a CPU, a label or past_index out of range. On a GPU the loss is NaN.
     """
+    if process_group is not None or is_dtensor(linear_weight):
+        from .sharded.linear import sharded_linear_toast_loss  # which needs this module
+
+        return sharded_linear_toast_loss(
+            input, linear_weight, linear_bias, process_group, shift=shift, return_top_k=return_top_k,
+            chunk_bytes=chunk_bytes, acc_dtype=acc_dtype, target=target, weight=weight, soft_targets=soft_targets,
+            alpha=alpha, past=past, past_index=past_index, past_weight=past_weight, temperature=temperature,
+            ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction, return_stats=return_stats,
+            backend=backend,
+        )  # fmt: skip
     rows_shape = _check(input, linear_weight, linear_bias, target, past_index, shift)
     num_classes, width = linear_weight.shape
     dtype = _product_dtype(input, linear_weight, linear_bias)

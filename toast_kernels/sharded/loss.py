@@ -1,0 +1,171 @@
+"""toast_loss of logits whose classes lie over ranks."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..arguments import Arguments, _as_rows, numbers, to_problem
+from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, gradient_in_forward, keep, kept
+from ..blended_kl.problem import Outputs, Problem, flatten, unflatten
+from ..blended_kl.reference import _reject_out_of_range
+from ..distributed import ProcessGroup
+from . import labels
+from .arguments import check_own, check_widths, settings
+from .dtensor import arrived, local
+from .exchange import Exchange
+from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
+from .tables import Slice
+
+# Logits worked on at a time, in some four copies of their number: what a second-level cache holds, and on a GPU
+# what keeps it busy, or a part of all.
+CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
+PART_OF_ALL = 32
+
+
+@torch.compiler.disable
+def sharded_blended_kl(given: tuple, process_group: ProcessGroup | str | None) -> Outputs:
+    """As blended_kl.plan.blended_kl, of this rank's columns of the logits."""
+    given, process_group = local(Arguments(*given), process_group)
+    exchange = Exchange(process_group, "toast_loss")
+    problem, width, said = None, 0, {}
+    with exchange.attempt():
+        own = check_own(given, "toast_loss")
+        said = settings(own)
+        needs_gradient = own.logits.requires_grad and torch.is_grad_enabled()
+        in_forward = needs_gradient and gradient_in_forward(own.logits, own.reduction)
+        problem = to_problem(own, *numbers(own), in_forward)
+        problem = problem._replace(logits=arrived(problem.logits))
+        width = _as_rows(given.logits).shape[1]
+    widths = exchange.meet(width, said)
+    slice_ = Slice(sum(widths[: exchange.rank]), width, sum(widths))
+    check_widths(own, slice_.num_classes)
+    return with_graph(_as_rows(given.logits), *run(problem, slice_, exchange), problem, slice_)
+
+
+@torch.no_grad()
+def run(problem: Problem, own: Slice, exchange: Exchange) -> tuple[Outputs, Totals]:
+    rows = rows_of(problem, own)
+    scale = coefficients(problem, rows) if problem.need_gradient else None
+    with exchange.attempt():
+        reject_out_of_range(problem, own.num_classes)
+    known = share_statistics(problem, rows, own, exchange)
+    parts = gradient = None
+    with exchange.attempt():
+        if exchange.error is None:
+            parts, gradient = differentiate(problem, rows, known, own, scale)
+    loss, cross_entropy = share_losses(problem, rows, known, parts, exchange)
+    stats = None
+    if problem.need_stats:
+        stats = torch.stack([cross_entropy, known.logsumexp]).to(problem.dtype)
+    return Outputs(loss.to(problem.dtype), gradient, stats, known.argmax), known
+
+
+def differentiate(
+    problem: Problem, rows: Rows, known: Totals, own: Slice, scale: Coefficients | None
+) -> tuple[Tensor, Tensor | None]:
+    """rows.losses, by the fastest way there is."""
+    backend = labels.backend_for(problem) if own.width else None
+    if backend is None:
+        return losses(problem, rows, known, own, step_of(problem.logits), scale)
+    with torch.cuda.device_of(problem.logits):
+        return labels.losses(problem, rows, known, own, scale, backend)
+
+
+def reject_out_of_range(problem: Problem, num_classes: int) -> None:
+    logits = problem.logits
+    if logits.device.type == "cpu":
+        _reject_out_of_range(problem._replace(logits=logits.new_empty(1, 1).expand(len(logits), num_classes)))
+
+
+def share_statistics(problem: Problem, rows: Rows, own: Slice, exchange: Exchange) -> Totals:
+    """Between two readings of the logits: the one small exchange that the gradient waits for."""
+    same = {
+        name: x.double()
+        for name, x in (
+            ("target", problem.target if problem.has_labels else None),
+            ("target[1]", problem.target_b),
+            ("target[2] (lam)", problem.lam),
+            ("past_index", problem.past_index),
+        )
+        if x is not None
+    }
+    num_rows, names = len(problem.logits), names_of_statistics(problem, rows)
+    found = problem.logits.new_zeros((len(same) + len(names), num_rows), dtype=torch.float64)
+    with exchange.attempt():
+        if exchange.error is None:
+            for row, x in zip(found, same.values(), strict=False):
+                row.copy_(x)
+            found[len(same) :] = statistics(problem, rows, own, step_of(problem.logits))
+    gathered = exchange.gather(found)
+    for i, name in enumerate(same):
+        exchange.compare(name, gathered[:, i])
+    return totals(problem, rows, gathered[:, len(same) :], exchange.rank)
+
+
+def share_losses(
+    problem: Problem, rows: Rows, known: Totals, parts: Tensor | None, exchange: Exchange
+) -> tuple[Tensor, Tensor | None]:
+    """The loss, [] or [N], and cross-entropies [N] for stats, in float64, of what each rank's classes add to them."""
+    num_rows, by_rows = len(rows.used), problem.reduction == "none"
+    found = known.logsumexp.new_zeros(2 * (num_rows if by_rows else 1) + (num_rows if problem.need_stats else 0))
+    poison = rows.poison * torch.where(rows.used & known.logsumexp.isnan(), torch.nan, 1.0)
+    if exchange.error is None:
+        parts[[0, 2] if problem.need_stats else 0] *= poison
+        terms = parts[:2] if by_rows else parts[:2].sum(1)
+        found = torch.cat([terms.flatten(), *parts[2:]])
+    found = exchange.finish(found)
+    cross_entropy = found[len(found) - num_rows :] if problem.need_stats else None
+    if by_rows:
+        return found[:num_rows] + found[num_rows : 2 * num_rows], cross_entropy
+    class_term, past_term = found[:2]
+    if problem.reduction == "mean":
+        sum_of_weights, rows_with_past = rows.divisors()
+        class_term = torch.where(sum_of_weights == 0, torch.nan, class_term / sum_of_weights)
+        past_term = past_term / rows_with_past
+    return class_term + past_term, cross_entropy
+
+
+def step_of(logits: Tensor) -> int:
+    """Rows of a chunk."""
+    least = CHUNK.get(logits.device.type, CHUNK["cuda"])
+    elements = least if logits.device.type == "cpu" else max(least, logits.numel() // PART_OF_ALL)
+    return max(1, elements // max(1, logits.shape[1]))
+
+
+def with_graph(logits: Tensor, outputs: Outputs, known: Totals, problem: Problem, own: Slice) -> Outputs:
+    if not (torch.is_grad_enabled() and logits.requires_grad):
+        return outputs
+    loss = ShardedBlendedKL.apply(logits, outputs, known, problem, own)
+    return outputs._replace(loss=loss, gradient=None)
+
+
+class ShardedBlendedKL(torch.autograd.Function):
+    """Gives the loss, which is computed already, its gradient by this rank's logits; there is nothing to exchange."""
+
+    @staticmethod
+    def forward(ctx, logits, outputs: Outputs, known: Totals, problem: Problem, own: Slice):
+        ctx.in_forward, ctx.known, ctx.own = problem.need_gradient, known, own
+        keep(ctx, [outputs.gradient] if ctx.in_forward else flatten(problem))
+        return outputs.loss
+
+    @staticmethod
+    def backward(ctx, upstream):
+        with torch.no_grad():
+            gradient = _gradient(ctx, upstream)
+        if torch.is_grad_enabled():
+            gradient = NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())
+        return gradient, None, None, None, None
+
+
+def _gradient(ctx, upstream: Tensor) -> Tensor:
+    if not _has_storage(upstream):
+        raise NotImplementedError("over a process group toast_loss takes one upstream gradient at a time")
+    if ctx.in_forward:
+        (gradient,) = kept(ctx)
+        if _graph_is_kept():
+            return gradient * upstream
+        return gradient.detach().mul_(upstream)
+    problem = unflatten(kept(ctx))._replace(upstream=upstream.double(), need_stats=False)
+    rows = rows_of(problem, ctx.own)
+    return differentiate(problem, rows, ctx.known, ctx.own, coefficients(problem, rows))[1]

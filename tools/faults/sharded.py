@@ -1,0 +1,131 @@
+"""Faults of the losses whose classes lie over ranks."""
+
+LOSS = "tests/sharded/test_sharded_toast_loss.py::"
+LINEAR = "tests/sharded/test_sharded_linear.py::"
+ONE_PROCESS = LOSS + "test_ranks_have_the_loss_of_one_process_and_their_slice_of_its_gradient"
+SPECIAL = LOSS + "test_special_values"
+SAID = LOSS + "test_what_is_wrong_on_a_rank_is_an_error_on_all"
+
+FAULTS = {
+    "toast_kernels/sharded/exchange.py": [
+        (
+            "the features' gradient is left to each rank",
+            "return own if self.size == 1 else self.ranks.all_reduce(own)",
+            "return own",
+            LINEAR + "test_ranks_have_the_loss_and_gradients_of_one_process",
+        ),
+        ("a rank's own part is taken for the loss", "return parts[:, 1:].sum(0)", "return own", ONE_PROCESS),
+        ("a rank that fails keeps it to itself", "if failed:", "if False:", SAID),
+        ("ranks may be given different labels", "if differs:", "if False:", SAID),
+        ("ranks may differ in settings", "if (digests != digest).any():", "if False:", SAID),
+        (
+            "what all ranks are told alike is not an error of its kind",
+            "if len(set(said)) == 1:",
+            "if False:",
+            SAID,
+        ),
+    ],
+    "toast_kernels/sharded/loss.py": [
+        (
+            "slices begin where equal ones would",
+            "slice_ = Slice(sum(widths[: exchange.rank]), width,",
+            "slice_ = Slice(width * exchange.rank, width,",
+            ONE_PROCESS,
+        ),
+        (
+            "all rows are worked on at once",
+            "return max(1, elements // max(1, logits.shape[1]))",
+            "return max(1, len(logits))",
+            "tests/sharded/test_sharded_memory.py::test_forward_and_backward_hold_one_gradient",
+        ),
+    ],
+    "toast_kernels/sharded/rows.py": [
+        (
+            "each rank has a softmax of its own",
+            'logsumexp = given["logsumexp"].logsumexp(0)',
+            'logsumexp = given["logsumexp"][rank]',
+            ONE_PROCESS,
+        ),
+        (
+            "each rank has a softmax of its own at the temperature",
+            'at_temperature, of_past = given["at_temperature"].logsumexp(0),',
+            'at_temperature, of_past = given["at_temperature"][rank],',
+            ONE_PROCESS,
+        ),
+        (
+            "each rank's largest logit is the largest",
+            'given["max"].argmax(0, keepdim=True)',
+            'given["max"].argmax(0, keepdim=True).fill_(rank)',
+            ONE_PROCESS,
+        ),
+        (
+            "smoothing is spread over the slice",
+            "eps / own.num_classes, eps\n",
+            "eps / max(1, own.width), eps\n",
+            ONE_PROCESS,
+        ),
+        (
+            "class weights are those of the first slice",
+            "smoothing * weight[own.start : own.start + own.width]",
+            "smoothing * weight[: own.width]",
+            ONE_PROCESS,
+        ),
+    ],
+    "toast_kernels/sharded/tables.py": [
+        (
+            "a label of another rank falls on the first class",
+            "return torch.where(here, column, 0), here",
+            "return torch.where(here, column, 0), torch.ones_like(here)",
+            ONE_PROCESS,
+        ),
+        (
+            "soft targets are softened by each rank alone",
+            "log_probabilities(values, self.table.temperature, total)",
+            "log_probabilities(values, self.table.temperature, self.table.logsumexp[index].double())",
+            ONE_PROCESS,
+        ),
+        (
+            "a tail is shared with masked classes",
+            "probs[:, : own.width] = torch.where(z != -torch.inf, tail[:, None], 0)",
+            "probs[:, : own.width] = tail[:, None]",
+            SPECIAL,
+        ),
+        ("a masked slice makes all NaN", "if logsumexp.isnan().any():", "if False:", SPECIAL),
+    ],
+    "toast_kernels/sharded/labels.py": [
+        (
+            "the kernel's softmax stays that of the slice",
+            "upstream = of_class * known.mass * (known.own_logsumexp - known.logsumexp).exp()",
+            "upstream = of_class * known.mass",
+            ONE_PROCESS,
+        ),
+        (
+            "the gradient at the label stays the kernel's",
+            "gradient.scatter_(1, column[:, None], at_label[:, None])",
+            "pass",
+            ONE_PROCESS,
+        ),
+    ],
+    "toast_kernels/sharded/dtensor.py": [
+        (
+            "any placement passes for the classes'",
+            "if len(x.placements) != 1 or not x.placements[0].is_shard(dim):",
+            "if len(x.placements) != 1:",
+            LOSS + "test_other_placements_are_an_error",
+        ),
+        (
+            "kernels get logits that are not there yet",
+            'x.trigger_wait() if hasattr(x, "trigger_wait") else x',
+            "x",
+            LOSS + "test_dtensors_that_are_still_under_way",
+        ),
+    ],
+    "toast_kernels/sharded/linear.py": [
+        (
+            "all chunks have the totals of the first",
+            "return torch.cat(parts)",
+            "return torch.cat(parts[:1] * len(parts))[: sum(map(len, parts))]",
+            LINEAR + "test_ranks_have_the_loss_and_gradients_of_one_process",
+        ),
+    ],
+}
