@@ -1,6 +1,7 @@
 """Faults of blended_kl's Triton backend."""
 
 TESTS = "tests/test_blended_kl_triton.py::"
+LAUNCHES = "tests/test_blended_kl_triton_launch.py::"
 ROWS = "tests/test_blended_kl_rows.py::"
 EXTREMES = "tests/test_blended_kl_extremes.py::"
 # Single cases, seconds each in the interpreter; where an id would hold a space, all of the test.
@@ -12,8 +13,8 @@ MASKED_TOP_K = "tests/test_blended_kl_masked_top_k.py::"
 ROWS_WRITTEN_OUT = MASKED_TOP_K + "test_loss_and_gradient_are_those_of_the_rows_written_out[triton-float32-140-3]"
 LISTED_MASKED = MASKED_TOP_K + "test_listed_mass_on_a_masked_class[triton-6]"
 MASKED = TESTS + "test_top_k_mass_on_masked_classes"
-MANY = TESTS + "test_more_rows_than_one_program_or_group_adds_up[mean]"
-KEPT = TESTS + "test_a_launch_is_kept_for_problems_of_its_layout"
+MANY = LAUNCHES + "test_more_rows_than_one_program_or_group_adds_up[mean]"
+KEPT = LAUNCHES + "test_a_launch_is_kept_for_problems_of_its_layout"
 OUT_OF_RANGE = ROWS + "test_on_a_gpu_an_index_out_of_range_is_nan_in_its_row_alone[triton-5]"
 
 LISTS = TESTS + "test_lists_longer_than_a_block"
