@@ -134,6 +134,37 @@ def test_tables_whose_rows_begin_anywhere(dtype, classes, soft, past, target):
             torch.testing.assert_close(mine, theirs)
 
 
+def test_logits_far_from_0(configuration):
+    """The loss does not change: what is rounded at their size is made up for."""
+    logits = (normal(5, 140, seed=8) * 8).round().float() / 8  # so that adding is exact
+    keywords = {"reduction": "none", "label_smoothing": 0.1}
+    near, far = (run(z, torch.arange(5), torch.ones(5), keywords, "triton") for z in (logits, logits + 5000))
+    torch.testing.assert_close(far[0], near[0], rtol=1e-6, atol=2e-6)
+    torch.testing.assert_close(far[1], near[1], rtol=1e-5, atol=1e-7)
+
+
+def test_a_row_without_doubt_has_no_loss(configuration):
+    """Exactly 0, and not what the maximum was rounded by, which could be less."""
+    logits = torch.full((40, 50), -1000.0)
+    logits[:, 7] = torch.arange(40) * 3.3 + 0.1
+    loss = toast_loss(logits, torch.full((40,), 7), reduction="none", backend="triton")
+    assert not loss.any()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.5])
+def test_logits_very_far_from_0(configuration, temperature):
+    """Where float32 has no two numbers less than 2048 apart: what is next to the maximum has a probability of 0."""
+    largest = torch.tensor([3e10, -3e10, 1e13, -2e30, 3e38])
+    logits = torch.nextafter(largest, torch.tensor(-INF))[:, None].repeat(1, 40)
+    logits[:, 7], logits[:, 9] = largest, -INF
+    target = torch.tensor([7, 7, 7, 7, 7])
+    past = SoftTargets.from_probs(torch.zeros(5, 40).index_fill_(1, torch.tensor([7]), 1.0))
+    for keywords in ({}, {"past": past, "temperature": temperature}):
+        loss, gradient, _ = run(logits, target, torch.ones(5), {"reduction": "none", **keywords}, "triton")
+        assert not loss.any()
+        assert not gradient.any()
+
+
 @pytest.mark.parametrize("classes", [100, 600, 3003])
 def test_the_argmax_of_a_row_with_a_nan(classes):
     logits = normal(4, classes, seed=1).float()
