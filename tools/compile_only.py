@@ -222,9 +222,8 @@ def read_cubin(cubin):
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        usage = cuobjdump("--dump-resource-usage", file.name)
-        sass = cuobjdump("-sass", file.name)
-    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+        sass = cuobjdump("-res-usage", "-sass", file.name)
+    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", sass)[1]) for key in ("REG", "STACK", "LOCAL"))
     instruction = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@\S+\s+)?([A-Z][\w.]*)([^;]*);", re.M)
     found = [(int(at, 16), guard, opcode, rest) for at, guard, opcode, rest in instruction.findall(sass)]
     # After the exit stand slow paths of divisions, shuffles and waits. A loop for ever has its exits inside.

@@ -39,7 +39,7 @@ class Step(NamedTuple):
 
 # What tests run side by side, by pytest's own selection, so that no plugin is needed.
 ONCE = "tests/library/test_every_kernel_once.py"
-OWN = ["tests/blended_kl/test_blended_kl_triton.py", "tests/blended_kl/test_blended_kl_cuda.py"]
+OWN = [f"tests/blended_kl/test_blended_kl_{name}.py" for name in ("triton", "triton_launch", "cuda")]
 ON_A_GPU = "cuda_graph or nothing_waits or hold_one_gradient or ordinary_loop"
 GATE = {
     "gate: triton": ["-k", "triton", ONCE],

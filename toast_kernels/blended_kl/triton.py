@@ -234,8 +234,10 @@ def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):
     if shifted:  # by whole vectors, of which AMD's more lanes want more
         size = max(size, lanes * vector)
     vector = min(vector, size // lanes)
+    held = tile.kind == "held"
+    full = num_classes // (size // 4) * (size // 4) if held else size * (num_classes % size == 0)
     constants = dict(
-        HELD=tile.kind == "held", EXACT=num_classes % size == 0, SHIFTED=shifted,
+        HELD=held, FULL=full, SHIFTED=shifted,
         LANES=lanes, VECTORS=size // (lanes * vector), WIDTH=vector,
     )  # fmt: skip
     return row_kernel, 1, constants

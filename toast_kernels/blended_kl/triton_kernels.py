@@ -13,10 +13,13 @@ import triton.language as tl
 from .problem import Outputs
 from .triton_arguments import Inputs
 from .triton_parts import (
+    below,
     exponentials,
     label_of,
     masses_at,
     past_row_of,
+    scale_of,
+    scaled,
     share_of,
     target_of,
     total_mass,
@@ -98,11 +101,12 @@ def short_rows_kernel(
     z = load(logits_row, at, C, active, -INF, False, "")  # which waits for no label
     mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
     highest = tl.max(tl.max(z, 2), 1 - ROW_AXIS)
-    shift = tl.where(highest == -INF, 0.0, highest)
-    d = z - wide(shift, at)
-    p, e = exponentials(d, inputs.settings.temperature, PAST, POWER)
+    top = tl.where(highest == -INF, 0.0, highest)
+    scale = scale_of(top, inputs.settings.temperature, PAST, POWER)
+    x = scaled(z, scale)
+    p, e = exponentials(x, inputs.settings.temperature, PAST, POWER)
     all_mass = total_mass(inputs, target, mass, past, at, PAST)
-    none = shift * 0
+    none = tl.zeros_like(top)
     sum_p, sum_e, sum_mass, sum_past, dot, sum_d = sums_along(p), none, none, none, none, none
     if PAST:
         sum_e = sums_along(e)
@@ -111,11 +115,11 @@ def short_rows_kernel(
     if inputs.class_tile is not None:
         sum_mass = sums_along(mass)
     if inputs.class_tile is not None or inputs.past_tile is not None:
-        dot = sums_along(tl.where(all_mass != 0, all_mass * d, 0.0))  # 0 * -inf = 0
+        dot = sums_along(tl.where(all_mass != 0, all_mass * x, 0.0))  # 0 * -inf = 0
     if inputs.uniform is not None:
-        sum_d = sums_along(tl.where(at < C, d, 0.0))
+        sum_d = sums_along(tl.where(at < C, x, 0.0))
     sums = Sums(sum_p, sum_e, sum_mass, sum_past, dot, sum_d)
-    loss, cross_entropy, log_p, gradient = finish(inputs, target, sums, logits_row, shift, shift, C, PAST)
+    loss, cross_entropy, log_p, gradient = finish(inputs, target, sums, logits_row, top, scale, scale, C, PAST, POWER)
 
     wrong = tl.where(target.bad, INF - INF, 0.0)
     loss = tl.where(target.used, loss, wrong)
@@ -124,9 +128,10 @@ def short_rows_kernel(
     if STATS:
         if inputs.labels.target is None:
             score = load(inputs.soft.data + target.a.y * inputs.soft.stride, at, C, active, 0.0, False, "")
-            cross_entropy = sums_along(tl.where(score != 0, score * (wide(log_p, at) - d), 0.0))
+            surprise = wide(log_p, at) - below(z, top, scale)
+            cross_entropy = sums_along(tl.where(score != 0, score * surprise, 0.0))
         tl.store(outputs.stats + row, tl.where(target.used, cross_entropy, wrong), mask=active)
-        tl.store(outputs.stats + N + row, shift + log_p, mask=active)
+        tl.store(outputs.stats + N + row, top + log_p, mask=active)
         of_highest = tl.min(tl.min(tl.where(z == wide(highest, at), at, C), 2), 1 - ROW_AXIS)
         of_nan = tl.min(tl.min(tl.where(z != z, at, C), 2), 1 - ROW_AXIS)
         tl.store(outputs.argmax + row, tl.where(of_nan < C, of_nan, of_highest).to(tl.int64), mask=active)
@@ -134,7 +139,7 @@ def short_rows_kernel(
         gradient_row = outputs.gradient + row * C
         coef_p = tl.where(target.used, gradient.coef_p, wrong)
         coef_e = tl.where(target.used, gradient.coef_e, wrong)
-        gradient = Gradient(gradient.shift, coef_p, coef_e, gradient.outside, gradient.z_a, gradient.z_b)
+        gradient = Gradient(scale, coef_p, coef_e, gradient.outside, gradient.z_a, gradient.z_b)
         at_a, at_b = label_gradients(inputs, target, gradient, C, PAST, POWER, ALIGN)
         g = gradient_tile(inputs, e, p, all_mass, gradient, at, PAST, POWER)
         g = tl.where(wide(target.used | target.bad, at), g, 0.0)  # whatever the logits of ignored rows hold
@@ -147,26 +152,26 @@ def short_rows_kernel(
 @triton.jit
 def one_row(
     inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
-    PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr,
+    PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr, HELD: tl.constexpr, FULL: tl.constexpr,
     SHIFTED: tl.constexpr, LANES: tl.constexpr, VECTORS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """held_row or long_row."""
     BLOCK: tl.constexpr = LANES * VECTORS * WIDTH
     if HELD:
         return held_row(
-            inputs, target, outputs, row, logits_row, held, gradient_row, N, C, PAST, POWER, ALIGN, EXACT, BLOCK
+            inputs, target, outputs, row, logits_row, held, gradient_row, N, C, PAST, POWER, ALIGN, FULL, BLOCK
         )  # fmt: skip
     else:
         return long_row(
             inputs, target, outputs, row, logits_row, gradient_row, N, C,
-            PAST, POWER, ALIGN, EXACT, SHIFTED, LANES, VECTORS, WIDTH,
+            PAST, POWER, ALIGN, FULL, SHIFTED, LANES, VECTORS, WIDTH,
         )  # fmt: skip
 
 
 @triton.jit
 def skipped_row(
     inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
-    ALIGN: tl.constexpr, HELD: tl.constexpr, EXACT: tl.constexpr, SHIFTED: tl.constexpr, LANES: tl.constexpr,
+    ALIGN: tl.constexpr, HELD: tl.constexpr, FULL: tl.constexpr, SHIFTED: tl.constexpr, LANES: tl.constexpr,
     VECTORS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """An ignored row: 0, with the statistics of its logits; a row with a label or past_index out of range: NaN."""
@@ -174,7 +179,7 @@ def skipped_row(
     if outputs.gradient is not None:
         for start in range(0, C, READ_AGAIN):
             at = start + tl.arange(0, READ_AGAIN)
-            tl.store(gradient_row + at, at.to(tl.float32) * 0 + loss, mask=at < C)
+            tl.store(gradient_row + at, tl.zeros([READ_AGAIN], tl.float32) + loss, mask=at < C)
     if outputs.stats is not None:
         logits_alone = Inputs(
             inputs.logits, inputs.stride, inputs.labels, inputs.soft, inputs.past, inputs.past_index, inputs.settings,
@@ -183,7 +188,7 @@ def skipped_row(
         statistics = Outputs(outputs.loss, None, outputs.stats, outputs.argmax)
         one_row(
             logits_alone, target, statistics, row, logits_row, held, gradient_row, N, C,
-            False, 0, ALIGN, HELD, EXACT, SHIFTED, LANES, VECTORS, WIDTH,
+            False, 0, ALIGN, HELD, FULL, SHIFTED, LANES, VECTORS, WIDTH,
         )  # fmt: skip
         tl.store(outputs.stats + row, loss)
     return loss
@@ -201,7 +206,7 @@ def row_kernel(
     ALIGN: tl.constexpr,
     GROUP: tl.constexpr,
     HELD: tl.constexpr,  # in one tile, and read once
-    EXACT: tl.constexpr,  # tiles divide C: none is cut off
+    FULL: tl.constexpr,  # classes of a tile that no row lacks: all where tiles divide C
     SHIFTED: tl.constexpr,  # rows of logits and gradient lie end to end and not at multiples of vectors
     LANES: tl.constexpr,
     VECTORS: tl.constexpr,  # of a lane, in a tile
@@ -214,7 +219,7 @@ def row_kernel(
     logits_row = inputs.logits + row * (inputs.stride // ALIGN * ALIGN)
     held = row
     if HELD:  # before anything is waited for
-        held = held_logits(logits_row, C, EXACT, LANES * VECTORS * WIDTH)
+        held = held_logits(logits_row, C, FULL, LANES * VECTORS * WIDTH)
     target = target_of(row, row < N, inputs, past_rows, reduction, C)
     gradient_row = outputs.gradient
     if outputs.gradient is not None:
@@ -225,22 +230,22 @@ def row_kernel(
             if target.past != 0:
                 loss = one_row(
                     inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
-                    True, POWER, ALIGN, HELD, EXACT, SHIFTED, LANES, VECTORS, WIDTH,
+                    True, POWER, ALIGN, HELD, FULL, SHIFTED, LANES, VECTORS, WIDTH,
                 )  # fmt: skip
             else:
                 loss = one_row(
                     inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
-                    False, POWER, ALIGN, HELD, EXACT, SHIFTED, LANES, VECTORS, WIDTH,
+                    False, POWER, ALIGN, HELD, FULL, SHIFTED, LANES, VECTORS, WIDTH,
                 )  # fmt: skip
         else:
             loss = one_row(
                 inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
-                False, POWER, ALIGN, HELD, EXACT, SHIFTED, LANES, VECTORS, WIDTH,
+                False, POWER, ALIGN, HELD, FULL, SHIFTED, LANES, VECTORS, WIDTH,
             )  # fmt: skip
     else:
         loss = skipped_row(
             inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
-            ALIGN, HELD, EXACT, SHIFTED, LANES, VECTORS, WIDTH,
+            ALIGN, HELD, FULL, SHIFTED, LANES, VECTORS, WIDTH,
         )  # fmt: skip
     if reduction.partial is None:
         tl.store(outputs.loss + row, loss)

@@ -3,6 +3,7 @@
 import triton
 import triton.language as tl
 
+from .triton_parts import scaled
 from .triton_reduction import INF
 
 LIST_BLOCK = tl.constexpr(64)  # listed classes of a turn
@@ -32,7 +33,7 @@ def list_terms(table, row, scale, logits_row, origin, sum_d, masked, C):
     for start in range(0, table.width, LIST_BLOCK):
         at, value, mask = list_block(table, row, scale, start)
         z = tl.load(logits_row + at, mask=mask, other=0.0).to(tl.float32)
-        d = tl.where(mask & (z != -INF), z - origin, 0.0)
+        d = tl.where(mask & (z != -INF), scaled(z, origin), 0.0)
         on_masked = tl.where(mask & (z == -INF), 1.0, 0.0)
         add_listed, add_dot, add_d, add_masked, add_lost = tl.reduce(
             (value, value * d, d, on_masked, tl.where(value != 0, on_masked, 0.0)), 0, add5

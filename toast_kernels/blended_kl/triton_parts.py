@@ -40,14 +40,12 @@ class Target(NamedTuple):
     past_shift: Any
 
 
-class Sums(NamedTuple):
-    """Over a row's classes, float32."""
+class Scale(NamedTuple):
+    """z * factor - shift: what exponentials are taken of, or what mass is multiplied by."""
 
-    p: Any  # exp(z), relative to a maximum
-    e: Any  # exp(z / T)
-    class_mass: Any  # of the class term, in tiles
-    past_mass: Any  # probabilities of the past
-    dot: Any
+    factor: Any
+    shift: Any
+    unit: Any  # 1 / factor
 
 
 @triton.jit
@@ -184,20 +182,58 @@ def target_of(row, active, inputs, past_rows, reduction, C):
 
 
 @triton.jit
-def exponentials(d, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
-    """exp(d) and, with PAST, exp(d / T): float32, as d. POWER is T where one exponential gives both, else 0."""
-    if PAST:
-        e = tl.exp2(d * (LOG2E / temperature))
-        if POWER == 0:
-            p = tl.exp2(d * LOG2E)
-        else:
-            p = e
+def factor_of(temperature, PAST: tl.constexpr, POWER: tl.constexpr):
+    """What brings logits to units of log2, over T with PAST; 1 where exponentials need two powers."""
+    if not PAST:
+        return LOG2E
+    elif POWER > 0:
+        return LOG2E / temperature
+    else:
+        return 1.0
+
+
+@triton.jit
+def scale_of(top, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
+    """The Scale of exponentials relative to the logit top. The rounding of its shift is in all of a row's exponentials
+    alike. Logits so far from 0 that it could take them out of range have an exponential of 0 if they are below top, and
+    get a power of 2 as factor, which rounds nothing."""
+    factor = tl.zeros_like(top) + factor_of(temperature, PAST, POWER)
+    if PAST and POWER == 0:
+        return Scale(factor, top, factor)
+    else:
+        unit = temperature / LOG2E if PAST else 1.0 / LOG2E
+        far = tl.abs(top * factor) >= 2.0**29
+        exponent = (top.to(tl.int32, bitcast=True) >> 23) & 255
+        factor = tl.where(far, ((294 - exponent) << 23).to(tl.float32, bitcast=True), factor)
+        unit = tl.where(far, ((exponent - 40) << 23).to(tl.float32, bitcast=True), unit)
+        return Scale(factor, top * factor, unit)
+
+
+@triton.jit
+def scaled(z, scale):
+    """z * factor - shift, rounded once: float32, as z."""
+    return tl.fma(z, wide(scale.factor, z), -wide(scale.shift, z))
+
+
+@triton.jit
+def below(z, top, scale):
+    """z less the logit top, which the Scale is relative to: float32, as z, and 0 at top."""
+    return (scaled(z, scale) - wide(scaled(top, scale), z)) * wide(scale.unit, z)
+
+
+@triton.jit
+def exponentials(x, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
+    """exp(z) and, with PAST, exp(z / T) of x, a logit by factor_of: float32, as x. POWER is T where one exponential
+    gives both, else 0."""
+    if PAST and POWER == 0:
+        return tl.exp2(x * LOG2E), tl.exp2(x * (LOG2E / temperature))
+    else:
+        e = tl.exp2(x)
+        p = e
+        if PAST:
             for _ in tl.static_range(POWER - 1):
                 p = p * e
-    else:
-        p = tl.exp2(d * LOG2E)
-        e = p
-    return p, e
+        return p, e
 
 
 @triton.jit

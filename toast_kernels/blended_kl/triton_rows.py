@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from .triton_lists import add5, list_terms
-from .triton_parts import masses_at, total_mass
+from .triton_parts import Scale, below, exponentials, masses_at, scaled, total_mass
 from .triton_reduction import INF
 from .triton_tiles import load, wide
 
@@ -20,12 +20,12 @@ READ_AGAIN = tl.constexpr(256)  # classes of a turn of a loop that is rarely tak
 class Sums(NamedTuple):
     """Over a row's classes, float32; 0 where there is no such term."""
 
-    p: Any  # exp(z), relative to a maximum
+    p: Any  # exp(z), by the Scale of exponentials
     e: Any  # exp(z / T)
     mass: Any  # of the class term, from tiles
     past: Any  # probabilities of the past, from tiles
-    dot: Any  # all mass from tiles times d
-    d: Any  # d
+    dot: Any  # all mass from tiles times d, a logit by another Scale
+    d: Any
 
 
 class Outside(NamedTuple):
@@ -44,9 +44,9 @@ class Outside(NamedTuple):
 
 
 class Gradient(NamedTuple):
-    """coef_p p + coef_e e - mass, with exponentials relative to shift."""
+    """coef_p p + coef_e e - mass, with exponentials by this Scale."""
 
-    shift: Any
+    scale: Scale
     coef_p: Any
     coef_e: Any
     outside: Outside
@@ -115,13 +115,13 @@ def sums_of(inputs, p, e, mass, past, dot, d, PAST: tl.constexpr):
 @triton.jit
 def dot_again(inputs, target, logits_row, origin, C, PAST: tl.constexpr, ALIGN: tl.constexpr):
     """Mass from tiles times d, with 0 * -inf = 0."""
-    dot = origin * 0
+    dot = tl.zeros([], tl.float32)
     for start in range(0, C, READ_AGAIN):
         at = start + tl.arange(0, READ_AGAIN)
         mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
         mass = total_mass(inputs, target, mass, past, at, PAST)
         z = load(logits_row, at, C, None, -INF, False, "")
-        dot += tl.sum(tl.where(mass != 0, mass * (z - origin), 0.0), 0)
+        dot += tl.sum(tl.where(mass != 0, mass * scaled(z, origin), 0.0), 0)
     return dot
 
 
@@ -140,11 +140,11 @@ def without_nan_in_dot(inputs, target, sums, logits_row, origin, C, PAST: tl.con
 @triton.jit
 def finite_d(logits_row, origin, C):
     """The sum of d where it is not -inf, and the number of the other classes, int32."""
-    total, masked = origin * 0, tl.zeros([], tl.int32)
+    total, masked = tl.zeros([], tl.float32), tl.zeros([], tl.int32)
     for start in range(0, C, READ_AGAIN):
         at = start + tl.arange(0, READ_AGAIN)
         z = load(logits_row, at, C, None, 0.0, False, "")
-        total += tl.sum(tl.where((z == -INF) | (at >= C), 0.0, z - origin), 0)
+        total += tl.sum(tl.where((z == -INF) | (at >= C), 0.0, scaled(z, origin)), 0)
         masked += tl.sum((z == -INF).to(tl.int32), 0)
     return total, masked
 
@@ -161,14 +161,14 @@ def with_first_nan(argmax, logits_row, C):
 
 
 @triton.jit
-def score_again(soft, row, logits_row, shift, log_p, C):
+def score_again(soft, row, logits_row, top, scale, log_p, C):
     """The cross-entropy against class probabilities as they are given."""
     score = log_p * 0
     for start in range(0, C, READ_AGAIN):
         at = start + tl.arange(0, READ_AGAIN)
         q = load(soft.data + row * soft.stride, at, C, None, 0.0, False, "")
         z = load(logits_row, at, C, None, -INF, False, "")
-        score += tl.sum(tl.where(q != 0, q * (log_p + (shift - z)), 0.0), 0)
+        score += tl.sum(tl.where(q != 0, q * (log_p - below(z, top, scale)), 0.0), 0)
     return score
 
 
@@ -176,9 +176,9 @@ def score_again(soft, row, logits_row, shift, log_p, C):
 def outside_of(inputs, target, sums, logits_row, origin, C, PAST: tl.constexpr):
     """Outside, of smoothing and lists."""
     settings = inputs.settings
-    none = sums.p * 0
+    none = tl.zeros_like(sums.p)
     mass, past_mass, dot, uniform, tail_a, tail_b, tail_past, entropy = none, none, none, none, none, none, none, none
-    lost = sums.p < sums.p
+    lost = none != 0
     PAST_LIST: tl.constexpr = PAST and inputs.past.indices is not None
     sum_d, masked = sums.d, tl.zeros([], tl.int32)
     if inputs.soft.indices is not None or PAST_LIST:  # noqa: SIM102, known when compiled
@@ -208,48 +208,52 @@ def outside_of(inputs, target, sums, logits_row, origin, C, PAST: tl.constexpr):
 
 
 @triton.jit
-def label_terms(label, logits_row, used, shift, origin, log_p):
-    """The logit at a label, its hard mass times d, and its share of the cross-entropy. A row or several."""
+def label_terms(label, logits_row, used, top, scale, log_p):
+    """The logit at a label, the loss of its hard mass, and its share of the cross-entropy. A row or several."""
     z = tl.load(logits_row + label.y, mask=used, other=0.0).to(tl.float32)
-    dot = tl.where(label.hard != 0, label.hard * (z - origin), 0.0)
-    return z, dot, tl.where(label.share != 0, label.share * (log_p + (shift - z)), 0.0)
+    surprise = log_p - below(z, top, scale)
+    loss = tl.where(label.hard != 0, label.hard * surprise, 0.0)
+    return z, loss, tl.where(label.share != 0, label.share * surprise, 0.0)
 
 
 @triton.jit
-def finish(inputs, target, sums, logits_row, shift, origin, C, PAST: tl.constexpr):
-    """The row's loss, its cross-entropy, log of the sum of p, and the Gradient, of the Sums over its classes: p and e
-    relative to shift, dot and d of logits less origin. A row or several."""
+def finish(inputs, target, sums, logits_row, top, scale, origin, C, PAST: tl.constexpr, POWER: tl.constexpr):
+    """The row's loss, its cross-entropy, its logsumexp less the logit top, and the Gradient, of the Sums over its
+    classes: p and e by `scale`, which is relative to top, dot and d by `origin`. A row or several."""
     settings = inputs.settings
     outside = outside_of(inputs, target, sums, logits_row, origin, C, PAST)
-    log_p = tl.log(sums.p)
+    p_top, e_top = exponentials(scaled(top, scale), settings.temperature, PAST, POWER)
+    log_p = tl.log(sums.p / p_top)  # 0 where top has all, however its exponential was rounded
     class_sum = sums.mass + outside.mass
     past_sum = target.past * sums.past + outside.past
-    dot = sums.dot + outside.dot
+    moved = scaled(top, origin) * origin.unit
+    # Logits of -inf alone have log_p = -inf, and no mass on them is no loss.
+    loss = tl.where((class_sum == 0) & (log_p == -INF), 0.0, class_sum * (log_p + moved))
+    loss -= (sums.dot + outside.dot) * origin.unit
     z_a, z_b = log_p, log_p
     cross_entropy = log_p  # of class probabilities: see score_again
     if inputs.labels.target is not None:
-        z_a, a_dot, cross_entropy = label_terms(target.a, logits_row, target.used, shift, origin, log_p)
+        z_a, a_loss, cross_entropy = label_terms(target.a, logits_row, target.used, top, scale, log_p)
         class_sum += target.a.hard
-        dot += a_dot
+        loss += a_loss
         if inputs.labels.target_b is not None:
-            z_b, b_dot, b_entropy = label_terms(target.b, logits_row, target.used, shift, origin, log_p)
+            z_b, b_loss, b_entropy = label_terms(target.b, logits_row, target.used, top, scale, log_p)
             class_sum += target.b.hard
-            dot += b_dot
+            loss += b_loss
             cross_entropy += b_entropy
 
-    moved = shift - origin
-    # Logits of -inf alone have log_p = -inf, and no mass on them is no loss.
-    loss = tl.where((class_sum == 0) & (log_p == -INF), 0.0, class_sum * (log_p + moved)) - dot
     coef_p = class_sum / sums.p
     coef_e = coef_p
     if PAST:
         entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.past_mass != 0, other=0.0).to(tl.float32)
-        loss += past_sum * moved + settings.temperature * (past_sum * tl.log(sums.e) - target.past_mass * entropy)
+        loss += past_sum * moved + settings.temperature * (
+            past_sum * tl.log(sums.e / e_top) - target.past_mass * entropy
+        )
         if inputs.past.indices is not None:
             loss -= settings.temperature * outside.entropy
         coef_e = past_sum / sums.e
     loss += tl.where(outside.lost, INF, 0.0)
-    return loss, cross_entropy, log_p, Gradient(shift, coef_p, coef_e, outside, z_a, z_b)
+    return loss, cross_entropy, log_p, Gradient(scale, coef_p, coef_e, outside, z_a, z_b)
 
 
 @triton.jit

@@ -4,10 +4,9 @@ import triton
 import triton.language as tl
 
 from .triton_lists import LIST_BLOCK, list_block, listed_beyond_tail
-from .triton_parts import exponentials, masses_at, total_mass
+from .triton_parts import exponentials, masses_at, scaled, total_mass
 from .triton_reduction import INF
 from .triton_rows import READ_AGAIN, gradient_tile
-from .triton_tiles import wide
 
 
 @triton.jit
@@ -15,7 +14,7 @@ def sparse_gradient(inputs, target, gradient, z, at, C, PAST: tl.constexpr, POWE
     """The gradient at the classes `at`, whose logits are z, with the mass of labels there and as if no list named them:
     float32, as at."""
     settings = inputs.settings
-    p, e = exponentials(z - wide(gradient.shift, at), settings.temperature, PAST, POWER)
+    p, e = exponentials(scaled(z, gradient.scale), settings.temperature, PAST, POWER)
     mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
     mass = total_mass(inputs, target, mass, past, at, PAST)
     value = gradient_tile(inputs, e, p, mass, gradient, at, PAST, POWER)

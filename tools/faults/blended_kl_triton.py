@@ -1,6 +1,7 @@
 """Faults of blended_kl's Triton backend."""
 
 TESTS = "tests/blended_kl/test_blended_kl_triton.py::"
+LAUNCHES = "tests/blended_kl/test_blended_kl_triton_launch.py::"
 ROWS = "tests/blended_kl/test_blended_kl_rows.py::"
 EXTREMES = "tests/blended_kl/test_blended_kl_extremes.py::"
 # Single cases, seconds each in the interpreter; where an id would hold a space, all of the test.
@@ -12,14 +13,15 @@ MASKED_TOP_K = "tests/blended_kl/test_blended_kl_masked_top_k.py::"
 ROWS_WRITTEN_OUT = MASKED_TOP_K + "test_loss_and_gradient_are_those_of_the_rows_written_out[triton-float32-140-3]"
 LISTED_MASKED = MASKED_TOP_K + "test_listed_mass_on_a_masked_class[triton-6]"
 MASKED = TESTS + "test_top_k_mass_on_masked_classes"
-MANY = TESTS + "test_more_rows_than_one_program_or_group_adds_up[mean]"
-KEPT = TESTS + "test_a_launch_is_kept_for_problems_of_its_layout"
+MANY = LAUNCHES + "test_more_rows_than_one_program_or_group_adds_up[mean]"
+KEPT = LAUNCHES + "test_a_launch_is_kept_for_problems_of_its_layout"
 OUT_OF_RANGE = ROWS + "test_on_a_gpu_an_index_out_of_range_is_nan_in_its_row_alone[triton-5]"
 
 LISTS = TESTS + "test_lists_longer_than_a_block"
 ANYWHERE = TESTS + "test_tables_whose_rows_begin_anywhere[bfloat16-2051-same-logits-labels]"
 USERS = TESTS + "test_the_configurations_that_users_get"
 FAR = EXTREMES + "test_logits_far_from_0"
+VERY_FAR = TESTS + "test_logits_very_far_from_0[row-1.0]"
 
 FAULTS = {
     "toast_kernels/blended_kl/triton_parts.py": [
@@ -43,6 +45,12 @@ FAULTS = {
             "return high, scale * tl.exp2(-low * (LOG2E / table.temperature))",
             "return high, scale",
             FAR + "[triton-logits-1000.0]",
+        ),
+        (
+            "the rounding of logits very far from 0 takes exponentials out of range",
+            "tl.abs(top * factor) >= 2.0**29",
+            "tl.abs(top * factor) < 0",
+            VERY_FAR,
         ),
         (
             "a class without a soft target is blended",
@@ -148,8 +156,8 @@ FAULTS = {
         ),
         (
             "read again, 0 * -inf is NaN",
-            "tl.where(mass != 0, mass * (z - origin), 0.0)",
-            "mass * (z - origin)",
+            "tl.where(mass != 0, mass * scaled(z, origin), 0.0)",
+            "mass * scaled(z, origin)",
             TESTS + "test_dense_rows_without_mass_on_masked_classes[blocks]",
         ),
         (
@@ -160,8 +168,8 @@ FAULTS = {
         ),
         (
             "the cross-entropy is of a rounded logsumexp",
-            "label.share * (log_p + (shift - z))",
-            "label.share * ((log_p + shift) - z)",
+            "surprise = log_p - below(z, top, scale)",
+            "surprise = (log_p + top) - z",
             FAR + "[triton-None-5000.0]",
         ),
         (
@@ -169,6 +177,12 @@ FAULTS = {
             "return tl.where(found < C, found, argmax)",
             "return tl.where(found < C, argmax, argmax)",
             TESTS + "test_the_argmax_of_a_row_with_a_nan",
+        ),
+        (
+            "the rounding of what exponentials are relative to is in the loss",
+            "log_p = tl.log(sums.p / p_top)",
+            "log_p = tl.log(sums.p)",
+            TESTS + "test_logits_far_from_0[row]",
         ),
         (
             "the past's coefficient is the class term's",
@@ -266,8 +280,8 @@ FAULTS = {
         ),
         (
             "skipped rows are not written",
-            "tl.store(gradient_row + at, at.to(tl.float32) * 0 + loss, mask=at < C)",
-            "tl.store(gradient_row + at, at.to(tl.float32) * 0 + loss, mask=at < 0)",
+            "tl.zeros([READ_AGAIN], tl.float32) + loss, mask=at < C)",
+            "tl.zeros([READ_AGAIN], tl.float32) + loss, mask=at < 0)",
             ROWS + "test_every_output_is_written_for_every_row[triton-mean-narrow]",
         ),
         (
@@ -290,6 +304,12 @@ FAULTS = {
         ),
     ],
     "toast_kernels/blended_kl/triton.py": [
+        (
+            "a quarter of a tile that rows lack some of is taken for full",
+            "full = num_classes // (size // 4) * (size // 4)",
+            "full = (num_classes // (size // 4) + 1) * (size // 4)",
+            WIDTHS + "[row-float32-255]",
+        ),
         (
             "every row is taken for aligned",
             "align = math.gcd(16, num_classes, stride, *(values.stride(0) for values in dense))",
