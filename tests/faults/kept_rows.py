@@ -250,8 +250,7 @@ FAULTS = {
         (
             "a reservoir counts rows of a call that failed",
             "        memory = self.memory\n",
-            "        if self.seen is not None:\n            self.seen.add_(1)\n"
-            "        memory = self.memory\n",
+            "        if self.seen is not None:\n            self.seen.add_(1)\n        memory = self.memory\n",
             BANK_POOL + "test_a_call_with_a_wrong_label_leaves_no_trace_in_a_reservoir",
         ),
         (
