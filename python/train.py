@@ -37,6 +37,8 @@ def main(argv: list[str] | None = None) -> int:
         data = load(options.data, options.data_dir, options.image_size)
         if options.classes is not None:
             data = data.first_classes(options.classes)
+        if options.top_k is not None and options.top_k > len(data.classes):
+            raise DataError(f"--top-k must be at most the {len(data.classes)} classes, got {options.top_k}")
         describe(console, data, options, device)
         if options.resume is None:
             save_options(options)

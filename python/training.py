@@ -143,7 +143,7 @@ class Training:
         """(loss, its stats, what replay is to keep)."""
         part, linear = self.stopwatch.part, self.options.top_k is not None
         with part("forward"), self.autocast():
-            outputs = self.model[:-1](x) if linear else self.model(x)
+            outputs = self.model.features(x) if linear else self.model(x)
         with part("loss"):
             if not linear:
                 return *self.criterion(outputs, y, past, return_stats=True), outputs.detach()
