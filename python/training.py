@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import backbones
+import parallel
 import torch
 from augment import AUGMENTATIONS, MIXES, NONE, Mixed, to_inputs
 from checkpoint import load_tensors, save_tensors
@@ -65,8 +66,8 @@ class Training:
             self.replay = HardReplay(
                 options.fraction, options.max_age, temperature=options.temperature, top_k=options.top_k
             )
-        self.moves = torch.Generator(device).manual_seed(seed)
-        self.mixes = torch.Generator().manual_seed(seed)
+        self.moves = torch.Generator(device).manual_seed(parallel.generator_seed(seed))
+        self.mixes = torch.Generator().manual_seed(parallel.generator_seed(seed))
 
         self.epoch = self.step = 0  # the step to take next is self.step of self.epoch
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # this epoch's cross-entropy, hits, new rows
@@ -89,7 +90,7 @@ class Training:
 
         while self.epoch < self.options.epochs:
             for rows in self.epoch_batches()[self.step :]:
-                if should_stop():
+                if parallel.any_asked(should_stop(), self.device):
                     save()
                     raise Interrupted
                 self.train_step(rows)
@@ -114,7 +115,7 @@ class Training:
         self.model.train()
         past = None
         with part("data"):
-            x, y = self.draw(rows)
+            x, y = self.draw(parallel.share(rows))
         if self.replay is not None:
             with part("replay"):
                 x, y, past = self.replay.extend(x, y)
@@ -122,6 +123,7 @@ class Training:
         with part("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            parallel.average_gradients(self.model)
         with part("optimiser"):
             self.optimizer.step()
             self.scheduler.step()
@@ -129,15 +131,15 @@ class Training:
             with part("replay"):
                 self.replay.keep(x, y, predictions, stats.cross_entropy)
 
-        fresh = len(rows)
+        fresh = len(parallel.share(rows))
         self.sums[0] += stats.cross_entropy[:fresh].sum()
         self.sums[1] += hits(stats.argmax, y)[:fresh].sum()
         self.sums[2] += fresh
         self.step += 1
         self.record.steps += 1
-        self.record.fresh_rows += fresh
+        self.record.fresh_rows += len(rows)
         if past is not None and past.targets is not None:  # in the first step all slots are empty
-            self.record.replayed_rows += len(x) - fresh
+            self.record.replayed_rows += (len(x) - fresh) * parallel.SIZE
 
     def loss_of(self, x: Tensor, y: Tensor | Mixed, past: PastPredictions | None):
         """(loss, its stats, what replay is to keep)."""
@@ -160,11 +162,13 @@ class Training:
         return x, y
 
     def running(self) -> tuple[float, float]:
-        """Cross-entropy and accuracy of this epoch's new rows, each as it was when its step came."""
+        """Cross-entropy and accuracy of this epoch's new rows (of this process), each as it was when its step came."""
         cross_entropy, hit, rows = self.sums.tolist()
         return cross_entropy / rows, hit / rows
 
     def end_epoch(self) -> None:
+        parallel.add_up(self.sums)
+        parallel.average_statistics(self.model)
         cross_entropy, accuracy = self.running()
         self.record.history.append(
             {
@@ -175,7 +179,8 @@ class Training:
             }
         )
         self.sums.zero_()
-        order = self.epoch_order()
+        batches = self.epoch_batches()
+        order = torch.cat([parallel.share(rows, rank) for rank in range(parallel.SIZE) for rows in batches])
         self.epoch, self.step = self.epoch + 1, 0
         with self.stopwatch.part("medoids"):
             if self.epoch < self.options.epochs:

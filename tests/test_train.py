@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from PIL import Image
-from programs import checkpoint, run_train, start_train, train
+from programs import PYTHON, checkpoint, glyphs, run_train, start_train, train
 from test_training import assert_same
 
 SHORT = ("--classes", 30, "--epochs", 5, "--method", "ce", "toast")
@@ -62,6 +62,24 @@ def test_the_same_command_gives_the_same_bits(short, tmp_path):
     assert status == 0, errors
     for name in ("ce-seed0", "toast-seed0"):
         assert_same(*(checkpoint.load_tensors(out / name / "checkpoint.pt") for out in (short[0], tmp_path / "run")))
+
+
+@pytest.mark.parametrize("form", [(), ("--top-k", 8)], ids=["dense", "linear"])
+def test_two_processes_train_one_network(form, tmp_path):
+    arguments = ("--classes", 30, "--epochs", 3, "--method", "toast", *form, "--out", tmp_path / "run")
+    status, output, errors = run_train(*arguments, processes=2)
+    assert status == 0, errors
+    assert len(re.findall(r"^toast-seed0 +epoch +\d/3  loss ", output, re.MULTILINE)) == 3  # of the first alone
+    folder = tmp_path / "run" / "toast-seed0"
+    first, second = (checkpoint.load_tensors(folder / name) for name in ("checkpoint.pt", "checkpoint-of-rank-1.pt"))
+    assert_same(first["model"], second["model"])
+    for name in ("values", "filled", "alpha"):
+        assert_same(first["criterion"][name], second["criterion"][name])
+    assert first["criterion"]["filled"].all()
+    assert first["record"]["fresh_rows"] == 3 * 360
+    assert_same(first["record"]["medoids"], second["record"]["medoids"])
+    labels = glyphs.load(PYTHON.parent / "data").first_classes(30).train.labels
+    assert torch.equal(labels[first["record"]["medoids"]["image"]], torch.arange(30))
 
 
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL], ids=lambda end: end.name)
