@@ -174,7 +174,8 @@ def test_a_memory_of_predictions_is_that_of_logits(dtype):
     one, other = (memory.past(torch.arange(24)).targets for memory in memories)
     torch.testing.assert_close(one.values, other.values, rtol=1e-5, atol=1e-6)
     assert (one.indices == other.indices).float().mean() > 0.9  # of equal logits any may be listed
-    memories[1].keep(sample[:2], predictions.first(2)._replace(logsumexp=torch.tensor([torch.nan, 1.0])))
+    diverged = predictions.first(2)._replace(logits=torch.zeros(2, 5), logsumexp=torch.tensor([torch.nan, torch.inf]))
+    memories[1].keep(sample[:2], diverged)
     assert torch.equal(other.values, memories[1].past(torch.arange(24)).targets.values)
 
 
