@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from scipy.spatial.distance import cdist
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toast_kernels import (
     HardReplay,
@@ -301,6 +302,20 @@ def test_compiled_it_pools_and_gives_the_same_loss():
             criterion.found = leaf.grad
         torch.testing.assert_close(compiled.found, eager.found)
     assert compiled.bank.num_rows == 24
+
+
+def test_a_dry_run_leaves_no_trace():
+    criterion = after(nothing)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        logsumexp = torch.zeros(3, dtype=torch.float64)
+        indices = torch.zeros(3, 3, dtype=torch.int64)
+        fake = TopPredictions(torch.zeros(3, 3), indices, logsumexp, logsumexp, logsumexp, 30)
+        criterion.bank.update(torch.zeros(3, 6), indices[:, 0], fake)
+    assert criterion.bank.num_features is None
+    criterion.linear(X, WEIGHT, Y)
+    assert criterion.bank.num_rows == 24
+    criterion.set_epoch(1)
+    assert criterion.linear(X, WEIGHT, Y).isfinite()
 
 
 def bytes_of(criterion):

@@ -179,7 +179,8 @@ class MedoidBank(nn.Module):
         if logits.requires_grad:
             logits = logits.detach()
         if predictions is not None:
-            self._expect_features(logits, predictions)
+            if not self.pool.is_dry_run(logits):
+                self._expect_features(logits, predictions)
         elif self.num_features is not None:
             raise TypeError("predictions must be TopPredictions where the bank's pool is of features, got None")
         elif logits.dim() < 2 or logits.shape[1] != self.num_classes:
@@ -267,12 +268,11 @@ class MedoidBank(nn.Module):
         return table
 
     def _of_all_ranks(self) -> SoftTargets:
+        self.ranks.agree(temperature=self.temperature, top_k=self.top_k, dtype=self.dtype)
         told = [width for width in self.ranks.all_gather_object(self.num_features) if width is not None]
         if told and self.num_rows == 0 and self.num_features is None:  # no batch of this rank's told it
             self._pool_features(told[0])
-        self.ranks.agree(
-            num_features=self.num_features, temperature=self.temperature, top_k=self.top_k, dtype=self.dtype
-        )
+        self.ranks.agree(num_features=self.num_features)
         with self.ranks.in_step():
             rows, labels, positions, predicted = self.pool.rows()
             table = self._table(rows.device)

@@ -48,9 +48,8 @@ class Pool:
         return max(0, int(self.memory.counts[0]) - len(self.memory.logits))
 
     def add(self, rows: Tensor, labels: Tensor, predictions: Tensor | None = None) -> None:
-        """Adds [N, width] rows; labels int64 [N] and predictions [N, P] on their device. Those of a dry run (on the
-        device "meta" while the pool is not, or fake) leave no trace."""
-        if not len(labels) or (rows.is_meta and not self.memory.counts.is_meta) or is_fake(rows):
+        """Adds [N, width] rows; labels int64 [N] and predictions [N, P] on their device."""
+        if not len(labels) or self.is_dry_run(rows):
             return
         if self.memory.logits.device != rows.device or self.capacity != len(self.memory.logits):
             self._make_room(len(labels), rows.device)
@@ -63,6 +62,10 @@ class Pool:
         if self.seen is not None:
             self.seen.scatter_add_(0, labels.clamp(0, len(self.seen) - 1), self._kept(labels).long())
         self.at_most += len(labels) if self.capacity is None else 0
+
+    def is_dry_run(self, rows: Tensor) -> bool:
+        """Whether rows are on the device "meta" while the pool is not, or fake: they are to leave no trace."""
+        return (rows.is_meta and not self.memory.counts.is_meta) or is_fake(rows)
 
     def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(rows, labels, positions among the rows given, predictions or else the rows) of the rows that are kept;

@@ -261,8 +261,8 @@ FAULTS = {
         ),
         (
             "a fake tensor is pooled",
-            "not self.memory.counts.is_meta) or is_fake(rows):",
-            "not self.memory.counts.is_meta):",
+            "not self.memory.counts.is_meta) or is_fake(rows)",
+            "not self.memory.counts.is_meta)",
             STATE + "test_a_dry_run_leaves_no_trace",
         ),
         (

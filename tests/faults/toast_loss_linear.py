@@ -62,9 +62,15 @@ FAULTS = {
             RANKS + "test_the_linear_form_chooses_among_the_features_of_all_ranks",
         ),
         (
+            "linear: a dry run tells the number of features",
+            "if not self.pool.is_dry_run(logits):",
+            "if True:",
+            TESTS + "test_a_dry_run_leaves_no_trace",
+        ),
+        (
             "linear: ranks may pool features and logits",
-            "            num_features=self.num_features, temperature=",
-            "            temperature=",
+            "        self.ranks.agree(num_features=self.num_features)\n",
+            "",
             RANKS + "test_ranks_of_different_forms_are_an_error_on_all",
         ),
     ],
