@@ -27,15 +27,16 @@ void softmax_statistics(int dtype, std::uintptr_t logits, std::int64_t rows, std
                                  pointer<double>(logsumexp), pointer<void>(entropy), threads});
 }
 
-std::int64_t pool_rows(int dtype, std::uintptr_t logits, std::int64_t rows, std::int64_t classes, std::int64_t stride,
-                       std::uintptr_t labels, std::uintptr_t places, std::int64_t ignore_index, int pool_dtype,
-                       std::uintptr_t pool, std::uintptr_t pool_labels, std::uintptr_t positions, std::int64_t capacity,
-                       std::uintptr_t counts, int threads) {
+std::int64_t pool_rows(int dtype, std::uintptr_t logits, std::int64_t rows, std::int64_t width, std::int64_t stride,
+                       std::uintptr_t labels, std::uintptr_t places, std::int64_t num_classes,
+                       std::int64_t ignore_index, int pool_dtype, std::uintptr_t pool, std::uintptr_t pool_labels,
+                       std::uintptr_t positions, std::int64_t capacity, std::uintptr_t counts, int threads) {
   py::gil_scoped_release release;
-  return toast::pool_rows_cpu({toast::DType(dtype), pointer<const void>(logits), rows, classes, stride,
-                               pointer<const std::int64_t>(labels), pointer<const std::int64_t>(places), ignore_index,
-                               toast::DType(pool_dtype), pointer<void>(pool), pointer<std::int64_t>(pool_labels),
-                               pointer<std::int64_t>(positions), capacity, pointer<std::int64_t>(counts), threads});
+  return toast::pool_rows_cpu({toast::DType(dtype), pointer<const void>(logits), rows, width, stride,
+                               pointer<const std::int64_t>(labels), pointer<const std::int64_t>(places), num_classes,
+                               ignore_index, toast::DType(pool_dtype), pointer<void>(pool),
+                               pointer<std::int64_t>(pool_labels), pointer<std::int64_t>(positions), capacity,
+                               pointer<std::int64_t>(counts), threads});
 }
 
 std::int64_t carry_rows(const py::tuple& batch, const py::tuple& settings, const py::tuple& slots, int threads) {

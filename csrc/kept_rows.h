@@ -9,13 +9,13 @@ namespace toast {
 
 struct PoolRows {
   DType dtype;
-  const void* logits;  // [rows, classes], rows contiguous
-  std::int64_t rows, classes, stride;
+  const void* logits;  // [rows, width], rows contiguous
+  std::int64_t rows, width, stride;
   const std::int64_t* labels;  // [rows]
   const std::int64_t* places;  // [rows]: which row of the pool each goes to; null: to the first free ones, in order
-  std::int64_t ignore_index;
+  std::int64_t num_classes, ignore_index;
   DType pool_dtype;
-  void* pool;                             // [capacity, classes]
+  void* pool;                             // [capacity, width]
   std::int64_t *pool_labels, *positions;  // [capacity]
   std::int64_t capacity;
   std::int64_t* counts;  // rows put one after the other into the pool so far, and all rows that came
@@ -24,7 +24,7 @@ struct PoolRows {
 
 // Copies the rows whose label is not ignore_index: logits, converted to the pool's dtype, label, and position among
 // all rows that came. What has no place in the pool is counted and not written. Returns -1, or the first row whose
-// label is neither in [0, classes) nor ignore_index: then nothing is written or counted.
+// label is neither in [0, num_classes) nor ignore_index: then nothing is written or counted.
 std::int64_t pool_rows_cpu(const PoolRows& problem);
 
 struct CarryRows {

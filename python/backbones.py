@@ -46,6 +46,12 @@ class SmallCNN(nn.Sequential):
             nn.Linear(256, num_classes),
         )
 
+    def features(self, images: Tensor) -> Tensor:
+        """[N, 256], what the last layer makes logits of."""
+        for layer in list(self)[:-1]:
+            images = layer(images)
+        return images
+
 
 def conv(in_channels: int, out_channels: int, stride: int = 1) -> list[nn.Module]:
     return [

@@ -2,6 +2,7 @@
 
 A class is a Unicode code point, an image is that code point drawn by one font face. Whole faces are held out, so
 that a test measures what was learned about a character and not about a face: one for validation, three for test.
+Of all-glyphs every code point that a training face draws is a class, also where no other face does.
 The faces are 12 of DejaVu (Sans, Sans Mono, Serif) and 4 of STIXGeneral; drawing them takes a few seconds, once.
 """
 
@@ -37,7 +38,7 @@ TRAIN_FACES = (
     "STIXGeneralItalic",
 )
 FACES = TRAIN_FACES + VAL_FACES + TEST_FACES
-LEAST_FACES = 7  # a code point drawn by fewer faces is no class
+LEAST_FACES = 7  # a code point drawn by fewer faces is no class, unless all are
 
 IMAGE_SIZE = 48
 INPUT_SIZE = 32
@@ -46,13 +47,14 @@ BASELINE = 36
 MARGIN = 3
 
 
-def load(data_dir: Path) -> ImageData:
+def load(data_dir: Path, all_classes: bool = False) -> ImageData:
     """The glyphs, drawn on the first call and kept in `data_dir`."""
-    cache = data_dir / f"glyphs-{_recipe_digest()}.pt"
+    name, least_faces = ("all-glyphs", 1) if all_classes else ("glyphs", LEAST_FACES)
+    cache = data_dir / f"glyphs-{_recipe_digest(least_faces)}.pt"
     if cache.exists():
         drawn = load_tensors(cache)
     else:
-        drawn = draw_faces()
+        drawn = draw_faces(least_faces, TRAIN_FACES if all_classes else TEST_FACES)
         save_tensors(drawn, cache)
 
     face, codepoints = drawn["face"], drawn["codepoints"]
@@ -63,7 +65,7 @@ def load(data_dir: Path) -> ImageData:
         return Split(drawn["images"][rows], labels[rows])
 
     return ImageData(
-        name="glyphs",
+        name=name,
         classes=[_class_name(codepoint) for codepoint in classes.tolist()],
         train=split(TRAIN_FACES),
         val=split(VAL_FACES),
@@ -73,8 +75,9 @@ def load(data_dir: Path) -> ImageData:
     )
 
 
-def draw_faces() -> dict[str, torch.Tensor]:
-    """Every class by every face that has it: images uint8 [N, 1, 48, 48], codepoints and face int64 [N]."""
+def draw_faces(least_faces: int, needed: tuple[str, ...]) -> dict[str, torch.Tensor]:
+    """Every code point that so many faces have, and one of those that are needed, by every face that has it: images
+    uint8 [N, 1, 48, 48], codepoints and face int64 [N]."""
     pictures = {
         (name, codepoint): picture
         for name in FACES
@@ -82,8 +85,8 @@ def draw_faces() -> dict[str, torch.Tensor]:
         if picture is not None  # a blank glyph says nothing of its class
     }
     faces_with = Counter(codepoint for _, codepoint in pictures)
-    testable = {codepoint for name, codepoint in pictures if name in TEST_FACES}
-    kept = [key for key in pictures if faces_with[key[1]] >= LEAST_FACES and key[1] in testable]
+    classes = {codepoint for name, codepoint in pictures if name in needed and faces_with[codepoint] >= least_faces}
+    kept = [key for key in pictures if key[1] in classes]
     return {
         "images": torch.from_numpy(np.stack([pictures[key] for key in kept])).unsqueeze(1),
         "codepoints": torch.tensor([codepoint for _, codepoint in kept]),
@@ -136,8 +139,8 @@ def _class_name(codepoint: int) -> str:
     return f"U+{codepoint:04X} {unicodedata.name(chr(codepoint), '').lower()}".rstrip()
 
 
-def _recipe_digest() -> str:
+def _recipe_digest(least_faces: int) -> str:
     """Changes with the fonts and with the way they are drawn, so that an old cache is never taken for a new one."""
     sizes = [_font_path(name).stat().st_size for name in FACES]
-    recipe = (FACES, sizes, LEAST_FACES, IMAGE_SIZE, EM, BASELINE, MARGIN, unicodedata.unidata_version)
+    recipe = (FACES, sizes, least_faces, IMAGE_SIZE, EM, BASELINE, MARGIN, unicodedata.unidata_version)
     return hashlib.sha256(repr(recipe).encode()).hexdigest()[:12]

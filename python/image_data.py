@@ -60,11 +60,11 @@ class ImageData:
 
 
 def load(name: str, data_dir: Path, image_size: int) -> ImageData:
-    """The data set called `name`: glyphs, fashion-mnist, or folder:PATH."""
-    if name == "glyphs":
+    """The data set called `name`: glyphs, all-glyphs, fashion-mnist, or folder:PATH."""
+    if name in ("glyphs", "all-glyphs"):
         import glyphs
 
-        return glyphs.load(data_dir)
+        return glyphs.load(data_dir, all_classes=name == "all-glyphs")
     if name == "fashion-mnist":
         import fashion_mnist
 
@@ -73,4 +73,4 @@ def load(name: str, data_dir: Path, image_size: int) -> ImageData:
         import image_folder
 
         return image_folder.load(Path(name.removeprefix("folder:")), image_size)
-    raise DataError(f"unknown data set {name!r}: expected glyphs, fashion-mnist or folder:PATH")
+    raise DataError(f"unknown data set {name!r}: expected glyphs, all-glyphs, fashion-mnist or folder:PATH")

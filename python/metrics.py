@@ -10,14 +10,22 @@ ECE_BINS = 15
 
 def evaluate(logits: Tensor, target: Tensor) -> dict[str, float]:
     """top1 and top5 accuracy, nll (mean cross-entropy), and ece of logits [N, C] float32 and target [N]."""
+    return scores(*judged(logits, target))
+
+
+def judged(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of each row: which of the five best classes is the target [N, 5], -log p of the target [N], the largest p [N]."""
     log_probs = logits.float().log_softmax(dim=1)
-    best = log_probs.topk(min(5, log_probs.shape[1]), dim=1).indices
-    hits = best == target[:, None]
+    best = log_probs.topk(min(5, log_probs.shape[1]), dim=1)
+    return best.indices == target[:, None], -log_probs.gather(1, target[:, None])[:, 0], best.values[:, 0].exp()
+
+
+def scores(hits: Tensor, nll: Tensor, confidence: Tensor) -> dict[str, float]:
     return {
         "top1": hits[:, 0].double().mean().item(),
         "top5": hits.any(dim=1).double().mean().item(),
-        "nll": -log_probs.gather(1, target[:, None]).double().mean().item(),
-        "ece": expected_calibration_error(log_probs.exp().amax(dim=1), hits[:, 0]),
+        "nll": nll.double().mean().item(),
+        "ece": expected_calibration_error(confidence, hits[:, 0]),
     }
 
 

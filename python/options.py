@@ -55,7 +55,8 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=Help,
     )
     add = parse.add_argument_group("what is trained").add_argument
-    add("--data", default="glyphs", help="glyphs, fashion-mnist, or folder:PATH with a folder of images per class")
+    add("--data", default="glyphs",
+        help="glyphs, all-glyphs, fashion-mnist, or folder:PATH with a folder of images per class")  # fmt: skip
     add("--data-dir", type=Path, help="where data sets are kept (default: data/ beside python/)", default=None)
     add("--method", nargs="+", choices=METHODS, default=["ce", "toast"], metavar="METHOD",
         help="some of ce (cross-entropy), toast (both stages), stage1 (class medoids), stage2 (replay)")  # fmt: skip
@@ -82,6 +83,9 @@ def parser() -> argparse.ArgumentParser:
     add("--max-age", type=number(1, kind=int), default=1, help="times in a row that one image may be replayed")
     add("--past-weight", type=number(0), default=0.3, help="weight of the replayed rows' past predictions")
     add("--temperature", type=number(0, low_open=True), default=3.0, help="of the past predictions")
+    add("--top-k", type=number(1, kind=int), default=None,
+        help="the linear form: logits are never whole, and soft targets and past predictions are of the so many most "
+        "probable classes (default: all logits, all classes); needs the backbone cnn")  # fmt: skip
 
     add = parse.add_argument_group("where it goes").add_argument
     add("--out", type=Path, default=None, help="a new folder for results and checkpoints (default: runs/DATA-TIME)")
@@ -111,6 +115,8 @@ def parse_options(argv: list[str] | None) -> argparse.Namespace:
     for name in ("method", "seeds"):
         if len(set(getattr(options, name))) < len(getattr(options, name)):
             parse.error(f"--{name} names the same one twice")
+    if options.top_k is not None and options.backbone != "cnn":
+        parse.error(f"--top-k needs --backbone cnn, whose last layer is known, got {options.backbone}")
     if options.image_size % 4:
         parse.error(f"--image-size must be a multiple of 4, got {options.image_size}")
     if options.lr is None:

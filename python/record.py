@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from toast_kernels import SoftTargets
+
 LEANINGS = 5
+CLASSES_AT_A_TIME = 512  # whose soft targets are made dense
 
 
 @dataclass
@@ -52,7 +55,11 @@ class Medoids:
     leaning: Tensor  # int64 [C, 5], these classes
 
     @classmethod
-    def of(cls, image: Tensor, probs: Tensor) -> Medoids:
-        own = probs.diagonal().clone()
-        largest = probs.clone().fill_diagonal_(-1).topk(min(LEANINGS, len(probs) - 1), dim=1)
-        return cls(*(part.cpu() for part in (image, own, largest.values, largest.indices)))
+    def of(cls, image: Tensor, table: SoftTargets) -> Medoids:
+        parts = []
+        for classes in torch.arange(len(table), device=table.device).split(CLASSES_AT_A_TIME):
+            probs = table[classes].dense()
+            own = probs.gather(1, classes[:, None])
+            largest = probs.scatter(1, classes[:, None], -1).topk(min(LEANINGS, len(table) - 1), dim=1)
+            parts.append((own[:, 0], largest.values, largest.indices))
+        return cls(*(part.cpu() for part in (image, *map(torch.cat, zip(*parts, strict=True)))))

@@ -4,6 +4,7 @@ python python/train.py                                  3,250 classes of glyphs,
 python python/train.py --data fashion-mnist --method ce stage1 stage2 toast --seeds 0 1 2
 python python/train.py --data folder:my-pictures --backbone resnet --augment cutmix
 python python/train.py --resume runs/glyphs-20260131-120000
+torchrun --nproc-per-node 2 python/train.py             any of these by two processes
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import sys
 from pathlib import Path
 
 import backbones
+import parallel
 import torch
 from checkpoint import CheckpointError, SaveError
 from image_data import DataError, ImageData, load
@@ -31,17 +33,22 @@ PLAIN_WIDTH = 140  # of the tables where stdout is no terminal
 def main(argv: list[str] | None = None) -> int:
     options = parse_options(argv)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in background jobs
-    console = Console(width=None if sys.stdout.isatty() else PLAIN_WIDTH, highlight=False)
+    width = None if sys.stdout.isatty() else PLAIN_WIDTH
+    console = Console(width=width, highlight=False, quiet=parallel.RANK > 0)
     try:
-        device = choose_device(options.device)
+        device = parallel.join(choose_device(options.device))
+        options = parallel.everyones(options)[0]  # of one second, whose name the folder has
         data = load(options.data, options.data_dir, options.image_size)
         if options.classes is not None:
             data = data.first_classes(options.classes)
+        if options.top_k is not None and options.top_k > len(data.classes):
+            raise DataError(f"--top-k must be at most the {len(data.classes)} classes, got {options.top_k}")
         describe(console, data, options, device)
-        if options.resume is None:
+        if options.resume is None and parallel.RANK == 0:
             save_options(options)
         records = train_all(console, data.to(device), options, device)
-        report(console, data, records, options)
+        if parallel.RANK == 0:
+            report(console, data, records, options)
     except (DataError, DeviceError, backbones.BackboneError) as error:
         return fail(error, EXIT_USAGE)
     except CheckpointError as error:
@@ -55,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
         return EXIT_INTERRUPTED
     except KeyboardInterrupt:
         return fail(f"interrupted; what was saved can go on: {resume_command(options.out)}", EXIT_INTERRUPTED)
+    finally:
+        parallel.leave()
     return 0
 
 
@@ -65,9 +74,12 @@ def train_all(console: Console, data: ImageData, options: argparse.Namespace, de
         for seed in options.seeds:
             for method in options.method:
                 training = Training(data, method, seed, options, device)
-                checkpoint = options.out / training.record.name / "checkpoint.pt"
+                of_rank = f"-of-rank-{parallel.RANK}" if parallel.RANK else ""
+                checkpoint = options.out / training.record.name / f"checkpoint{of_rank}.pt"
                 if checkpoint.exists():
                     training.load(checkpoint)
+                if len({*parallel.everyones(training.steps_done)}) > 1:
+                    raise CheckpointError(f"{checkpoint} is of another step than another process's checkpoint")
                 if not training.record.finished:
                     with watch.of(training):
                         training.run(checkpoint, watch.on_step, watch.on_epoch, stop)

@@ -8,17 +8,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import backbones
+import parallel
 import torch
 from augment import AUGMENTATIONS, MIXES, NONE, Mixed, to_inputs
 from checkpoint import load_tensors, save_tensors
 from image_data import ImageData, Split
-from metrics import evaluate
+from metrics import judged, scores
 from options import METHODS
 from record import Medoids, Record
 from stopwatch import PeakMemory, Stopwatch
 from torch import Tensor
 
-from toast_kernels import HardReplay, ToastLoss
+from toast_kernels import HardReplay, PastPredictions, ToastLoss
 
 EVAL_BATCH = 512
 WARM_UP = 0.15  # share of the steps before the learning rate's peak
@@ -53,6 +54,8 @@ class Training:
             temperature=options.temperature,
             metric=options.metric,
             num_epochs=options.epochs,
+            top_k=options.top_k,
+            num_features=None if options.top_k is None else self.model[-1].in_features,
             dtype=torch.float32,
             pool_rows=len(data.train),
             save_pool=self.use_medoids,  # so that a training that was stopped in mid-epoch goes on bit for bit
@@ -60,9 +63,11 @@ class Training:
         self.criterion.set_epoch(0)
         self.replay = None
         if use_replay:
-            self.replay = HardReplay(options.fraction, options.max_age, temperature=options.temperature)
-        self.moves = torch.Generator(device).manual_seed(seed)
-        self.mixes = torch.Generator().manual_seed(seed)
+            self.replay = HardReplay(
+                options.fraction, options.max_age, temperature=options.temperature, top_k=options.top_k
+            )
+        self.moves = torch.Generator(device).manual_seed(parallel.generator_seed(seed))
+        self.mixes = torch.Generator().manual_seed(parallel.generator_seed(seed))
 
         self.epoch = self.step = 0  # the step to take next is self.step of self.epoch
         self.sums = torch.zeros(3, dtype=torch.float64, device=device)  # this epoch's cross-entropy, hits, new rows
@@ -85,7 +90,7 @@ class Training:
 
         while self.epoch < self.options.epochs:
             for rows in self.epoch_batches()[self.step :]:
-                if should_stop():
+                if parallel.any_asked(should_stop(), self.device):
                     save()
                     raise Interrupted
                 self.train_step(rows)
@@ -93,9 +98,8 @@ class Training:
             self.end_epoch()
             on_epoch(self)
             save()
-        logits = self.predict(self.data.test)
-        self.record.test = evaluate(logits, self.data.test.labels)
-        self.record.test_hits = (logits.argmax(dim=1) == self.data.test.labels).cpu()
+        of_rows = self.judge(self.data.test)
+        self.record.test, self.record.test_hits = scores(*of_rows), of_rows[0][:, 0].cpu()
         save()
 
     def epoch_batches(self) -> tuple[Tensor, ...]:
@@ -111,33 +115,43 @@ class Training:
         self.model.train()
         past = None
         with part("data"):
-            x, y = self.draw(rows)
+            x, y = self.draw(parallel.share(rows))
         if self.replay is not None:
             with part("replay"):
                 x, y, past = self.replay.extend(x, y)
-        with part("forward"), self.autocast():
-            logits = self.model(x)
-        with part("loss"):
-            loss, stats = self.criterion(logits, y, past, return_stats=True)
+        loss, stats, predictions = self.loss_of(x, y, past)
         with part("backward"):
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            parallel.average_gradients(self.model)
         with part("optimiser"):
             self.optimizer.step()
             self.scheduler.step()
         if self.replay is not None:
             with part("replay"):
-                self.replay.keep(x, y, logits.detach(), stats.cross_entropy)
+                self.replay.keep(x, y, predictions, stats.cross_entropy)
 
-        fresh = len(rows)
+        fresh = len(parallel.share(rows))
         self.sums[0] += stats.cross_entropy[:fresh].sum()
         self.sums[1] += hits(stats.argmax, y)[:fresh].sum()
         self.sums[2] += fresh
         self.step += 1
         self.record.steps += 1
-        self.record.fresh_rows += fresh
+        self.record.fresh_rows += len(rows)
         if past is not None and past.targets is not None:  # in the first step all slots are empty
-            self.record.replayed_rows += len(x) - fresh
+            self.record.replayed_rows += (len(x) - fresh) * parallel.SIZE
+
+    def loss_of(self, x: Tensor, y: Tensor | Mixed, past: PastPredictions | None):
+        """(loss, its stats, what replay is to keep)."""
+        part, linear = self.stopwatch.part, self.options.top_k is not None
+        with part("forward"), self.autocast():
+            outputs = self.model.features(x) if linear else self.model(x)
+        with part("loss"):
+            if not linear:
+                return *self.criterion(outputs, y, past, return_stats=True), outputs.detach()
+            with self.autocast():
+                weight, bias = self.model[-1].parameters()
+                return self.criterion.linear(outputs, weight, y, past, bias, return_stats=True, return_top_k=True)
 
     def draw(self, rows: Tensor) -> tuple[Tensor, Tensor | Mixed]:
         """Augmented inputs and their labels, mixed or plain."""
@@ -148,22 +162,25 @@ class Training:
         return x, y
 
     def running(self) -> tuple[float, float]:
-        """Cross-entropy and accuracy of this epoch's new rows, each as it was when its step came."""
+        """Cross-entropy and accuracy of this epoch's new rows (of this process), each as it was when its step came."""
         cross_entropy, hit, rows = self.sums.tolist()
         return cross_entropy / rows, hit / rows
 
     def end_epoch(self) -> None:
+        parallel.add_up(self.sums)
+        parallel.average_statistics(self.model)
         cross_entropy, accuracy = self.running()
         self.record.history.append(
             {
                 "alpha": self.criterion.alpha.item(),
                 "train_ce": cross_entropy,
                 "train_top1": accuracy,
-                **evaluate(self.predict(self.data.val), self.data.val.labels),
+                **scores(*self.judge(self.data.val)),
             }
         )
         self.sums.zero_()
-        order = self.epoch_order()
+        batches = self.epoch_batches()
+        order = torch.cat([parallel.share(rows, rank) for rank in range(parallel.SIZE) for rows in batches])
         self.epoch, self.step = self.epoch + 1, 0
         with self.stopwatch.part("medoids"):
             if self.epoch < self.options.epochs:
@@ -172,7 +189,7 @@ class Training:
                 soft_targets = self.criterion.bank.compute()
                 medoids = self.criterion.bank.medoids
                 self.record.medoids = Medoids.of(
-                    torch.where(medoids >= 0, order[medoids.clamp(min=0)], -1), soft_targets.dense()
+                    torch.where(medoids >= 0, order[medoids.clamp(min=0)], -1), soft_targets
                 )
                 self.criterion.bank.reset()
 
@@ -180,12 +197,14 @@ class Training:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.amp == "bf16")
 
     @torch.no_grad()
-    def predict(self, split: Split) -> Tensor:
-        """float32 logits of the images as they are."""
+    def judge(self, split: Split) -> list[Tensor]:
+        """What metrics.judged says of the images as they are, of a batch at a time: all logits would be a lot."""
         self.model.eval()
+        parts = []
         with self.autocast():
-            inputs = (to_inputs(images, self.data.input_size, NONE) for images in split.images.split(EVAL_BATCH))
-            return torch.cat([self.model(x).float() for x in inputs])
+            for images, labels in zip(split.images.split(EVAL_BATCH), split.labels.split(EVAL_BATCH), strict=True):
+                parts.append(judged(self.model(to_inputs(images, self.data.input_size, NONE)), labels))
+        return [torch.cat(part) for part in zip(*parts, strict=True)]
 
     def state_dict(self) -> dict:
         self.record.part_seconds = self.stopwatch.seconds()

@@ -2,12 +2,13 @@
 
 from .bank import MedoidBank
 from .functional import ToastStats, class_medoids, toast_loss
-from .linear import TopPredictions, linear_toast_loss
+from .linear import linear_toast_loss
 from .loss import ToastLoss
 from .mixup import mixup_triple
 from .prediction_memory import PredictionMemory
 from .replay import HardReplay, PastPredictions
 from .soft_targets import SoftTargets
+from .top_predictions import TopPredictions
 
 __version__ = "0.2.0"
 __all__ = [

@@ -1,7 +1,6 @@
-"""MedoidBank: pools an epoch's logits, then turns each class's medoid into the class's soft target."""
+"""MedoidBank: pools an epoch's logits or features, then turns each class's medoid into the class's soft target."""
 
 import warnings
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -13,12 +12,14 @@ from .backends import BACKENDS, FLOATS, KERNELS
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
 from .medoids.reference import METRICS
+from .mixup import main_class
 from .pool import Pool
 from .soft_targets import SoftTargets, check_temperature
 from .state import of_another_version, state_rank
+from .top_predictions import TopPredictions
 from .uncompiled import leave_uncompiled
 
-SOFTENED = 1 << 24  # logits of medoids that are made soft targets at a time
+SOFTENED = 1 << 24  # numbers of medoids' rows that are made soft targets at a time
 
 
 class MedoidBank(nn.Module):
@@ -30,6 +31,10 @@ class MedoidBank(nn.Module):
     That soft targets come from class medoids of logit vectors is the paper's [paper]; that they are taken over one
     epoch and used in the next is OLS's [OLS]; metric, temperature and the storage are this library's [choice].
 
+    Where C logits a row are too many, update takes features and TopPredictions instead: with features x the medoids are
+    m_c = argmin sum d(x_i, x_j), and S_c is the medoid's top-k prediction. That features stand in for logits in the
+    distances is this library's [choice]: what a linear layer makes of near features are near logits.
+
     Args:
         num_classes: C.
         metric: "euclidean", "sqeuclidean", "cosine", "cityblock" or "jeffreys"; see :func:`class_medoids`.
@@ -38,10 +43,12 @@ class MedoidBank(nn.Module):
         correct_only: pool only rows that the model got right (argmax = label). [OLS]
         min_share: a mixed row (Mixup, CutMix) belongs to a class from this share of it on, in (0.5, 1]; other mixed
             rows belong to none. [choice]
+        num_features: D, where features are pooled. The first update tells it; with save_pool it has to be given.
         dtype: of the soft targets: bfloat16, float32 or float64. Default: bfloat16, which rounds a probability by at
             most 0.4%, for top-k float32.
-        pool_dtype: the pool takes N * C values of it. float16 holds a logit to 0.05%, and bfloat16 logits exactly;
-            a row with a logit above its range, 65504, is left out like any row that is not finite.
+        pool_dtype: the pool takes N * C values of it (of features N * D, and 8 k bytes a row). float16 holds a logit
+            to 0.05%, and bfloat16 logits exactly; a row with a number above its range, 65504, is left out like any row
+            that is not finite.
         pool_rows: N, made once on the device of the first logits. Rows that find no room are dropped, and compute
             says how many. Ignored rows take none. A CUDA graph that holds an update goes on where the last replay
             ended. Default: the pool grows by half as rows come; while it is copied both pools are held, 2.5 times N at
@@ -75,6 +82,7 @@ class MedoidBank(nn.Module):
         metric: Metric = "euclidean",
         temperature: float = 1.0,
         top_k: int | None = None,
+        num_features: int | None = None,
         correct_only: bool = False,
         min_share: float = 0.9,
         dtype: torch.dtype | None = None,
@@ -98,7 +106,8 @@ class MedoidBank(nn.Module):
             raise TypeError(f"pool_dtype must be one of {', '.join(map(str, FLOATS))}, got {pool_dtype}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-        for name, number in (("pool_rows", pool_rows), ("max_rows_per_class", max_rows_per_class)):
+        positive = {"pool_rows": pool_rows, "max_rows_per_class": max_rows_per_class, "num_features": num_features}
+        for name, number in positive.items():
             if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
                 raise ValueError(f"{name} must be None or an int >= 1, got {number!r}")
         if None not in (pool_rows, max_rows_per_class):
@@ -123,10 +132,13 @@ class MedoidBank(nn.Module):
         self.save_pool = save_pool
         with torch.inference_mode(False):
             self.medoids = torch.full((num_classes,), -1, dtype=torch.int64, device="cpu")
-            self.pool = Pool(
-                num_classes, pool_dtype, capacity=pool_rows, most=max_rows_per_class, seed=seed,
-                ignore_index=ignore_index,
-            )  # fmt: skip
+            self._pool_settings = {
+                "capacity": pool_rows, "most": max_rows_per_class, "seed": seed, "ignore_index": ignore_index
+            }  # fmt: skip
+            self.pool = Pool(num_classes, num_classes, pool_dtype, **self._pool_settings)
+            self.num_features: int | None = None
+        if num_features is not None:
+            self._pool_features(num_features)
         if save_pool:
             self.pool.allocate(torch.device("cpu"))
             self._saved_as = f"pool_of_rank_{state_rank()}"
@@ -136,13 +148,15 @@ class MedoidBank(nn.Module):
     def num_rows(self) -> int:
         return self.pool.num_rows
 
-    def update(self, logits: Tensor, target: Target) -> None:
+    def update(self, logits: Tensor, target: Target, predictions: TopPredictions | None = None) -> None:
         """Adds a copy of the rows to the pool. With pool_rows it does not wait for a GPU; torch.compile leaves it out.
         In a backward pass it adds nothing: that is a checkpoint's second forward pass, over the rows of the first.
 
         Args:
-            logits: [N, C] or [N, C, d1, ...] (each position is a row).
-            target: labels [N] or [N, d1, ...]; a triple (y_a, y_b, lam); or class probabilities shaped like logits.
+            logits: [N, C] or [N, C, d1, ...] (each position is a row); with predictions features [N, D].
+            target: labels [N] or [N, d1, ...]; a triple (y_a, y_b, lam); or class probabilities [N, C, d1, ...].
+            predictions: of the rows, k >= top_k: what linear_toast_loss returns, with this bank's soft_temperature. A
+                row whose logsumexp is not finite is left out.
 
         Raises:
             IndexError: on the CPU, a label that is neither in [0, C) nor ignore_index. Nothing was added.
@@ -164,19 +178,57 @@ class MedoidBank(nn.Module):
             return
         if logits.requires_grad:
             logits = logits.detach()
-        if logits.dim() < 2 or logits.shape[1] != self.num_classes:
+        if predictions is not None:
+            if not self.pool.is_dry_run(logits):
+                self._expect_features(logits, predictions)
+        elif self.num_features is not None:
+            raise TypeError("predictions must be TopPredictions where the bank's pool is of features, got None")
+        elif logits.dim() < 2 or logits.shape[1] != self.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.num_classes}"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
-        labels = self._labels_of(target)
+        labels = main_class(target, self.min_share, self.ignore_index)
         shape = label_shape(logits)
         if labels.shape != shape:
             raise ValueError(f"target must have shape {list(shape)} (from logits), got {list(labels.shape)}")
         if self.correct_only:
-            wrong = (logits.argmax(dim=1) != labels) & (labels >= 0) & (labels < self.num_classes)
+            predicted = logits.argmax(dim=1) if predictions is None else predictions.indices[:, 0]
+            wrong = (predicted != labels) & (labels >= 0) & (labels < self.num_classes)
             labels = torch.where(wrong, self.ignore_index, labels)  # the pool raises for what is no class
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
         labels = (labels if labels.dim() == 1 else labels.reshape(-1)).to(logits.device, torch.int64)
-        self.pool.add(rows, labels)
+        packed = None
+        if predictions is not None:
+            logsumexp = predictions.logsumexp_at_soft_temperature
+            labels = torch.where(logsumexp.isfinite(), labels, self.ignore_index)
+            packed = predictions.packed(self.top_k, self.temperature, logsumexp)
+        self.pool.add(rows, labels, packed)
+
+    def _pool_features(self, num_features: int) -> None:
+        """From now on."""
+        if self.top_k is None:
+            raise ValueError("top_k must be given where features are pooled: a class's soft target has so many classes")
+        self.num_features = num_features
+        packed = 2 * self.top_k, torch.promote_types(self.dtype, torch.float32)
+        with torch.inference_mode(False):
+            dtype = self.pool.memory.logits.dtype
+            self.pool = Pool(self.num_classes, num_features, dtype, packed, **self._pool_settings)
+
+    def _expect_features(self, features: Tensor, predictions: TopPredictions) -> None:
+        """Raises unless the pool is of such features; while nothing was pooled it becomes so."""
+        if self.num_features is None and features.dim() == 2:
+            if self.save_pool:
+                raise ValueError("num_features must be given where save_pool is and features are pooled, got None")
+            if len(self.pool.memory.logits):
+                raise ValueError("a bank that has pooled logits pools no features: make another one")
+            self._pool_features(features.shape[1])
+        if features.dim() != 2 or features.shape[1] != self.num_features:
+            expected = "[N, D]" if self.num_features is None else f"[N, D] with D = {self.num_features}"
+            raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
+        if predictions.indices.shape[:-1] != features.shape[:1] or predictions.num_classes != self.num_classes:
+            raise ValueError(
+                f"predictions must be of {len(features)} rows (from features) and {self.num_classes} classes, got "
+                f"{list(predictions.indices.shape[:-1])} and {predictions.num_classes}"
+            )
 
     @torch.no_grad()
     def compute(self) -> SoftTargets:
@@ -205,36 +257,46 @@ class MedoidBank(nn.Module):
         return any(self.ranks.all_gather_object(self.num_rows > 0))
 
     def _of_this_process(self) -> SoftTargets:
-        logits, labels, positions = self.pool.rows()
-        table, store = self._table(logits.device)
-        found = class_medoids(logits, labels, self.num_classes, **self._selection())
+        rows, labels, positions, predicted = self.pool.rows()
+        table = self._table(rows.device)
+        found = class_medoids(rows, labels, self.num_classes, **self._selection())
         classes = (found >= 0).nonzero()[:, 0]
         self.medoids = torch.full_like(found, -1)
         self.medoids[classes] = positions[found[classes]]
-        for some in classes.split(max(1, SOFTENED // self.num_classes)):
-            store(some, logits[found[some]])
+        for some in classes.split(max(1, SOFTENED // predicted.shape[1])):
+            table[some] = self._soft_targets_of(predicted[found[some]])
         return table
 
     def _of_all_ranks(self) -> SoftTargets:
         self.ranks.agree(temperature=self.temperature, top_k=self.top_k, dtype=self.dtype)
+        told = [width for width in self.ranks.all_gather_object(self.num_features) if width is not None]
+        if told and self.num_rows == 0 and self.num_features is None:  # no batch of this rank's told it
+            self._pool_features(told[0])
+        self.ranks.agree(num_features=self.num_features)
         with self.ranks.in_step():
-            logits, labels, positions = self.pool.rows()
-            table, store = self._table(logits.device)
+            rows, labels, positions, predicted = self.pool.rows()
+            table = self._table(rows.device)
+
+        def store(classes: Tensor, predicted: Tensor) -> None:
+            table[classes.to(table.device)] = self._soft_targets_of(predicted)
+
         self.medoids = distributed_class_medoids(
-            logits, labels, positions, self.num_rows, self.num_classes, store, **self._selection(), ranks=self.ranks
-        )
+            rows, labels, positions, self.num_rows, self.num_classes, store, predicted, **self._selection(),
+            ranks=self.ranks,
+        )  # fmt: skip
         return table
 
-    def _table(self, device: torch.device) -> tuple[SoftTargets, Callable[[Tensor, Tensor], None]]:
-        """A table without a row, and what stores the soft targets of some classes in it, given their logits."""
-        kind = {"top_k": self.top_k, "dtype": self.dtype}
-        table = SoftTargets.empty(self.num_classes, self.num_classes, **kind, device=device)
-        table = replace(table, temperature=self.temperature)
+    def _table(self, device: torch.device) -> SoftTargets:
+        """Without a row yet."""
+        table = SoftTargets.empty(self.num_classes, self.num_classes, top_k=self.top_k, dtype=self.dtype, device=device)
+        return replace(table, temperature=self.temperature)
 
-        def store(classes: Tensor, rows: Tensor) -> None:
-            table[classes.to(device)] = SoftTargets.from_logits(rows, self.temperature, **kind)
-
-        return table, store
+    def _soft_targets_of(self, predicted: Tensor) -> SoftTargets:
+        """Of logits [n, C], or of packed predictions [n, 2 top_k]."""
+        if self.num_features is None:
+            return SoftTargets.from_logits(predicted, self.temperature, top_k=self.top_k, dtype=self.dtype)
+        probs, classes = predicted.chunk(2, dim=1)
+        return SoftTargets.from_listed(probs, classes, self.num_classes, self.temperature, dtype=self.dtype)
 
     def _selection(self) -> dict:
         """Settings of class_medoids."""
@@ -246,8 +308,8 @@ class MedoidBank(nn.Module):
         self.pool.reset()
 
     def extra_repr(self) -> str:
-        settings = ("metric", "temperature", "top_k", "correct_only", "min_share", "dtype", "pool_rows", "save_pool")
-        settings = [f"{name}={getattr(self, name)!r}" for name in settings]
+        settings = ("metric", "temperature", "top_k", "num_features", "correct_only", "min_share", "dtype", "pool_rows")
+        settings = [f"{name}={getattr(self, name)!r}" for name in (*settings, "save_pool")]
         most, dtype = self.pool.most, self.pool.memory.logits.dtype
         return ", ".join([str(self.num_classes), *settings, f"max_rows_per_class={most}", f"pool_dtype={dtype}"])
 
@@ -280,17 +342,3 @@ class MedoidBank(nn.Module):
                 errors.append(f"{key} must have shape {list(tensor.shape)} (from pool_rows), got {list(shape)}")
             else:
                 tensor.copy_(state[key])
-
-    def _labels_of(self, target) -> Tensor:
-        """The class each row belongs to, or ignore_index."""
-        if isinstance(target, (tuple, list)):
-            y_a, y_b, lam = target[0].long(), target[1].long(), target[2]  # ignore_index is no uint8
-            if not isinstance(lam, Tensor):
-                lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
-            lam = lam.to(y_a.device)
-            mostly_b = torch.where(1 - lam >= self.min_share, y_b, self.ignore_index)
-            return torch.where((lam >= self.min_share) | (y_a == y_b), y_a, mostly_b)
-        if target.is_floating_point():
-            share, labels = target.max(dim=1)
-            return torch.where(share >= self.min_share, labels, self.ignore_index)
-        return target.long()

@@ -27,11 +27,12 @@ class CarriedRows:
 
     @classmethod
     def like(
-        cls, count: int, x: dict[str, Tensor], y, logits: Tensor, *, num_new: int, temperature: float,
-        top_k: int | None, distil_fraction: float,
+        cls, count: int, x: dict[str, Tensor], y, logits: Tensor, num_classes: int, *, num_new: int,
+        temperature: float, top_k: int | None, distil_fraction: float,
     ) -> "CarriedRows":  # fmt: skip
-        """Memory for `count` rows of such a batch, for carry_rows to write."""
-        num_classes, device = logits.shape[1], logits.device
+        """Memory for `count` rows of such a batch, for carry_rows to write. logits are of num_classes, or packed
+        predictions."""
+        device = logits.device
 
         def zeros(*shape, dtype=torch.int64):
             return torch.zeros(shape, dtype=dtype, device=device)
@@ -43,7 +44,7 @@ class CarriedRows:
             y = zeros(count), zeros(count), zeros(count, dtype=torch.float32)
         else:
             y = alike(y) if y.is_floating_point() else zeros(count)
-        kept_logits = zeros(count, num_classes, dtype=logits.dtype)
+        kept_logits = zeros(count, logits.shape[1], dtype=logits.dtype)
         wide = torch.promote_types(logits.dtype, torch.float32)
         if top_k is None:
             targets = SoftTargets(

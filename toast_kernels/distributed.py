@@ -146,6 +146,7 @@ def distributed_class_medoids(
     num_positions: int,
     num_classes: int,
     store: Callable[[Tensor, Tensor], None],
+    predicted: Tensor,  # [n, P] on this rank
     *,
     metric: str,
     ignore_index: int,
@@ -158,8 +159,8 @@ def distributed_class_medoids(
     ranks before it come before them.
 
     Every rank of the group must call it, also one without rows (whose x may be on any device); the result is the same
-    on each. Calls store(classes, rows) on every rank, with the medoids' rows: int64 [k] on the CPU, ascending, and
-    [k, C] like x. Together these calls name each class that has a medoid once.
+    on each. Calls store(classes, rows) on every rank, with the medoids' rows of predicted: int64 [k] on the CPU,
+    ascending, and [k, P] like predicted. Together these calls name each class that has a medoid once.
 
     The rows of a class go to one rank, its owner, which runs class_medoids on them. They go slab by slab: at a time a
     rank sends and receives at most SLAB bytes of rows each, or one class where that has more; beyond that memory is
@@ -189,7 +190,7 @@ def distributed_class_medoids(
         with ranks.in_step():
             numbers, chosen = pool.rows_of([c for classes in owned for c in classes])
             for_each = [part.sum().item() for part in numbers.split(classes_of_each)]
-            numbers, rows, places = (sent.to(device) for sent in (numbers, pool.bytes_of(chosen), chosen + offset))
+            numbers, rows, places = (sent.to(device) for sent in (numbers, _bytes_of(x, chosen), chosen + offset))
         numbers = ranks.all_to_all(numbers, classes_of_each, [len(mine)] * ranks.size)
         from_each = numbers.view(ranks.size, len(mine)).sum(1).tolist()
         rows = ranks.all_to_all(rows, for_each, from_each)
@@ -206,17 +207,18 @@ def distributed_class_medoids(
     medoids = ranks.all_reduce(medoids) - 1
 
     found = torch.zeros_like(medoids)  # 1 + position
-    for classes in (medoids >= 0).nonzero()[:, 0].split(limit):
+    row_bytes = predicted.shape[1] * predicted.element_size()
+    for classes in (medoids >= 0).nonzero()[:, 0].split(max(1, SLAB // row_bytes)):
         with ranks.in_step():
             row = medoids[classes] - offset
             here = (row >= 0) & (row < len(x))
-            rows = torch.zeros(len(classes), pool.row_bytes, dtype=torch.uint8, device=device)
+            rows = torch.zeros(len(classes), row_bytes, dtype=torch.uint8, device=device)
             row = row[here].to(x.device)
-            rows[here.to(device)] = pool.bytes_of(row).to(device)
+            rows[here.to(device)] = _bytes_of(predicted, row).to(device)
             found[classes[here]] = 1 + span_offset + positions[row].cpu()
         rows = ranks.all_reduce(rows)  # bytes: those of the one rank that has the row, and zeros
         with ranks.in_step():
-            store(classes, rows.view(x.dtype).to(x.device))
+            store(classes, rows.view(predicted.dtype).to(x.device))
     return ranks.all_reduce(found) - 1
 
 
@@ -224,7 +226,6 @@ class _Pool:
     """One rank's rows, by class."""
 
     def __init__(self, x: Tensor, labels: Tensor, num_classes: int, ignore_index: int):
-        self.x = x
         self.row_bytes = x.shape[1] * x.element_size()
         self.order, counts = by_class(x, labels, None, num_classes, ignore_index)
         self.counts = counts.cpu()
@@ -237,9 +238,10 @@ class _Pool:
         places = torch.arange(counts.sum(), dtype=torch.int64, device="cpu") + skipped.repeat_interleave(counts)
         return counts, self.order[places.to(self.order.device)]
 
-    def bytes_of(self, rows: Tensor) -> Tensor:
-        """[n, D * itemsize] uint8, which every backend sends."""
-        return self.x.index_select(0, rows).contiguous().view(torch.uint8)
+
+def _bytes_of(x: Tensor, rows: Tensor) -> Tensor:
+    """[n, D * itemsize] uint8, which every backend sends."""
+    return x.index_select(0, rows).contiguous().view(torch.uint8)
 
 
 def _slabs(total: list[int], most: list[int], size: int, limit: int) -> Iterator[list[list[int]]]:

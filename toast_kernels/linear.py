@@ -1,7 +1,5 @@
 """linear_toast_loss: toast_loss of a linear layer's output, which is never held whole."""
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
@@ -15,20 +13,11 @@ from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_l
 from .linear_blended_kl.op import linear_blended_kl
 from .sharded.dtensor import is_dtensor
 from .soft_targets import SoftTargets, check_temperature
+from .top_predictions import TopPredictions
 
 # Bytes of a chunk where the user names none: a quarter of what the gradients of input and weight take, but so many at
 # least. On a GPU these are 1024 rows of 128,256 bfloat16 logits, for products at their full rate.
 LEAST_CHUNK = {"cpu": 24 << 20, "cuda": 1 << 29}
-
-
-class TopPredictions(NamedTuple):
-    """Each row's k largest logits, detached: all that replay and soft targets need of a row. ``...`` are the rows."""
-
-    logits: Tensor  # [..., k], descending; among equal ones any
-    indices: Tensor  # [..., k] int64
-    logsumexp: Tensor  # [...] float64, of the row's C logits
-    logsumexp_at_temperature: Tensor  # of the logits / temperature
-    logsumexp_at_soft_temperature: Tensor
 
 
 def linear_toast_loss(
@@ -154,7 +143,7 @@ def linear_toast_loss(
         returned.append(ToastStats(*(s.reshape(rows_shape) for s in (*result.stats, result.argmax))))
     if return_top_k is not None:
         listed = (tensor.reshape(*rows_shape, return_top_k) for tensor in (result.top_logits, result.top_indices))
-        returned.append(TopPredictions(*listed, *(s.reshape(rows_shape) for s in result.logsumexp)))
+        returned.append(TopPredictions(*listed, *(s.reshape(rows_shape) for s in result.logsumexp), num_classes))
     return tuple(returned) if len(returned) > 1 else returned[0]
 
 

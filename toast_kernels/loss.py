@@ -3,31 +3,25 @@
 import math
 import operator
 import warnings
-from dataclasses import replace
 from numbers import Real
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .annotations import Backend, Metric, Reduction, Target
-from .arguments import check_settings
+from .arguments import check_settings, type_of
 from .bank import MedoidBank
 from .distributed import ProcessGroup
+from .epoch_state import EpochState
 from .functional import ToastStats, toast_loss
+from .linear import linear_toast_loss
 from .mixup import mixup_triple
-from .pool import is_fake
 from .replay import PastPredictions
-from .soft_targets import SoftTargets
-from .state import keeping_dtypes, of_another_loss, of_another_version
-from .uncompiled import leave_uncompiled
-
-LARGE_TABLE = 2 * 2**30  # bytes
-_TABLE = ("values", "indices", "entropy", "filled")  # of SoftTargets
-NEARLY_ONE_HOT = 1e-3  # nats of entropy: of 1,000 classes the others share less than 1e-4
+from .top_predictions import TopPredictions
 
 
-class ToastLoss(nn.Module):
+class ToastLoss(EpochState):
     r"""The TOAST loss: labels blended with class soft targets, plus distillation from past predictions. ::
 
         criterion = ToastLoss(num_classes, num_epochs=num_epochs)
@@ -39,7 +33,7 @@ class ToastLoss(nn.Module):
     Each training call also pools a copy of the logits and labels (:class:`MedoidBank`; replayed rows are not
     pooled again). :meth:`set_epoch` turns the pool into soft targets for the coming epoch. A class without a pooled
     row keeps its last soft target, and has none (alpha = 0) until its first [choice]. :func:`toast_loss` has the
-    formulas.
+    formulas. Where N x C logits are too many, :meth:`linear` takes features and the head's weight instead.
 
     In eval mode, and where gradients are disabled, a call is an evaluation: it pools nothing and gives plain
     cross-entropy (the same weight, ignore_index, label_smoothing and reduction; past is ignored), which can be
@@ -53,8 +47,8 @@ class ToastLoss(nn.Module):
         past_weight: lambda >= 0. [DLB]
         temperature: T of the past term. [DLB]
         metric, correct_only, min_share, top_k, dtype: of the soft targets, see :class:`MedoidBank`.
-        pool_dtype, pool_rows, max_rows_per_class, seed, save_pool, process_group: of the pool, see there too. A CUDA
-            graph needs pool_rows: the new rows of an epoch.
+        num_features, pool_dtype, pool_rows, max_rows_per_class, seed, save_pool, process_group: of the pool, see there
+            too. A CUDA graph needs pool_rows: the new rows of an epoch.
         soft_temperature: that class medoids are softened with: MedoidBank's temperature. Where logits are scaled
             (ArcFace and other margin heads) their softmax is nearly one-hot, which set_epoch warns of, and alpha has no
             effect: a sixteenth of the scale is a start. [choice]
@@ -91,6 +85,7 @@ class ToastLoss(nn.Module):
         metric: Metric = "euclidean",
         soft_temperature: float = 1.0,
         top_k: int | None = None,
+        num_features: int | None = None,
         weight: Tensor | None = None,
         ignore_index: int = -100,
         label_smoothing: float = 0.0,
@@ -106,88 +101,27 @@ class ToastLoss(nn.Module):
         process_group: ProcessGroup | str | None = "world",
         backend: Backend = "auto",
     ):
-        super().__init__()
         if not 0 <= alpha <= 1:
             raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        leave_uncompiled(ToastLoss, "_move")
-        self.num_epochs = None if num_epochs is None else _checked_num_epochs(num_epochs)
-        self.max_alpha = alpha
+        num_epochs = None if num_epochs is None else _checked_num_epochs(num_epochs)
+        bank = MedoidBank(
+            num_classes, metric=metric, temperature=soft_temperature, top_k=top_k, num_features=num_features,
+            correct_only=correct_only, min_share=min_share, dtype=dtype, pool_dtype=pool_dtype, pool_rows=pool_rows,
+            max_rows_per_class=max_rows_per_class, seed=seed, save_pool=save_pool, ignore_index=ignore_index,
+            process_group=process_group, backend=backend,
+        )  # fmt: skip
+        check_settings(
+            num_classes, weight=weight, past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
+            label_smoothing=label_smoothing, reduction=reduction, backend=backend,
+        )  # fmt: skip
+        super().__init__(bank, alpha, weight)
+        self.num_epochs = num_epochs
         self.past_weight = past_weight
         self.temperature = temperature
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.reduction = reduction
         self.backend = backend
-        self._may_warn = {"growing", "one-hot", "empty"}
-        self.bank = MedoidBank(
-            num_classes, metric=metric, temperature=soft_temperature, top_k=top_k, correct_only=correct_only,
-            min_share=min_share, dtype=dtype, pool_dtype=pool_dtype, pool_rows=pool_rows,
-            max_rows_per_class=max_rows_per_class, seed=seed, save_pool=save_pool, ignore_index=ignore_index,
-            process_group=process_group, backend=backend,
-        )  # fmt: skip
-        self.register_buffer("weight", weight)
-        check_settings(
-            num_classes, weight=weight, past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
-            label_smoothing=label_smoothing, reduction=reduction, backend=backend,
-        )  # fmt: skip
-        self._table = self._table_device = None
-        with torch.inference_mode(False):
-            self.register_buffer("alpha", torch.empty((), dtype=torch.float32))
-            self.register_buffer("epoch", torch.empty((), dtype=torch.int64))
-            if alpha > 0:
-                self._make_table()
-        self.reset_parameters()
-        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers() if name != "weight"]
-
-    def _make_table(self) -> None:
-        bank = self.bank
-        size = bank.num_classes * (bank.top_k or bank.num_classes) * bank.dtype.itemsize
-        if size > LARGE_TABLE and bank.top_k is None:
-            warnings.warn(
-                f"the soft targets of {bank.num_classes} classes take {size / 2**30:.1f} GiB: with top_k=64 they would "
-                f"take {bank.num_classes * 64 * 8 / 2**30:.1g}",
-                stacklevel=4,
-            )
-        table = SoftTargets.empty(bank.num_classes, bank.num_classes, top_k=bank.top_k, dtype=bank.dtype)
-        for name in _TABLE:
-            self.register_buffer(name, getattr(table, name))
-        self.register_buffer("soft_temperature", torch.empty((), dtype=torch.float32))
-
-    @torch.no_grad()
-    def reset_parameters(self) -> None:
-        """As new: no epoch has begun, no soft target is there, and the pool is empty."""
-        self.alpha.zero_()
-        self.epoch.fill_(-1)
-        self.bank.reset()
-        if self.max_alpha > 0:
-            self.soft_temperature.fill_(self.bank.temperature)
-            for part in (self.values, self.entropy, self.filled):
-                part.zero_()
-            if self.indices is not None:
-                self.indices.copy_(torch.arange(self.bank.top_k, dtype=torch.int32, device=self.indices.device))
-
-    @property
-    def soft_targets(self) -> SoftTargets | None:
-        buffers = self._buffers
-        values = buffers.get("values")
-        if values is None:
-            return None
-        table = self._table
-        if (
-            table is None or table.values is not values or table.entropy is not buffers["entropy"]
-            or table.filled is not buffers["filled"] or table.indices is not buffers["indices"]
-            or self._table_device != values.device
-        ):  # fmt: skip
-            parts = {name: buffers[name] for name in _TABLE}
-            table = SoftTargets(**parts, num_classes=self.bank.num_classes, temperature=self.bank.temperature)
-            self._table, self._table_device = table, values.device
-        return table
-
-    @soft_targets.setter
-    def soft_targets(self, table: SoftTargets) -> None:
-        if self.soft_targets is None:
-            raise ValueError("a loss with alpha = 0 has no soft targets")
-        self.soft_targets[:] = replace(table, temperature=self.bank.temperature)
 
     @overload
     def forward(
@@ -211,17 +145,86 @@ class ToastLoss(nn.Module):
         if logits.dim() < 2 or logits.shape[1] != self.bank.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.bank.num_classes}"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
-        if not (self.training and torch.is_grad_enabled()):
-            return toast_loss(
-                logits, target, self.weight, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
-                reduction=self.reduction, return_stats=return_stats, backend=self.backend,
-            )  # fmt: skip
-        dense = isinstance(target, Tensor) and target.is_floating_point() and target.shape == logits.shape
-        if dense and self.max_alpha > 0:  # toast_loss says what is wrong with another shape
+        target, arguments = self._arguments(logits, target, logits.shape, past)
+        result = toast_loss(logits, target, **arguments, return_stats=return_stats)
+        if self._pools():
+            self._pool(logits, target, past)
+        return result
+
+    if TYPE_CHECKING:
+        __call__ = forward
+
+    def linear(
+        self,
+        input: Tensor,
+        linear_weight: Tensor,
+        target: Target,
+        past: PastPredictions | None = None,
+        linear_bias: Tensor | None = None,
+        *,
+        return_stats: bool = False,
+        return_top_k: bool = False,
+        chunk_bytes: int | None = None,
+        acc_dtype: torch.dtype | None = None,
+    ):
+        """The loss of F.linear(input, linear_weight, linear_bias), as forward gives it, without ever holding it. ::
+
+            loss, stats, predictions = criterion.linear(
+                features, head.weight, y, past, head.bias, return_stats=True, return_top_k=True
+            )
+            loss.backward()
+            replay.keep(x, y, predictions, stats.cross_entropy)      # a HardReplay with a top_k, at most this loss's
+
+        Needs a ToastLoss with top_k. A training call pools the features, and of each row the top_k largest
+        probabilities: medoids are those of the features [choice], and the medoid's top-k prediction is the class's
+        soft target. A loss is called in one form, this or forward; evaluations may come in both.
+
+        Args:
+            input: features [N, D].
+            linear_weight: [C, D].
+            target, past: as in forward.
+            linear_bias: [C].
+            return_stats: also return :class:`ToastStats`.
+            return_top_k: also return :class:`TopPredictions` of top_k classes.
+            chunk_bytes, acc_dtype: as in :func:`linear_toast_loss`, which has what is raised.
+        """
+        num_classes, top_k = self.bank.num_classes, self.bank.top_k
+        if top_k is None:
+            raise ValueError("top_k must be given to a ToastLoss whose linear is called, got None: 64 is a start")
+        if input.dim() != 2:
+            raise ValueError(f"input must have shape [N, D], got {list(input.shape)}")
+        if linear_weight.dim() != 2 or linear_weight.shape[0] != num_classes:
+            expected = f"[C, D] with C = {num_classes} (num_classes)"
+            raise ValueError(f"linear_weight must have shape {expected}, got {list(linear_weight.shape)}")
+        target, arguments = self._arguments(input, target, (len(input), num_classes), past)
+        pools = self._pools()
+        loss, stats, *predictions = linear_toast_loss(
+            input, linear_weight, target, linear_bias, **arguments, return_stats=True,
+            return_top_k=top_k if pools or return_top_k else None, soft_temperature=self.bank.temperature,
+            chunk_bytes=chunk_bytes, acc_dtype=acc_dtype,
+        )  # fmt: skip
+        if pools:
+            self._pool(input, target, past, *predictions)
+        wanted = (loss, *[stats] * return_stats, *predictions * return_top_k)
+        return wanted if len(wanted) > 1 else loss
+
+    def _arguments(self, rows: Tensor, target, shape, past: PastPredictions | None) -> tuple[Target, dict[str, Any]]:
+        """What the loss of rows (logits or features) is called with, target first; logits have this shape."""
+        arguments = {
+            "weight": self.weight, "temperature": self.temperature, "ignore_index": self.ignore_index,
+            "label_smoothing": self.label_smoothing, "reduction": self.reduction, "backend": self.backend,
+        }  # fmt: skip
+        if not self._trains():
+            return target, arguments
+        dense = isinstance(target, Tensor) and target.is_floating_point() and target.shape == shape
+        if dense and self.max_alpha > 0:  # the loss says what is wrong with another shape
             target = mixup_triple(target, label_smoothing=self.label_smoothing)
-        alpha, soft_targets = self._state_for(logits)
-        targets = index = None
+        arguments["alpha"], arguments["soft_targets"] = self._state_for(rows)
+        arguments["past_weight"] = self.past_weight
         if past is not None:
+            if not isinstance(past, PastPredictions):
+                came = type_of(past)
+                raise TypeError(f"past must be what HardReplay.extend or PredictionMemory.past gave, got {came}")
             if past.ignore_index not in (None, self.ignore_index):
                 raise ValueError(
                     f"past must come from a HardReplay with this loss's ignore_index = {self.ignore_index}, "
@@ -232,29 +235,28 @@ class ToastLoss(nn.Module):
                     f"past was softened at temperature {past.temperature}, but temperature is {self.temperature}"
                 )
             if past.targets is not None:
-                targets, index = past.targets, past.index
-        result = toast_loss(
-            logits, target, self.weight, soft_targets=soft_targets, alpha=alpha, past=targets, past_index=index,
-            past_weight=self.past_weight, temperature=self.temperature, ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing, reduction=self.reduction, return_stats=return_stats,
-            backend=self.backend,
-        )  # fmt: skip
-        if self.max_alpha > 0:
-            if not torch.compiler.is_compiling() and "growing" in self._may_warn:
-                self._may_warn.discard("growing")
-                warnings.warn(
-                    "ToastLoss keeps a copy of all logits until set_epoch is called: call it before each epoch, "
-                    "or use toast_loss if no class soft targets are wanted",
-                    stacklevel=2,
-                )
-            new = logits.detach()
-            if past is not None:
-                new, target = new[: past.num_new], _first_rows(target, past.num_new)
-            self.bank.update(new, target)
-        return result
+                arguments["past"], arguments["past_index"] = past.targets, past.index
+        return target, arguments
 
-    if TYPE_CHECKING:
-        __call__ = forward
+    def _trains(self) -> bool:
+        return self.training and torch.is_grad_enabled()
+
+    def _pools(self) -> bool:
+        return self.max_alpha > 0 and self._trains()
+
+    def _pool(self, rows: Tensor, target, past, predictions: TopPredictions | None = None) -> None:
+        if not torch.compiler.is_compiling() and "growing" in self._may_warn:
+            self._may_warn.discard("growing")
+            warnings.warn(
+                "ToastLoss keeps a copy of all logits, or features, until set_epoch is called: call it before each "
+                "epoch, or use toast_loss if no class soft targets are wanted",
+                stacklevel=3,
+            )
+        rows = rows.detach()
+        if past is not None:
+            rows, target = rows[: past.num_new], _first_rows(target, past.num_new)
+            predictions = None if predictions is None else predictions.first(past.num_new)
+        self.bank.update(rows, target, predictions)
 
     def set_epoch(self, epoch: int, num_epochs: int | None = None) -> None:
         """Call before each epoch: makes the soft targets from the pool, empties it, and sets ::
@@ -294,63 +296,16 @@ class ToastLoss(nn.Module):
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))
         self._may_warn.discard("growing")
 
-    def _renew(self, new: SoftTargets) -> None:
-        """Takes over the rows that are filled."""
-        new = new.to(self.alpha.device)
-        rows = new.filled.nonzero()[:, 0]
-        new = new[rows]
-        self.soft_targets[rows] = new
-        if len(new) and "one-hot" in self._may_warn and new.entropy.mean() < NEARLY_ONE_HOT:
-            self._may_warn.discard("one-hot")
-            warnings.warn(
-                "the soft targets are nearly one-hot, so that alpha has hardly any effect: raise soft_temperature, "
-                f"now {self.bank.temperature} (for logits of a margin head start with a sixteenth of their scale)",
-                stacklevel=3,
-            )
-
     def extra_repr(self) -> str:
         settings = ("num_epochs", "past_weight", "temperature", "ignore_index", "label_smoothing", "reduction")
         settings = [f"{name}={getattr(self, name)!r}" for name in (*settings, "backend")]
         return ", ".join([str(self.bank.num_classes), f"alpha={self.max_alpha}", *settings])
-
-    def _state_for(self, logits: Tensor) -> tuple[Tensor, SoftTargets | None]:
-        """(alpha, soft targets) where the logits are. The state follows them, but not those of a dry run."""
-        if self.alpha.device != logits.device:
-            if _is_dry_run(logits, self.alpha):
-                table = self.soft_targets
-                return self.alpha.to(logits.device), None if table is None else table.to(logits.device)
-            self._move(logits.device)
-        return self.alpha, self.soft_targets
-
-    def _move(self, device: torch.device) -> None:
-        weight = self.weight
-        self._apply(lambda t: t if t is weight else t.to(device))
-
-    def _apply(self, fn, recurse=True):
-        """Leaves all dtypes but weight's."""
-        was_meta, weight, keeping = self.alpha.is_meta, self.weight, keeping_dtypes(fn)
-        with torch.inference_mode(False), torch.no_grad():
-            super()._apply(lambda t: fn(t) if t is weight else keeping(t), recurse)
-            if was_meta and not self.alpha.is_meta:  # to_empty
-                self.reset_parameters()
-        return self
-
-    def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
-        if of_another_version(state, prefix, errors) or of_another_loss(self, state, prefix, errors):
-            return
-        super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
-        self._may_warn.discard("growing")
 
 
 def _checked_num_epochs(num_epochs: float) -> float:
     if not isinstance(num_epochs, Real) or not 0 < num_epochs < math.inf:
         raise ValueError(f"num_epochs must be a number > 0, got {num_epochs!r}")
     return num_epochs
-
-
-def _is_dry_run(logits: Tensor, state: Tensor) -> bool:
-    """Whether logits have no values while the state has."""
-    return (logits.is_meta and not state.is_meta) or is_fake(logits)
 
 
 def _first_rows(target, rows: int):

@@ -1,4 +1,4 @@
-"""mixup_triple: the labels behind the dense targets that Mixup and CutMix of timm and torchvision give."""
+"""Labels of mixed rows: those behind the dense targets that Mixup and CutMix of timm and torchvision give."""
 
 import torch
 import torch.nn.functional as F
@@ -69,3 +69,18 @@ def _raise_row(probs: Tensor, mixed: Tensor, floor: Tensor, label_smoothing: flo
         f"row {row[0] if len(row) == 1 else list(row)} has {int((shares > floor[row]).sum())} classes above that and a "
         f"sum of {float(shares.sum()):.4g}. Smoothed targets need the label_smoothing they were made with"
     )
+
+
+def main_class(target, min_share: float, ignore_index: int) -> Tensor:
+    """int64: the class that each row belongs to with a share of min_share > 0.5, or ignore_index; a label as it is."""
+    if isinstance(target, (tuple, list)):
+        y_a, y_b, lam = target[0].long(), target[1].long(), target[2]  # ignore_index is no uint8
+        if not isinstance(lam, Tensor):
+            lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
+        lam = lam.to(y_a.device)
+        mostly_b = torch.where(1 - lam >= min_share, y_b, ignore_index)
+        return torch.where((lam >= min_share) | (y_a == y_b), y_a, mostly_b)
+    if target.is_floating_point():
+        share, labels = target.max(dim=1)
+        return torch.where(share >= min_share, labels, ignore_index)
+    return target.long()

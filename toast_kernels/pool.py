@@ -1,4 +1,4 @@
-"""Pool: an epoch's rows of logits with their labels, kept where nothing waits for a GPU."""
+"""Pool: an epoch's rows of logits, or of features, with their labels, kept where nothing waits for a GPU."""
 
 import torch
 from torch import Tensor
@@ -12,24 +12,28 @@ _NAMES = PoolMemory._fields
 class Pool:
     """The rows given since the last reset, less those whose label is ignore_index.
 
+    With `predictions` = (P, dtype) each row has P numbers of that dtype beside it.
+
     Without `capacity` it grows, by half at least, as rows come. With `most` a class keeps that many rows at most: a
     random choice of all of its rows (Vitter's algorithm R), each as likely as any other.
 
-    Its tensors lie where the logits do. What depends on the rows is in tensors only: in a CUDA graph an `add` goes on
+    Its tensors lie where the rows do. What depends on the rows is in tensors only: in a CUDA graph an `add` goes on
     where the last replay ended.
     """
 
     def __init__(
-        self, num_classes: int, dtype: torch.dtype, *, capacity: int | None, most: int | None, seed: int,
-        ignore_index: int,
+        self, num_classes: int, width: int, dtype: torch.dtype, predictions: tuple[int, torch.dtype] | None = None, *,
+        capacity: int | None, most: int | None, seed: int, ignore_index: int,
     ):  # fmt: skip
+        self.num_classes = num_classes
         self.most, self.seed, self.ignore_index = most, seed, ignore_index
         self.capacity = capacity if most is None else num_classes * most
 
         def zeros(*shape, dtype=torch.int64):
             return torch.zeros(shape, dtype=dtype, device="cpu")  # until rows come, whatever the default device
 
-        self.memory = PoolMemory(zeros(0, num_classes, dtype=dtype), zeros(0), zeros(0), zeros(3))
+        self.memory = PoolMemory(zeros(0, width, dtype=dtype), zeros(0), zeros(0), zeros(3))
+        self.predictions = None if predictions is None else zeros(0, predictions[0], dtype=predictions[1])
         self.seen = None if most is None else zeros(num_classes)  # rows of each class so far
         self.at_most = 0  # rows there may be: on a GPU their number is not known without waiting for it
 
@@ -43,25 +47,33 @@ class Pool:
         """How many rows found no place. Waits for a GPU."""
         return max(0, int(self.memory.counts[0]) - len(self.memory.logits))
 
-    def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Adds [N, C] rows; labels int64 [N] on their device. Those of a dry run (on the device "meta" while the pool
-        is not, or fake) leave no trace."""
-        if not len(labels) or (logits.is_meta and not self.memory.counts.is_meta) or is_fake(logits):
+    def add(self, rows: Tensor, labels: Tensor, predictions: Tensor | None = None) -> None:
+        """Adds [N, width] rows; labels int64 [N] and predictions [N, P] on their device."""
+        if not len(labels) or self.is_dry_run(rows):
             return
-        if self.memory.logits.device != logits.device or self.capacity != len(self.memory.logits):
-            self._make_room(len(labels), logits.device)
+        if self.memory.logits.device != rows.device or self.capacity != len(self.memory.logits):
+            self._make_room(len(labels), rows.device)
         places = None if self.most is None else self._places(labels)
-        pool_rows(logits, labels, self.memory, self.ignore_index, places)
+        memory = self.memory
+        if predictions is not None:  # go to the same places: from the same counts on
+            beside = memory._replace(logits=self.predictions, counts=memory.counts.clone())
+            pool_rows(predictions, labels, beside, self.num_classes, self.ignore_index, places)
+        pool_rows(rows, labels, memory, self.num_classes, self.ignore_index, places)
         if self.seen is not None:
             self.seen.scatter_add_(0, labels.clamp(0, len(self.seen) - 1), self._kept(labels).long())
         self.at_most += len(labels) if self.capacity is None else 0
 
-    def rows(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(logits, labels, positions among the rows given) of the rows that are kept; views. Waits for a GPU. With
-        `most` places that no row has taken are there too, with label ignore_index."""
-        logits, labels, positions, counts = self.memory
-        kept = len(logits) if self.most is not None else min(int(counts[0]), len(logits))
-        return logits[:kept], labels[:kept], positions[:kept]
+    def is_dry_run(self, rows: Tensor) -> bool:
+        """Whether rows are on the device "meta" while the pool is not, or fake: they are to leave no trace."""
+        return (rows.is_meta and not self.memory.counts.is_meta) or is_fake(rows)
+
+    def rows(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(rows, labels, positions among the rows given, predictions or else the rows) of the rows that are kept;
+        views. Waits for a GPU. With `most` places that no row has taken are there too, with label ignore_index."""
+        rows, labels, positions, counts = self.memory
+        kept = len(rows) if self.most is not None else min(int(counts[0]), len(rows))
+        predictions = rows if self.predictions is None else self.predictions
+        return rows[:kept], labels[:kept], positions[:kept], predictions[:kept]
 
     def reset(self) -> None:
         """Empties the pool, which keeps its memory."""
@@ -77,8 +89,8 @@ class Pool:
 
     def state(self) -> dict[str, Tensor]:
         """The tensors themselves, by name."""
-        state = dict(zip(_NAMES, self.memory, strict=True))
-        return state if self.seen is None else {**state, "seen": self.seen}
+        state = {**self.memory._asdict(), "predictions": self.predictions, "seen": self.seen}
+        return {name: tensor for name, tensor in state.items() if tensor is not None}
 
     def __getattr__(self, name: str) -> Tensor:
         """The tensors by name, as torch.distributed.checkpoint looks for what a state names."""
@@ -110,6 +122,10 @@ class Pool:
         for wide, part in zip(new, old, strict=True):
             wide[: len(part)] = part[:capacity]
         self.memory = PoolMemory(*new, counts.to(device))
+        if self.predictions is not None:
+            kept = self.predictions
+            self.predictions = kept.new_zeros(capacity, kept.shape[1], device=device)
+            self.predictions[: len(kept)] = kept[:capacity]
         self.seen = None if self.seen is None else self.seen.to(device)
 
     def _kept(self, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 from .distributed import Ranks
 from .replay import PastPredictions
 from .soft_targets import SoftTargets, check_temperature
+from .top_predictions import TopPredictions
 
 
 class PredictionMemory:
@@ -18,7 +19,7 @@ class PredictionMemory:
         past = memory.past(sample)                            # sample: int64 [N], positions in the data set
         loss = criterion(logits, y, past)
         ...
-        memory.keep(sample, logits)
+        memory.keep(sample, logits)                           # or the TopPredictions of ToastLoss.linear
 
     On several ranks of torch.distributed each has a memory of its own: keep to samples that stay on their rank.
 
@@ -61,8 +62,9 @@ class PredictionMemory:
         return PastPredictions(targets, index, len(sample), temperature=targets.temperature)
 
     @torch.no_grad()
-    def keep(self, sample: Tensor, logits: Tensor) -> None:
-        """Stores softmax(logits / temperature), [N, C]. A row that is not finite leaves its sample's last one."""
+    def keep(self, sample: Tensor, logits: Tensor | TopPredictions) -> None:
+        """Stores softmax(logits / temperature), [N, C], or the top_k largest of these from TopPredictions at this
+        temperature. A row that is not finite leaves its sample's last one."""
         if not self._warned and Ranks().size > 1:
             self._warned = True
             warnings.warn(
@@ -72,15 +74,20 @@ class PredictionMemory:
                 stacklevel=3,
             )
         rows = self._rows(sample)
-        if logits.shape != (len(rows), self.targets.num_classes):
-            expected = [len(rows), self.targets.num_classes]
-            raise ValueError(
-                f"logits must have shape {expected} (from sample and num_classes), got {list(logits.shape)}"
-            )
-        finite = logits.logsumexp(dim=1).isfinite()
-        new = SoftTargets.from_logits(
-            logits[finite], self.targets.temperature, top_k=self.top_k, dtype=self.targets.values.dtype
-        )
+        of_classes, settings = self.targets.num_classes, {"dtype": self.targets.values.dtype}
+        listed = isinstance(logits, TopPredictions)
+        shape = (*logits.logsumexp.shape, logits.num_classes) if listed else logits.shape
+        if shape != (len(rows), of_classes):
+            expected = [len(rows), of_classes]
+            raise ValueError(f"logits must have shape {expected} (from sample and num_classes), got {list(shape)}")
+        temperature = self.targets.temperature
+        if listed:
+            finite = logits.logsumexp.isfinite()
+            packed = logits.packed(self.top_k, temperature, logits.logsumexp_at_temperature)[finite]
+            new = SoftTargets.from_listed(*packed.chunk(2, dim=1), of_classes, temperature, **settings)
+        else:
+            finite = logits.logsumexp(dim=1).isfinite()
+            new = SoftTargets.from_logits(logits[finite], temperature, top_k=self.top_k, **settings)
         self.targets[rows[finite.to(rows.device)]] = new
 
     def state_dict(self) -> dict[str, Tensor]:

@@ -13,6 +13,7 @@ from .arguments import type_of
 from .carried_rows import CarriedRows, named_leaves, with_leaves
 from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets, check_temperature
+from .top_predictions import TopPredictions
 from .uncompiled import leave_uncompiled
 
 X = TypeVar("X")
@@ -182,7 +183,7 @@ class HardReplay:
         filled = None if carried.all_filled else carried.slots.filled
         return with_leaves(x, iter([_with_slots(name, leaf, kept[name], filled) for name, leaf in leaves.items()]))
 
-    def keep(self, x: Any, y: Target, logits: Tensor, cross_entropy: Tensor | None = None) -> None:
+    def keep(self, x: Any, y: Target, logits: Tensor | TopPredictions, cross_entropy: Tensor | None = None) -> None:
         """Chooses what the next step's extend adds.
 
         Call it after loss.backward(). Before it is as good where the loss made its gradient in its forward pass; where
@@ -191,9 +192,10 @@ class HardReplay:
 
         Args:
             x, y: what extend returned.
-            logits: [N, C], what the model made of x; copied where carried.
-            cross_entropy: [N], how under-trained each row is. Default the cross-entropy of logits and y; toast_loss
-                gives it for free in its stats; any other score, higher for harder rows, may be passed.
+            logits: [N, C], what the model made of x; copied where carried. With top_k also TopPredictions of so many
+                classes or more, at this temperature.
+            cross_entropy: [N], how under-trained each row is; toast_loss gives it for free in its stats. Default the
+                cross-entropy of logits (not of TopPredictions) and y. Any other score, higher for harder rows, will do.
 
         Raises:
             RuntimeError: extend returned no batch since the last keep.
@@ -201,6 +203,12 @@ class HardReplay:
         rows = self._num_rows
         if rows is None:
             raise RuntimeError("keep needs a batch from extend, and there is none since the last keep: call each once")
+        num_classes = None
+        if isinstance(logits, TopPredictions):
+            if cross_entropy is None:
+                raise ValueError("cross_entropy must be given with TopPredictions (from the loss's stats), got None")
+            num_classes = logits.num_classes
+            logits = logits.packed(self.top_k, self.temperature, logits.logsumexp_at_temperature)
         if logits.dim() != 2 or logits.shape[0] != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
@@ -215,10 +223,11 @@ class HardReplay:
             score = self._cross_entropy(logits, y) if cross_entropy is None else cross_entropy.detach()
             if score.shape != (rows,):
                 raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(score.shape)}")
-            self._carry(leaves, y, logits.detach(), score.to(logits.device))
+            self._carry(leaves, y, logits.detach(), score.to(logits.device), num_classes)
         self._num_rows = None
 
-    def _carry(self, x: dict[str, Tensor], y, logits: Tensor, score: Tensor) -> None:
+    def _carry(self, x: dict[str, Tensor], y, logits: Tensor, score: Tensor, num_classes: int | None) -> None:
+        """logits [N, C]; or packed predictions [N, 2 top_k] of num_classes."""
         before, count = self._carried, round(self.fraction * self._num_new)
         ages = None if before is None else before.slots.age
         labels = labels_b = lam = None
@@ -238,14 +247,16 @@ class HardReplay:
         carried = before
         if before is None or not before.fits(count, x, y, logits):
             carried = CarriedRows.like(
-                count, x, y, logits, num_new=self._num_new, temperature=self.temperature, top_k=self.top_k,
-                distil_fraction=self.distil_fraction,
+                count, x, y, logits, num_classes or logits.shape[1], num_new=self._num_new,
+                temperature=self.temperature, top_k=self.top_k, distil_fraction=self.distil_fraction,
             )  # fmt: skip
         carried.all_filled = carry_rows(
             logits, labels, labels_b, lam, score, self._num_new, ages, carried.slots, self.max_age, self.ignore_index,
             self.temperature,
         )  # fmt: skip
-        if carried.targets.encoding == "top-k":
+        if num_classes is not None:
+            carried.targets.write_listed(*carried.slots.logits.chunk(2, dim=1))
+        elif self.top_k is not None:
             carried.targets.write_top_k(carried.slots.logits)
         gathered = [(leaf, carried.x[name]) for name, leaf in x.items()]
         for leaf, kept in [*gathered, (y, carried.y)] if labels is None else gathered:

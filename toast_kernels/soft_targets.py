@@ -167,6 +167,22 @@ class SoftTargets:
         filled = torch.zeros(num_rows, dtype=torch.bool, device=device)
         return cls(values, entropy, filled, num_classes, indices)
 
+    @classmethod
+    def from_listed(
+        cls,
+        probs: Tensor,
+        classes: Tensor,
+        num_classes: int,
+        temperature: float | None = None,
+        *,
+        dtype: torch.dtype = torch.float32,
+    ) -> SoftTargets:
+        """Top-k rows, all filled, given as probs [R, k] of classes [R, k], as :meth:`write_listed` takes them."""
+        table = cls.empty(len(probs), num_classes, top_k=probs.shape[1], dtype=dtype, device=probs.device)
+        table.filled.fill_(True)
+        table.write_listed(probs, classes)
+        return replace(table, temperature=temperature)
+
     @property
     def encoding(self) -> str:
         """The table's kind: "dense", "top-k" or "logits"."""
@@ -250,7 +266,7 @@ class SoftTargets:
                 table.values[rows] = probs
                 table.entropy[rows] = _entropy(_at_least_float32(table.values[rows]))
             else:
-                table._store_top_k(rows, probs)
+                table._store_largest(rows, probs)
         return table
 
     @torch.no_grad()
@@ -261,15 +277,25 @@ class SoftTargets:
         NaN in its entropy.
         """
         for rows in _chunks(*logits.shape):
-            self._store_top_k(rows, torch.softmax(_at_least_float32(logits[rows]) / self.temperature, dim=1))
+            self._store_largest(rows, torch.softmax(_at_least_float32(logits[rows]) / self.temperature, dim=1))
 
-    def _store_top_k(self, rows: slice, probs: Tensor) -> None:
+    @torch.no_grad()
+    def write_listed(self, probs: Tensor, classes: Tensor) -> None:
+        """Overwrites all of a top-k table, in place, with probs [R, k] of these classes [R, k], which may come in any
+        order and dtype. As in :meth:`write_top_k` rows that are not filled are written and values not looked at."""
+        classes, order = classes.sort(dim=1)
+        self._store_listed(slice(None), probs.gather(1, order), classes)
+
+    def _store_largest(self, rows: slice, probs: Tensor) -> None:
+        chosen = _largest(probs, self.values.shape[1])
+        self._store_listed(rows, probs.gather(1, chosen), chosen)
+
+    def _store_listed(self, rows: slice, probs: Tensor, classes: Tensor) -> None:
         top_k = self.values.shape[1]
-        chosen = _largest(probs, top_k)
-        stored = _at_least_float32(probs.gather(1, chosen).to(self.values.dtype))
+        stored = _at_least_float32(probs.to(self.values.dtype))
         uniform = tail(stored, max(self.num_classes - top_k, 1))
         entropy = _entropy(stored) + (self.num_classes - top_k) * torch.special.entr(uniform)
-        self.indices[rows] = chosen.int()
+        self.indices[rows] = classes.int()
         self.values[rows] = stored
         self.entropy[rows] = torch.where(self.filled[rows], entropy, 0)
 

@@ -79,7 +79,7 @@ std::vector<Candidate> candidates(const CarryRows& p) {
 
 std::int64_t pool_rows(const PoolRows& p) {
   for (std::int64_t i = 0; i < p.rows; ++i)
-    if ((p.labels[i] < 0 || p.labels[i] >= p.classes) && p.labels[i] != p.ignore_index) return i;
+    if ((p.labels[i] < 0 || p.labels[i] >= p.num_classes) && p.labels[i] != p.ignore_index) return i;
   std::vector<Move> moves;
   moves.reserve(p.rows);
   for (std::int64_t i = 0; i < p.rows; ++i) {
@@ -92,10 +92,10 @@ std::int64_t pool_rows(const PoolRows& p) {
   }
   p.counts[1] += p.rows;
   const std::int64_t count = moves.size();
-  const int threads = threads_for(count * p.classes, p.threads);
+  const int threads = threads_for(count * p.width, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (std::int64_t k = 0; k < count; ++k)
-    convert(p.dtype, p.logits, moves[k].row * p.stride, p.classes, p.pool_dtype, p.pool, moves[k].to * p.classes);
+    convert(p.dtype, p.logits, moves[k].row * p.stride, p.width, p.pool_dtype, p.pool, moves[k].to * p.width);
   return -1;
 }
 

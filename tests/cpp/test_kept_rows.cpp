@@ -30,11 +30,12 @@ void test_pool(unsigned seed, DType dtype, DType pool_dtype, int64_t rows, int64
   Random random(seed);
   check::current_case = "pool, seed " + std::to_string(seed);
   const int64_t stride = classes + random.one_of({0, 1, 7}), start = random.below(3);
+  const int64_t num_classes = random.one_of({classes, classes + 5});  // more where the rows are features
   const int64_t capacity = 1 + start + random.below(rows + 2);
   const bool placed = random.once_in(2);
   Elements logits = make_logits(random, dtype, rows, classes, stride, {3, 1e-5, 1e4});
   Guarded<int64_t> labels(rows), places(rows);
-  for (int64_t i = 0; i < rows; ++i) labels[i] = random.once_in(4) ? kIgnore : random.below(classes);
+  for (int64_t i = 0; i < rows; ++i) labels[i] = random.once_in(4) ? kIgnore : random.below(num_classes);
   for (int64_t i = 0; i < rows; ++i) places[i] = capacity - i;  // the first beyond the pool, perhaps the last before it
   for (int threads : {1, 3}) {
     Elements pool(pool_dtype, capacity * classes), expected(pool_dtype, classes);
@@ -47,6 +48,7 @@ void test_pool(unsigned seed, DType dtype, DType pool_dtype, int64_t rows, int64
                             stride,
                             labels.data(),
                             placed ? places.data() : nullptr,
+                            num_classes,
                             kIgnore,
                             pool_dtype,
                             pool.data(),
@@ -57,7 +59,7 @@ void test_pool(unsigned seed, DType dtype, DType pool_dtype, int64_t rows, int64
                             threads};
     if (rows > 0) {  // a wrong label: nothing is written
       const int64_t at = random.below(rows), label = labels[at];
-      labels[at] = random.one_of({int64_t(-1), classes, classes + 1});
+      labels[at] = random.one_of({int64_t(-1), num_classes, num_classes + 1});
       CHECK(toast::pool_rows_cpu(problem) == at);
       CHECK(counts[0] == start && counts[1] == 10);
       labels[at] = label;

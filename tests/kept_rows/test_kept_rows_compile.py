@@ -29,8 +29,8 @@ def every_kind():
         entropy, filled = real.clone(), real > 0
         return Slots(distilled, numbers, numbers, real, kept, real.double(), entropy, filled, numbers, numbers, numbers)
 
-    triton.pool_rows(logits(torch.bfloat16), labels, pool, -100, None)
-    triton.pool_rows(logits(torch.float32), labels, pool, -100, labels)
+    triton.pool_rows(logits(torch.bfloat16), labels, pool, classes, -100, None)
+    triton.pool_rows(logits(torch.float32), labels, pool, classes, -100, labels)
     triple = memory(torch.bfloat16)
     triton.carry_rows(logits(torch.bfloat16), labels, labels, score, score, new, labels[new:], triple, 2, -100, 3.0)
     plain = memory(torch.float32)._replace(labels_b=None, lam=None)

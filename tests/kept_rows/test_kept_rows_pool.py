@@ -16,9 +16,12 @@ def make_memory(size, classes, dtype=torch.float32, pooled=0, given=0):
     return PoolMemory(around[2:-2], labels, positions, torch.tensor([pooled, given, 0]))
 
 
-def run(logits, labels, memory, backend, places=None):
+def run(logits, labels, memory, backend, places=None, num_classes=None):
     on_device = PoolMemory(*(moved(part, backend) for part in memory))
-    pool_rows(moved(logits, backend), moved(labels, backend), on_device, IGNORE, moved(places, backend), backend)
+    num_classes = num_classes or logits.shape[1]
+    pool_rows(
+        moved(logits, backend), moved(labels, backend), on_device, num_classes, IGNORE, moved(places, backend), backend
+    )
     for part, found in zip(memory, on_device, strict=True):
         part.copy_(found)
 
@@ -112,12 +115,22 @@ def test_rows_go_to_places_that_are_given(backend):
 
 @pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "triton" or interpreted])
 @pytest.mark.parametrize("label", [5, -1, 2**40])
-def test_a_label_out_of_range_is_an_error_and_nothing_is_written(label, backend):
-    memory = make_memory(4, 5)
+@pytest.mark.parametrize("width", [5, 3, 9])
+def test_a_label_out_of_range_is_an_error_and_nothing_is_written(width, label, backend):
+    memory = make_memory(4, width)
     before = copy_of(memory)
     with pytest.raises(IndexError, match=rf"target must be in \[0, 5\) or ignore_index = -7, got {label}"):
-        run(torch.zeros(4, 5), torch.tensor([0, IGNORE, label, -100]), memory, backend)
+        run(torch.zeros(4, width), torch.tensor([0, IGNORE, label, -100]), memory, backend, num_classes=5)
     assert all(torch.equal(one, other) for one, other in zip(memory, before, strict=True))
+
+
+@every_backend
+def test_features_may_have_fewer_columns_than_there_are_classes(backend):
+    logits, labels = rows_of("contiguous", 9, 3, torch.float32), some_labels(9, 40, 1)
+    memory = make_memory(11, 3)
+    before = copy_of(memory)
+    run(logits, labels, memory, backend, num_classes=40)
+    check(memory, before, logits, labels)
 
 
 @every_backend
@@ -160,5 +173,5 @@ def test_the_triton_kernel_touches_only_what_it_is_given():
         for places in (None, torch.arange(rows) - 2):
             memory = PoolMemory(*(part.clone() for part in make_memory(4, classes, torch.float16, 1)))
             with only_within([logits, labels, *([] if places is None else [places]), *memory]):
-                pool_rows(logits, labels, memory, IGNORE, places, "triton")
+                pool_rows(logits, labels, memory, classes, IGNORE, places, "triton")
             assert memory.counts[1] == rows

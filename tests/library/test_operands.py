@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from blended_kl_cases import BACKENDS, device_of, normal, toast_loss
 
-from toast_kernels import HardReplay, SoftTargets, ToastLoss, backends, class_medoids, functional
+from toast_kernels import HardReplay, MedoidBank, SoftTargets, ToastLoss, backends, class_medoids, functional
 
 LOGITS, LABELS = normal(6, 5, seed=1).float(), torch.tensor([0, 4, 2, 255, 1, 2])
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -49,7 +49,9 @@ def test_uint8_labels_in_the_modules(correct_only, mixed):
             x, y, past = replay.extend(LOGITS, (labels, labels.flip(0), 0.95) if mixed else labels)
             loss, stats = criterion(x.clone().requires_grad_(), y, past, return_stats=True)
             replay.keep(x, y, x, stats.cross_entropy)
-        results.append((loss, criterion.soft_targets.filled, criterion.soft_targets.values))
+        bank = MedoidBank(5, correct_only=correct_only)
+        bank.update(LOGITS, labels)
+        results.append((loss, criterion.soft_targets.filled, criterion.soft_targets.values, bank.pool.labels))
     for one, two in zip(*results, strict=True):
         assert torch.equal(one, two)
 

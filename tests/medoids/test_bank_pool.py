@@ -113,7 +113,7 @@ def test_a_saved_pool_goes_on_to_the_bit(settings):
 
 
 def kept_positions(bank):
-    _, labels, positions = bank.pool.rows()
+    _, labels, positions, _ = bank.pool.rows()
     return {c: sorted(positions[labels == c].tolist()) for c in range(CLASSES)}
 
 
@@ -129,7 +129,7 @@ def test_a_reservoir_is_the_same_whatever_the_batches(batch):
     for c in range(CLASSES):
         assert len(kept[c]) == min(4, int((labels == c).sum()))
         assert (labels[kept[c]] == c).all()
-    values, found, positions = bank.pool.rows()
+    values, found, positions, _ = bank.pool.rows()
     assert torch.equal(values[found >= 0], logits[positions[found >= 0]])
     bank.compute()
     chosen = torch.full_like(labels, -100)
@@ -148,7 +148,7 @@ def test_a_reservoir_keeps_every_row_as_likely():
     for seed in range(trials):
         bank = MedoidBank(2, max_rows_per_class=most, seed=seed)
         bank.update(logits, labels)
-        _, found, positions = bank.pool.rows()
+        _, found, positions, _ = bank.pool.rows()
         here = np.zeros(rows)
         here[positions[found >= 0].numpy()] = 1
         assert here.sum() == most

@@ -56,12 +56,14 @@ def pools(spread, size, dtype=torch.float16):
 
 
 def select(x, labels, group, *, num_classes=CLASSES, metric="euclidean", store=None):
-    """The medoids' positions (every other is a row's), and what was stored: [C, D], NaN where nothing was."""
+    """The medoids' positions (every other is a row's), and what was stored: [C, D], NaN where nothing was. A row's
+    prediction is twice the row, in float64."""
     table = torch.full((num_classes, WIDTH), torch.nan, dtype=x.dtype)
     times_stored = torch.zeros(num_classes)
 
     def write(classes, rows):
-        table[classes] = rows
+        assert rows.dtype == torch.float64
+        table[classes] = (rows[:, :WIDTH] / 2).to(x.dtype)
         times_stored[classes] += 1
 
     medoids = distributed_class_medoids(
@@ -71,6 +73,7 @@ def select(x, labels, group, *, num_classes=CLASSES, metric="euclidean", store=N
         2 * len(x),
         num_classes,
         store or write,
+        2 * torch.cat([x, x], dim=1).double(),
         metric=metric,
         ignore_index=-100,
         backend="auto",

@@ -92,6 +92,28 @@ def table_of(criterion, rank, without=None):
     return criterion.soft_targets.values, criterion.bank.medoids
 
 
+HEAD = torch.linspace(-2, 2, CLASSES * 3).view(CLASSES, 3).sin()
+
+
+def linear_table_of(rank, without):
+    """Of features; no batch comes to one of the ranks."""
+    criterion = ToastLoss(CLASSES, top_k=2)
+    criterion.set_epoch(0, 3)
+    if rank != without:
+        x, labels = rows_of(rank)
+        criterion.linear(x[:, :3], HEAD, labels)
+    criterion.set_epoch(1, 3)
+    return criterion.soft_targets, criterion.bank.medoids
+
+
+def either_form(rank):
+    criterion = ToastLoss(CLASSES, top_k=2)
+    criterion.set_epoch(0, 3)
+    x, labels = rows_of(rank)
+    criterion.linear(x[:, :3], HEAD, labels) if rank else criterion(x, labels)
+    criterion.set_epoch(1, 3)
+
+
 def error_of(function, *arguments):
     with pytest.raises((RuntimeError, ValueError)) as caught:
         function(*arguments)
@@ -105,6 +127,8 @@ def groups(rank):
     found["copy"] = table_of(copy.deepcopy(ToastLoss(CLASSES, process_group=pair)), rank)
     found["empty pool"] = table_of(ToastLoss(CLASSES, dtype=torch.float32), rank, without=1)
     found["top-k"] = table_of(ToastLoss(CLASSES, top_k=2, max_rows_per_class=2), rank)
+    found["linear"] = linear_table_of(rank, without=1)
+    found["either form"] = error_of(either_form, rank)
     if rank == 0:
         found["alone"] = table_of(ToastLoss(CLASSES, process_group=None), rank)
     bank = MedoidBank(CLASSES)
@@ -198,6 +222,23 @@ def test_top_k_rows_of_a_choice_of_each_ranks_rows(found):
     for rank in found:
         assert torch.equal(rank["top-k"][0], values)
         assert torch.equal(rank["top-k"][1], medoids)
+
+
+def test_the_linear_form_chooses_among_the_features_of_all_ranks(found):
+    x, labels = map(torch.cat, zip(*map(rows_of, [0, 2]), strict=True))
+    medoids = class_medoids(x[:, :3].half(), labels, CLASSES)
+    expected = SoftTargets.from_logits((x[:, :3] @ HEAD.T)[medoids], top_k=2)
+    for rank in found:
+        table, found_medoids = rank["linear"]
+        assert found_medoids.tolist() == medoids.tolist()
+        assert torch.equal(table.indices, expected.indices)
+        torch.testing.assert_close(table.values, expected.values)
+        torch.testing.assert_close(table.entropy, expected.entropy)
+
+
+def test_ranks_of_different_forms_are_an_error_on_all(found):
+    for rank in found:
+        assert rank["either form"] == "ValueError: ranks differ in num_features: None on rank 0, 3 on rank 1"
 
 
 def test_an_empty_pool_is_one_that_is_empty_on_every_rank(found):

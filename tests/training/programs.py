@@ -26,10 +26,11 @@ import train  # noqa: E402, F401
 import training  # noqa: E402, F401
 
 
-def start_train(*arguments, **popen) -> subprocess.Popen:
-    """train.py in a process of its own, its output as text in pipes."""
+def start_train(*arguments, processes: int = 1, **popen) -> subprocess.Popen:
+    """train.py in a process of its own, or in so many, its output as text in pipes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     return subprocess.Popen(
-        [sys.executable, str(TRAIN), *map(str, arguments)],
+        [sys.executable, *(torchrun if processes > 1 else []), str(TRAIN), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -38,8 +39,8 @@ def start_train(*arguments, **popen) -> subprocess.Popen:
     )
 
 
-def run_train(*arguments, **popen) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of train.py."""
-    with start_train(*arguments, **popen) as process:
+def run_train(*arguments, processes: int = 1, **popen) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr of train.py, by one process or by torchrun."""
+    with start_train(*arguments, processes=processes, **popen) as process:
         output, errors = process.communicate(timeout=120)
     return process.returncode, output, errors

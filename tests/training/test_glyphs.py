@@ -16,6 +16,14 @@ def test_more_than_three_thousand_classes(data):
     assert {name: len(split) for name, split in data.splits().items()} == {"train": 27129, "val": 3250, "test": 8734}
 
 
+def test_all_classes_are_those_of_the_training_faces(data):
+    whole = glyphs.load(PYTHON.parent / "data", all_classes=True)
+    assert len(whole.classes) == 7142
+    assert {name: len(split) for name, split in whole.splits().items()} == {"train": 36752, "val": 5021, "test": 10797}
+    assert torch.bincount(whole.train.labels, minlength=7142).min() == 1
+    assert set(data.classes) < set(whole.classes)
+
+
 def test_faces_are_held_out_whole():
     assert len(set(glyphs.FACES)) == len(glyphs.FACES) == 16
     assert not set(glyphs.TRAIN_FACES) & {*glyphs.VAL_FACES, *glyphs.TEST_FACES}

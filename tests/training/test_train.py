@@ -9,7 +9,7 @@ import signal
 import pytest
 import torch
 from PIL import Image
-from programs import checkpoint, run_train, start_train, train
+from programs import PYTHON, checkpoint, glyphs, run_train, start_train, train
 from test_training import assert_same
 
 SHORT = ("--classes", 30, "--epochs", 5, "--method", "ce", "toast")
@@ -62,6 +62,26 @@ def test_the_same_command_gives_the_same_bits(short, tmp_path):
     assert status == 0, errors
     for name in ("ce-seed0", "toast-seed0"):
         assert_same(*(checkpoint.load_tensors(out / name / "checkpoint.pt") for out in (short[0], tmp_path / "run")))
+
+
+@pytest.mark.parametrize(
+    "form", [pytest.param((), marks=pytest.mark.more, id="dense"), pytest.param(("--top-k", 8), id="linear")]
+)
+def test_two_processes_train_one_network(form, tmp_path):
+    arguments = ("--classes", 30, "--epochs", 3, "--method", "toast", *form, "--out", tmp_path / "run")
+    status, output, errors = run_train(*arguments, processes=2)
+    assert status == 0, errors
+    assert len(re.findall(r"^toast-seed0 +epoch +\d/3  loss ", output, re.MULTILINE)) == 3  # of the first alone
+    folder = tmp_path / "run" / "toast-seed0"
+    first, second = (checkpoint.load_tensors(folder / name) for name in ("checkpoint.pt", "checkpoint-of-rank-1.pt"))
+    assert_same(first["model"], second["model"])
+    for name in ("values", "filled", "alpha"):
+        assert_same(first["criterion"][name], second["criterion"][name])
+    assert first["criterion"]["filled"].all()
+    assert first["record"]["fresh_rows"] == 3 * 360
+    assert_same(first["record"]["medoids"], second["record"]["medoids"])
+    labels = glyphs.load(PYTHON.parent / "data").first_classes(30).train.labels
+    assert torch.equal(labels[first["record"]["medoids"]["image"]], torch.arange(30))
 
 
 @pytest.mark.parametrize(
@@ -141,9 +161,12 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
         ("--seeds -1", "--seeds: expected a whole number in [0, 2147483648], got '-1'"),
         ("--image-size 30", "--image-size must be a multiple of 4, got 30"),
         ("--data-dir nowhere", "no folder nowhere (--data-dir)"),
-        ("--data mnist", "unknown data set 'mnist': expected glyphs, fashion-mnist or folder:PATH"),
+        ("--data mnist", "unknown data set 'mnist': expected glyphs, all-glyphs, fashion-mnist or folder:PATH"),
         ("--data folder:nowhere", "nowhere: expected one with a folder of images for each class"),
         ("--classes 100000", "--classes must be in [2, 3250] for glyphs, got 100000"),
+        ("--classes 30 --top-k 31", "--top-k must be at most the 30 classes, got 31"),
+        ("--top-k 0", "--top-k: expected a whole number in [1, inf), got '0'"),
+        ("--top-k 5 --backbone vit", "--top-k needs --backbone cnn, whose last layer is known, got vit"),
         ("--device warp", "--device warp: "),
         ("--resume nowhere", "nothing to resume in nowhere: it has no options.json"),
         ("--resume nowhere --epochs 3", "--resume takes every option from the run: leave out --epochs"),

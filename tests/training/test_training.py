@@ -81,6 +81,28 @@ def test_a_stopped_training_goes_on_bit_for_bit(data, tmp_path, method, augment,
     assert_same(resumed.state_dict(), whole.state_dict())
 
 
+@pytest.mark.parametrize("stop_after", [10, 17], ids=lambda steps: f"after-{steps}")
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_the_linear_form_goes_on_bit_for_bit(data, tmp_path, amp, stop_after):
+    arguments = ("toast", "--top-k", "4", "--augment", "mixup", "--amp", amp)
+    whole = run(make(data, *arguments), tmp_path / "whole.pt")
+    with pytest.raises(training.Interrupted):
+        run(make(data, *arguments), tmp_path / "checkpoint.pt", stop_after)
+    resumed = make(data, *arguments)
+    resumed.load(tmp_path / "checkpoint.pt")
+    run(resumed, tmp_path / "checkpoint.pt")
+    assert_same(resumed.state_dict(), whole.state_dict())
+
+
+@pytest.mark.parametrize("method", ["ce", "stage2"])
+def test_the_linear_form_of_all_classes_is_the_dense_one(data, tmp_path, method):
+    """Where no medoids of features take part, to rounding."""
+    found = [run(make(data, method, *more), tmp_path / "at.pt").record for more in ([], ["--top-k", "6"])]
+    for dense, linear in zip(*(record.history for record in found), strict=True):
+        assert linear["train_ce"] == pytest.approx(dense["train_ce"], rel=1e-3)
+        assert linear["nll"] == pytest.approx(dense["nll"], rel=1e-2)
+
+
 def test_dropout_goes_on_with_the_same_units(data, tmp_path):
     def with_dropout():
         trained = make(data, "ce")

@@ -11,17 +11,18 @@ def pool_rows(
     logits,  # [N, C]
     labels,  # [N]
     memory,
+    num_classes,
     ignore_index,
     places,  # [N] or None
 ):
     logits, (pool, pool_labels, positions, counts) = rows_of(logits), memory
     wrong = _C.pool_rows(
         DTYPE[logits.dtype], logits.data_ptr(), *logits.shape, logits.stride(0), labels.data_ptr(),
-        0 if places is None else places.data_ptr(), ignore_index, DTYPE[pool.dtype], pool.data_ptr(),
+        0 if places is None else places.data_ptr(), num_classes, ignore_index, DTYPE[pool.dtype], pool.data_ptr(),
         pool_labels.data_ptr(), positions.data_ptr(), pool.shape[0], counts.data_ptr(), torch.get_num_threads(),
     )  # fmt: skip
     if wrong >= 0:
-        raise_label(labels[wrong], logits.shape[1], ignore_index)
+        raise_label(labels[wrong], num_classes, ignore_index)
 
 
 def carry_rows(

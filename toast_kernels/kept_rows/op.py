@@ -36,16 +36,17 @@ class Slots(NamedTuple):
 class PoolMemory(NamedTuple):
     """Memory for R pooled rows, written by every pool_rows."""
 
-    logits: Tensor  # [R, C] floating
+    logits: Tensor  # [R, C] floating; or features [R, D]
     labels: Tensor  # int64 [R]
     positions: Tensor  # int64 [R]: the row's number among all rows that came
     counts: Tensor  # int64 [3]: rows that wanted a place after the last one's; rows that came; 0 between two calls
 
 
 def pool_rows(
-    logits,  # [N, C]
+    logits,  # [N, C], or features [N, D]
     labels,  # int64 [N]
     memory,  # PoolMemory
+    num_classes,  # C
     ignore_index,
     places=None,  # int64 [N]: the pool's row for each; outside [0, R): none
     backend="auto",
@@ -58,11 +59,11 @@ def pool_rows(
     backend = _backend(backend, logits)
     labels = labels.contiguous()
     if backend != "cpu" and logits.device.type == "cpu":
-        wrong = ((labels < 0) | (labels >= logits.shape[1])) & (labels != ignore_index)
+        wrong = ((labels < 0) | (labels >= num_classes)) & (labels != ignore_index)
         if wrong.any():
-            raise_label(labels[wrong][0], logits.shape[1], ignore_index)
+            raise_label(labels[wrong][0], num_classes, ignore_index)
     if labels.shape[0]:
-        _implementation(backend).pool_rows(logits, labels, memory, ignore_index, places)
+        _implementation(backend).pool_rows(logits, labels, memory, num_classes, ignore_index, places)
 
 
 def carry_rows(

@@ -18,6 +18,7 @@ def pool_rows(
     logits,  # [N, C]
     labels,  # [N]
     memory,
+    num_classes,
     ignore_index,
     places,  # [N] or None
 ):

@@ -37,15 +37,13 @@ FAULTS = {
             OPERANDS + "test_negated_upstream",
         ),
     ],
-    "toast_kernels/bank.py": [
+    "toast_kernels/mixup.py": [
         (
             "operands: an ignored uint8 label wraps to another class",
             "return target.long()",
             "return target",
             OPERANDS + "test_uint8_labels_in_the_modules",
         ),
-    ],
-    "toast_kernels/mixup.py": [
         (
             "mixup: a small second share passes for a rounding",
             "single = second - floor <= floor_rounding",

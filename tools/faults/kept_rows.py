@@ -48,7 +48,7 @@ FAULTS = {
         (
             "pooled rows are taken for contiguous",
             "moves[k].row * p.stride",
-            "moves[k].row * p.classes",
+            "moves[k].row * p.width",
             POOL,
         ),
         ("ignored rows take room", "if (p.labels[i] == p.ignore_index) continue;", "", POOL),
@@ -74,7 +74,7 @@ FAULTS = {
         ),
         (
             "a label out of range is pooled",
-            "|| p.labels[i] >= p.classes)",
+            "|| p.labels[i] >= p.num_classes)",
             ")",
             POOL_TESTS + "test_a_label_out_of_range_is_an_error_and_nothing_is_written",
         ),
@@ -249,21 +249,20 @@ FAULTS = {
     "toast_kernels/pool.py": [
         (
             "a reservoir counts rows of a call that failed",
-            "        pool_rows(logits, labels, self.memory, self.ignore_index, places)\n",
-            "        if self.seen is not None:\n            self.seen.add_(1)\n"
-            "        pool_rows(logits, labels, self.memory, self.ignore_index, places)\n",
+            "        memory = self.memory\n",
+            "        if self.seen is not None:\n            self.seen.add_(1)\n        memory = self.memory\n",
             BANK_POOL + "test_a_call_with_a_wrong_label_leaves_no_trace_in_a_reservoir",
         ),
         (
             "a dry run makes a pool of its own",
-            "(logits.is_meta and not self.memory.counts.is_meta) or is_fake(logits)",
-            "is_fake(logits)",
+            "(rows.is_meta and not self.memory.counts.is_meta) or is_fake(rows)",
+            "is_fake(rows)",
             STATE + "test_a_dry_run_leaves_no_trace",
         ),
         (
             "a fake tensor is pooled",
-            "not self.memory.counts.is_meta) or is_fake(logits):",
-            "not self.memory.counts.is_meta):",
+            "not self.memory.counts.is_meta) or is_fake(rows)",
+            "not self.memory.counts.is_meta)",
             STATE + "test_a_dry_run_leaves_no_trace",
         ),
         (
@@ -317,13 +316,7 @@ FAULTS = {
             STATE + "test_casts_leave_the_dtypes",
         ),
     ],
-    "toast_kernels/loss.py": [
-        (
-            "a past with another ignore_index is taken",
-            "if past.ignore_index not in (None, self.ignore_index):",
-            "if False:",
-            PAST + "test_a_past_with_another_ignore_index_is_refused",
-        ),
+    "toast_kernels/epoch_state.py": [
         (
             "to_empty leaves what lay in memory",
             "if was_meta and not self.alpha.is_meta:",
@@ -337,16 +330,24 @@ FAULTS = {
             STATE + "test_loading_copies_and_leaves_the_pool_alone",
         ),
         (
-            "the ramp goes on beyond its end",
-            "self.max_alpha * min((epoch + 1) / num_epochs, 1)",
-            "self.max_alpha * (epoch + 1) / num_epochs",
-            LOSS + "test_alpha_ramps_up_linearly_to_its_value_in_the_last_epoch",
-        ),
-        (
             "a state made in inference mode stays so",
             '        with torch.inference_mode(False):\n            self.register_buffer("alpha"',
             '        if True:\n            self.register_buffer("alpha"',
             STATE + "test_what_is_made_in_inference_mode_poisons_nothing",
+        ),
+    ],
+    "toast_kernels/loss.py": [
+        (
+            "a past with another ignore_index is taken",
+            "if past.ignore_index not in (None, self.ignore_index):",
+            "if False:",
+            PAST + "test_a_past_with_another_ignore_index_is_refused",
+        ),
+        (
+            "the ramp goes on beyond its end",
+            "self.max_alpha * min((epoch + 1) / num_epochs, 1)",
+            "self.max_alpha * (epoch + 1) / num_epochs",
+            LOSS + "test_alpha_ramps_up_linearly_to_its_value_in_the_last_epoch",
         ),
     ],
     "toast_kernels/soft_targets.py": [
