@@ -103,15 +103,15 @@ def growth_during(function):
 
 @pytest.mark.skipif(not STATUS.exists() or "RssAnon" not in STATUS.read_text(), reason="needs Linux")
 @pytest.mark.parametrize("source", ["torch.from_file", "numpy.memmap"])
-@pytest.mark.parametrize("chunk_bytes", [None, 8 << 20], ids=["at once", "chunks"])
-@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean", "cityblock"])
+@pytest.mark.parametrize("chunk_bytes", [None, 8 << 20], ids=["whole", "chunks"])
+@pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
 def test_a_memory_mapped_pool_is_not_copied(source, chunk_bytes, metric, tmp_path):
     """A copy in any dtype would take 64 MB at least."""
     rows, width, path = 64_000, 500, tmp_path / "pool"
     dtype = torch.bfloat16 if source == "torch.from_file" else torch.float16
     written = torch.from_file(str(path), shared=True, size=rows * width, dtype=dtype).view(rows, width)
-    for some in written.split(8000):
-        some.copy_(logits(8000, width))
+    for some in written.split(1000):  # few: freed memory that the allocator gives back meanwhile would hide a copy
+        some.copy_(logits(1000, width))
     if source == "numpy.memmap":
         x = torch.from_numpy(np.memmap(path, np.float16, "c", shape=(rows, width)))
     else:
