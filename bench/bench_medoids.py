@@ -6,7 +6,7 @@ pytest bench/bench_medoids.py          (make bench, make gpu; results are append
 import pytest
 import torch
 from harness import measure, ratio
-from medoid_peers import Medoids, medoid_peers
+from medoid_peers import InFile, Medoids, medoid_peers
 from results import DEVICE, OURS
 
 from toast_kernels.medoids.reference import METRICS
@@ -39,3 +39,16 @@ def test_medoids(show, size, separated, metric):
         num_bytes=problem.bytes, flops=problem.flops, products=problem.products(), rounds=9, seconds=10.0,
     )  # fmt: skip
     show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})
+
+
+@pytest.mark.parametrize(("metric", "num_classes"), [("sqeuclidean", 1000), ("euclidean", 10_000)])
+def test_a_pool_in_a_file(show, tmp_path, metric, num_classes):
+    """2.6 GB, in chunks of 512 MB and at once: the same medoids."""
+    problem = InFile(tmp_path / "pool", 1_300_000, 1000, num_classes, metric, torch.bfloat16)
+    assert problem.ours().equal(problem.whole())
+    times = measure(
+        "medoids_in_chunks", {OURS: problem.ours, "class_medoids at once": problem.whole}, size=problem.size,
+        dtype="bfloat16", work=metric, num_bytes=problem.bytes, rounds=3, seconds=20.0,
+    )  # fmt: skip
+    show(times[OURS])
+    (tmp_path / "pool").unlink()

@@ -103,6 +103,29 @@ class Medoids:
             assert found[c] == rows[cost.argmin()], f"class {c} has another medoid"
 
 
+class InFile:
+    """A pool in a memory-mapped file, in chunks of whole classes; and at once, which on a GPU takes all of it there."""
+
+    chunk_bytes = 512 << 20
+
+    def __init__(self, path, rows, width, num_classes, metric, dtype):
+        self.size = f"{rows} x {width}, {num_classes} classes"
+        self.labels, self.num_classes, self.metric = random_labels(rows, num_classes).cpu(), num_classes, metric
+        self.x = torch.from_file(str(path), shared=True, size=rows * width, dtype=dtype).view(rows, width)
+        for seed, some in enumerate(self.x.split(50_000)):
+            some.copy_(normal(*some.shape, dtype=dtype, seed=seed))
+        self.bytes = self.x.numel() * self.x.element_size()
+
+    def ours(self):
+        return class_medoids(
+            self.x, self.labels, self.num_classes, metric=self.metric, device=DEVICE, chunk_bytes=self.chunk_bytes
+        )
+
+    def whole(self):
+        x, labels = self.x.to(DEVICE), self.labels.to(DEVICE)
+        return class_medoids(x, labels, self.num_classes, metric=self.metric).cpu()
+
+
 EXACT = "donot_use_mm_for_euclid_dist"
 
 

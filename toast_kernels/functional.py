@@ -10,6 +10,7 @@ from .annotations import Backend, Metric, Reduction, Target
 from .arguments import LABELS, label_shape, type_of
 from .backends import FLOATS
 from .blended_kl.plan import blended_kl
+from .medoids import chunks
 from .medoids import op as medoids
 from .medoids.reference import METRICS
 from .sharded.dtensor import is_dtensor
@@ -199,6 +200,8 @@ def class_medoids(
     metric: Metric = "euclidean",
     mask: torch.Tensor | None = None,
     ignore_index: int = -100,
+    device: torch.device | str | None = None,
+    chunk_bytes: int | None = None,
     backend: Backend = "auto",
 ) -> torch.Tensor:
     r"""Index of each class's medoid: the row with the smallest sum of distances to the rows of its class.
@@ -217,16 +220,26 @@ def class_medoids(
             "cityblock", all as in SciPy, or "jeffreys": KL(p || q) + KL(q || p) of p = softmax(x).
         mask: ``[N]`` bool, False leaves a row out.
         ignore_index: rows with this label are left out.
+        device: where to compute, for x on the CPU; default: where x is. See below.
+        chunk_bytes: the most memory that a chunk takes there; default, with another device: 512 MB.
         backend: "auto", "reference", "cpu" or "triton".
 
     Rows with a NaN or infinite value are left out too. The label of a row that is left out is not looked at.
+
+    On a CPU rows are read where they lie, also in a memory-mapped file (``torch.from_file``, ``numpy.memmap``); none is
+    copied but a few MB at a time. With `device` or `chunk_bytes` x may be larger than the device's memory, or than the
+    computer's: classes are gathered in chunks of whole ones, in host memory that is pinned for a GPU, where the next is
+    gathered while it computes. Each row is read once. A chunk's rows and what is made of them take at most
+    `chunk_bytes` on the device, and 16 MB more on a GPU; two chunks' rows are in host memory (for a CPU one). The
+    answer is the same.
 
     Returns:
         int64 ``[K]`` on the device of x: row numbers in x, -1 for a class without rows.
 
     Raises:
-        ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
-        IndexError: a label out of range (on a GPU a device-side assertion fails instead).
+        ValueError, TypeError: an argument of the wrong shape, dtype, device or range; a class that needs more than
+            `chunk_bytes` on another device than x's (on a CPU such a class is done where it lies).
+        IndexError: a label out of range (with x on a GPU a device-side assertion fails instead).
 
     Source: Yin et al. (TOAST), 2024: "class medoids generated based on logit vectors per class"; the abstract names
     no metric: the default and the others are this library's choice.
@@ -252,4 +265,22 @@ def class_medoids(
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     labels = labels.long() if labels.dtype == torch.uint8 else labels
-    return medoids.class_medoids(x.resolve_neg(), labels, num_classes, metric, mask, ignore_index, backend)
+    arguments = labels, num_classes, metric, mask, ignore_index, backend
+    if chunk_bytes is None and (device is None or _is_on(x, device)):
+        return medoids.class_medoids(x.resolve_neg(), *arguments)
+    if x.device.type != "cpu":
+        raise ValueError(f"x must be on the CPU where chunk_bytes or another device is given, got x on {x.device}")
+    if chunk_bytes is None:
+        chunk_bytes = chunks.CHUNK_BYTES
+    elif not isinstance(chunk_bytes, int) or isinstance(chunk_bytes, bool):
+        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}")
+    device = x.device if device is None else torch.device(device)
+    return chunks.class_medoids(x, *arguments, device, chunk_bytes)
+
+
+def _is_on(x: torch.Tensor, device: torch.device | str) -> bool:
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError):
+        raise ValueError(f"device must be a torch.device, the name of one or None, got {device!r}") from None
+    return device.type == x.device.type and device.index in (None, x.device.index)

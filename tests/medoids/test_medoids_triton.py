@@ -18,6 +18,8 @@ from medoids_on_triton import (
     small_tiles,  # noqa: F401
 )
 
+from toast_kernels.medoids import chunks
+
 pytestmark = needs_triton
 
 
@@ -234,26 +236,69 @@ def test_without_tensor_descriptors(width, count, panels, monkeypatch):  # noqa:
     assert medoids(x, labels, 2, "euclidean").equal(scipy_medoids(x, labels, 2, "euclidean"))
 
 
-@pytest.mark.skipif(GPU, reason="takes 23 GB that are never touched")
-@pytest.mark.parametrize(
-    ("rows", "width", "classes", "most"), [(1_300_000, 1000, 1000, 1.2e9), (1_000_000, 10_000, 10_000, 5.4e9)]
-)
-def test_extra_memory_of_large_pools(rows, width, classes, most, monkeypatch):
-    """As README.md says: counted, with nothing launched."""
+@pytest.fixture
+def extra_bytes(monkeypatch):
+    """Counts what a call allocates beside x, with nothing launched."""
     monkeypatch.undo()
     held = []
 
     def counted(make):
         return lambda *shape, **options: held.append(made := make(*shape, **options)) or made
 
+    def extra(x, num_classes, metric):
+        held.clear()
+        class_medoids(x, torch.zeros(len(x), dtype=torch.int32), num_classes, metric=metric, backend="triton")
+        keys_and_order = (2 + 8 + 10) * len(x)  # sorted, and what sorting takes
+        return sum(tensor.nbytes for tensor in held[1:]) + keys_and_order  # but the labels
+
     monkeypatch.setattr(backend._Classes, "_launch", lambda *arguments, **constants: None)
     monkeypatch.setattr(backend._Classes, "_refuse", lambda *arguments: None)
-    x, labels = torch.empty(rows, width, dtype=torch.bfloat16), torch.zeros(rows, dtype=torch.int32)
     monkeypatch.setattr(torch, "empty", counted(torch.empty))
     monkeypatch.setattr(torch, "zeros", counted(torch.zeros))
-    class_medoids(x, labels, classes, backend="triton")
-    keys_and_order = (2 + 8 + 10) * rows  # sorted, and what sorting takes
-    assert sum(tensor.nbytes for tensor in held) + keys_and_order < most
+    return extra
+
+
+never_touched = pytest.mark.skipif(GPU, reason="takes 23 GB that are never touched")
+
+
+@never_touched
+@pytest.mark.parametrize(
+    ("rows", "width", "classes", "most"), [(1_300_000, 1000, 1000, 1.2e9), (1_000_000, 10_000, 10_000, 5.4e9)]
+)
+def test_extra_memory_of_large_pools(rows, width, classes, most, extra_bytes):
+    """As README.md says."""
+    assert extra_bytes(torch.empty(rows, width, dtype=torch.bfloat16), classes, "euclidean") < most
+
+
+@never_touched
+@every_metric
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("classes", [1, 1000, 100_000])
+def test_a_chunk_needs_no_more_than_it_is_reckoned_to(metric, dtype, classes, extra_bytes):
+    for rows, width in ((100_000, 1), (100_000, 65), (100_000, 1000), (10_000, 2049)):
+        x = torch.empty(rows, width, dtype=dtype)
+        row_bytes, class_bytes = chunks.needed_bytes(x)
+        reckoned = rows * row_bytes + min(rows, classes) * class_bytes + 8 * backend.SLOTS
+        assert extra_bytes(x, min(rows, classes), metric) + x.nbytes <= reckoned
+
+
+@on_a_gpu
+@every_metric
+@pytest.mark.parametrize("pinned", [False, True])
+def test_rows_in_host_memory(metric, pinned, monkeypatch):
+    """In chunks on the GPU, within their bytes, as on the CPU."""
+    monkeypatch.undo()
+    x, labels = logits(20_000, 256, dtype=torch.bfloat16), random_labels(20_000, 100)
+    x = x.pin_memory() if pinned else x
+    class_medoids(x[:100], labels[:100], 100, metric=metric, device=DEVICE)
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    found = class_medoids(x, labels, 101, metric=metric, device=DEVICE, chunk_bytes=6 << 20)
+    assert torch.cuda.max_memory_allocated() - before < (6 << 20) + 8 * backend.SLOTS + (1 << 20)
+    assert found.equal(class_medoids(x, labels, 101, metric=metric))
+    with pytest.raises(ValueError, match=r"chunk_bytes must be at least \d+, what the \d+ rows of class \d+ need"):
+        class_medoids(x, labels, 101, metric=metric, device=DEVICE, chunk_bytes=1 << 16)
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cityblock"])

@@ -155,7 +155,7 @@ class _Classes:
 
         packed = self._empty(min(2, panels), panel, padded, dtype=torch.float16 if euclidean else torch.float32)
         squares, errors = self._empty(2, self.rows, dtype=torch.float32)
-        costs, bounds = torch.zeros(2, self.rows, dtype=torch.int64, device=self.device)
+        sums = torch.zeros(2, self.rows, dtype=torch.int64, device=self.device)
         descriptors = euclidean and _has_descriptors()
         for a in range(panels):
             for b in range(a, panels):
@@ -171,7 +171,7 @@ class _Classes:
                     of_a, of_b = (TensorDescriptor.from_tensor(y, [tile.tile, columns]) for y in (of_a, of_b))
                 self._launch(
                     pairs.pair_tiles, (self._programs(tile.programs),),
-                    of_a, of_b, self.keys, self.offsets, offsets[a], squares, costs, bounds, self.worst,
+                    of_a, of_b, self.keys, self.offsets, offsets[a], squares, sums, self.rows, self.worst,
                     kappa, units, *step, METRIC=self.metric, CROSS=a != b, TILE=tile.tile, COLUMNS=columns,
                     CHUNKED=chunked, DESCRIPTORS=descriptors, SYMMETRIC=chunked, FAST_ROOT=_is_cuda(),
                     warps=tile.warps, stages=tile.stages, fused=True,
@@ -179,7 +179,7 @@ class _Classes:
         cost, bound = self._empty(2, self.rows)
         self._launch(
             pairs.pair_costs, (self.num_classes,),
-            self.offsets, costs, bounds, self.worst, errors, self.alive, cost, bound, relative, units, BLOCK=BLOCK,
+            self.offsets, sums, self.rows, self.worst, errors, self.alive, cost, bound, relative, units, BLOCK=BLOCK,
         )  # fmt: skip
         return cost, bound
 

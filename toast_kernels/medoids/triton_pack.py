@@ -72,28 +72,32 @@ def step_of(keys, offsets, classes, first, second, panel):
 
 
 @triton.jit
-def pack_columns(
-    x, row, centre_rows, centres, factor, packed, local, used, fits, start, padded,
-    METRIC: tl.constexpr, ALIGN: tl.constexpr, COLUMNS: tl.constexpr,
+def pack_rows(
+    x, row, c, offsets, centres, top, packed, local, used, fits, padded,
+    SPARSE: tl.constexpr, METRIC: tl.constexpr, ALIGN: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """Packs columns of rows [R]; centre_rows and factor are [R] or [1]. Returns sums [R] over the columns, float32: of
-    |y|^2 and of the squares of what rounding took off (cityblock: of |y| and of the absolute values), the second NaN
-    where a value is not finite."""
+    """Packs rows [R], whose classes c are [R], or [1] where they are all of one. Returns sums [R] over the columns,
+    float32: of |y|^2 and of the squares of what rounding took off (cityblock: of |y| and of the absolute values), the
+    second NaN where a value is not finite."""
     width = x.width // ALIGN * ALIGN
-    column = start + tl.arange(0, COLUMNS)
-    inside = used[:, None] & (column < width)[None, :]
-    value = in_working_precision(load_tile(x, row, column, inside, ALIGN))
-    centre = tl.load(centres + (centre_rows * width)[:, None] + column[None, :], (column < width)[None, :], other=0.0)
-    z = tl.where(inside, (value - in_working_precision(centre)) * factor[:, None].to(value.dtype), 0.0)
-    finite = tl.abs(value) < INF
-    y = tl.where(finite, tl.minimum(tl.maximum(z, -LIMIT), LIMIT), 0.0).to(packed.dtype.element_ty)
-    tl.store(packed + (local * padded)[:, None] + column[None, :], y, fits[:, None] & (column < padded)[None, :])
-    off = tl.where(finite, z - y.to(z.dtype), float("nan")).to(tl.float32)
-    y = y.to(tl.float32)
-    if METRIC == "euclidean":
-        return tl.sum(y * y, 1), tl.sum(off * off, 1)
-    else:
-        return tl.sum(tl.abs(y), 1), tl.sum(tl.abs(off), 1)
+    centre_rows = centre_row(tl.load(offsets + c), c.to(tl.int64), SPARSE)
+    factor = factor_of(tl.load(top + c), x.data.dtype.element_ty)
+    sizes = tl.zeros(row.shape, tl.float32)
+    errors = tl.zeros(row.shape, tl.float32)
+    for start in range(0, padded, COLUMNS):
+        column = start + tl.arange(0, COLUMNS)
+        inside = used[:, None] & (column < width)[None, :]
+        value = in_working_precision(load_tile(x, row, column, inside, ALIGN))
+        centre = tl.load(centres + (centre_rows * width)[:, None] + column[None, :], (column < width)[None, :], other=0)
+        z = tl.where(inside, (value - in_working_precision(centre)) * factor[:, None].to(value.dtype), 0.0)
+        finite = tl.abs(value) < INF
+        y = tl.where(finite, tl.minimum(tl.maximum(z, -LIMIT), LIMIT), 0.0).to(packed.dtype.element_ty)
+        tl.store(packed + (local * padded)[:, None] + column[None, :], y, fits[:, None] & (column < padded)[None, :])
+        off = tl.where(finite, z - y.to(z.dtype), float("nan")).to(tl.float32)
+        y = y.to(tl.float32)
+        sizes += tl.sum(y * y if METRIC == "euclidean" else tl.abs(y), 1)
+        errors += tl.sum(off * off if METRIC == "euclidean" else tl.abs(off), 1)
+    return sizes, errors
 
 
 @triton.jit
@@ -131,53 +135,15 @@ def pack(
         c = tl.load(keys + position, used, other=0).to(tl.int32)
         one = tl.min(tl.where(used, c, classes), 0)
         one = tl.where(one == tl.max(tl.where(used, c, 0), 0), one, -1)
-        square = tl.zeros((ROWS,), tl.float32)
-        error = tl.zeros((ROWS,), tl.float32)
-        if one >= 0:  # all rows have one centre
-            same = one + tl.zeros((1,), tl.int32)
-            one_row = centre_row(tl.load(offsets + same), same.to(tl.int64), SPARSE)
-            one_factor = factor_of(tl.load(top + same), x.data.dtype.element_ty)
-            for start in range(0, padded, COLUMNS):
-                q, e = pack_columns(
-                    x,
-                    row,
-                    one_row,
-                    centres,
-                    one_factor,
-                    packed,
-                    local,
-                    used,
-                    fits,
-                    start,
-                    padded,
-                    METRIC,
-                    ALIGN,
-                    COLUMNS,
-                )
-                square += q
-                error += e
+        if one >= 0:  # one centre, which is loaded once for all rows
+            square, error = pack_rows(
+                x, row, one + tl.zeros((1,), tl.int32), offsets, centres, top, packed, local, used, fits, padded,
+                SPARSE, METRIC, ALIGN, COLUMNS,
+            )  # fmt: skip
         else:
-            centre_rows = centre_row(tl.load(offsets + c), c.to(tl.int64), SPARSE)
-            factor = factor_of(tl.load(top + c), x.data.dtype.element_ty)
-            for start in range(0, padded, COLUMNS):
-                q, e = pack_columns(
-                    x,
-                    row,
-                    centre_rows,
-                    centres,
-                    factor,
-                    packed,
-                    local,
-                    used,
-                    fits,
-                    start,
-                    padded,
-                    METRIC,
-                    ALIGN,
-                    COLUMNS,
-                )
-                square += q
-                error += e
+            square, error = pack_rows(
+                x, row, c, offsets, centres, top, packed, local, used, fits, padded, SPARSE, METRIC, ALIGN, COLUMNS
+            )
 
         # What rounding z takes off is a part of the length. Subnormal numbers may be taken as 0: float32, and by matrix
         # units float16, which moves the row and makes |y|^2 too large.

@@ -75,10 +75,10 @@ def halves(tile):
 
 @triton.jit
 def add_tile(
-    out, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units,
-    ERRORS: tl.constexpr, FAST_ROOT: tl.constexpr,
+    out, errors, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units,
+    FAST_ROOT: tl.constexpr,
 ):  # fmt: skip
-    """Adds to out, by rows and by columns, the distances d of a tile's pairs, with ERRORS near / d: d^2 is at least
+    """Adds to out, by rows and by columns, the distances d of a tile's pairs, or their errors near / d: d^2 is at least
     near. Returns the largest 1 / d. A quarter of the columns at a time, since all of them need too many registers."""
     left, right = halves(total)
     parts = halves(left) + halves(right)
@@ -99,7 +99,7 @@ def add_tile(
             inverse = tl.rsqrt(square)
         inverse = tl.where(pair, inverse, 0.0)
         most = tl.maximum(most, tl.max(inverse, 1))
-        value = inverse * near if ERRORS else square * inverse
+        value = inverse * tl.where(errors, near, square)
         by_row += tl.sum(value, 1)
         add_fixed(out + start_b + local, tl.sum(value, 0), units, inside)
     local = tl.arange(0, total.shape[0])
@@ -115,8 +115,9 @@ def pair_tiles(
     offsets,  # [K + 1]
     tile_offsets,  # [K + 1] of panel `first`
     squares,  # [N] float32
-    costs,  # [N] int64, added to: sums of distances between the packed rows, in 1 / units
-    bounds,  # [N] int64, added to: bounds on their errors in tiles with close pairs, in 1 / units
+    sums,  # [2, N] int64, added to: distances between the packed rows, and their errors in tiles with close pairs, in
+    # 1 / units
+    count,  # N
     worst,  # [K] float32, raised to the largest error of a distance in other tiles
     kappa,  # squared distances err by less than kappa (|a| + |b|)^2
     units,
@@ -145,7 +146,9 @@ def pair_tiles(
     else:
         tiles = tl.load(tile_offsets + classes)
     local = tl.arange(0, TILE)
-    for number in range(tl.program_id(0).to(tl.int64), tiles, tl.num_programs(0)):
+    number = tl.program_id(0).to(tl.int64)
+    errors = tl.zeros((), tl.int32)
+    while number < tiles:
         if CROSS:
             start_a = begin_a + number // side * TILE
             start_b = second + number % side * TILE
@@ -154,10 +157,6 @@ def pair_tiles(
             end_b = end_a
         at_a = start_a - first
         at_b = start_b - second
-        position_a = start_a + local
-        position_b = start_b + local
-        inside_a = position_a < end_a
-        inside_b = position_b < end_b
         if METRIC == "euclidean":
             total = products(
                 rows, columns, at_a, at_b, panel, padded, TILE, COLUMNS, CHUNKED, DESCRIPTORS, SYMMETRIC and not CROSS
@@ -169,6 +168,10 @@ def pair_tiles(
             for k in range(0, padded):
                 total += tl.abs(tl.load(a + k)[:, None] - tl.load(b + k)[None, :])
 
+        position_a = start_a + local
+        position_b = start_b + local
+        inside_a = position_a < end_a
+        inside_b = position_b < end_b
         square_a = tl.load(squares + position_a, inside_a, other=-1.0)
         square_b = tl.load(squares + position_b, inside_b, other=-1.0)
         index_a = tl.where(square_a < 0, 2 * TILE, local)  # pairs have the smaller one in the row
@@ -177,26 +180,20 @@ def pair_tiles(
             length = tl.sqrt(tl.maximum(tl.max(square_a, 0), 0.0)) + tl.sqrt(tl.maximum(tl.max(square_b, 0), 0.0))
             near = kappa * length * length + FLOOR
             most = near * add_tile(
-                costs, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units, False,
-                FAST_ROOT,
+                sums + errors * count, errors != 0, total, squares, square_a, index_a, start_a, start_b, end_a, end_b,
+                after, near, units, FAST_ROOT,
             )  # fmt: skip
-            # Close pairs are rare, and shall not widen the bounds of all rows. Their sums here would take registers in
-            # every tile, so the products are made again.
-            if most * most * CLOSE > near:
-                total = products(
-                    rows, columns, at_a, at_b, panel, padded, TILE, COLUMNS, CHUNKED, DESCRIPTORS,
-                    SYMMETRIC and not CROSS,
-                )  # fmt: skip
-                add_tile(
-                    bounds, total, squares, square_a, index_a, start_a, start_b, end_a, end_b, after, near, units, True,
-                    FAST_ROOT,
-                )  # fmt: skip
-            else:
+            # Close pairs are rare, and shall not widen the bounds of all rows: their tile is done again for the errors.
+            # Sums of both at once would take registers in every tile.
+            close = most * most * CLOSE > near
+            if not close:
                 tl.atomic_max(worst + c, most, sem="relaxed")
+            errors = tl.where(close, 1 - errors, 0)
         else:
             total = tl.where(index_a[:, None] < tl.where(square_b < 0, -1, after + local)[None, :], total, 0.0)
-            add_fixed(costs + position_a, tl.sum(total, 1), units, inside_a)
-            add_fixed(costs + position_b, tl.sum(total, 0), units, inside_b)
+            add_fixed(sums + position_a, tl.sum(total, 1), units, inside_a)
+            add_fixed(sums + position_b, tl.sum(total, 0), units, inside_b)
+        number += tl.where(errors == 0, tl.num_programs(0), 0)
 
 
 @triton.jit
@@ -207,8 +204,8 @@ def add_fixed(out, value, units, inside):
 @triton.jit
 def pair_costs(
     offsets,  # [K + 1]
-    costs,  # [N] int64
-    bounds,  # [N] int64
+    sums,  # [2, N] int64
+    count,  # N
     worst,  # [K] float32
     errors,  # [N] float32
     alive,  # [N] int8
@@ -227,13 +224,13 @@ def pair_costs(
         at = start + tl.arange(0, BLOCK)
         counts += tl.load(alive + at, at < end, other=0).to(tl.float64)
         lost += tl.load(errors + at, at < end, other=0.0).to(tl.float64)
-    count = tl.sum(counts, 0)
-    common = tl.sum(lost, 0) + tl.load(worst + c).to(tl.float64) * count
+    size = tl.sum(counts, 0)
+    common = tl.sum(lost, 0) + tl.load(worst + c).to(tl.float64) * size
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        value = tl.load(costs + at, at < end, other=0).to(tl.float64) / units
-        off = common + count * tl.load(errors + at, at < end, other=0.0).to(tl.float64)
-        off += tl.load(bounds + at, at < end, other=0).to(tl.float64) / units
+        value = tl.load(sums + at, at < end, other=0).to(tl.float64) / units
+        off = common + size * tl.load(errors + at, at < end, other=0.0).to(tl.float64)
+        off += tl.load(sums + count + at, at < end, other=0).to(tl.float64) / units
         # A unit is lost in each sum of a tile, and a tile has rows of one panel.
         off = 1.001 * off + relative * value + 2 * (end - begin + 64) / units
         tl.store(cost + at, value, at < end)

@@ -1,12 +1,56 @@
-"""Faults of class_medoids: its C++ kernels."""
+"""Faults of class_medoids: its C++ kernels, and its chunks."""
 
 CPP = "ctest medoids.generic"
 COSTS = "ctest medoid_costs_generic"
 MEDOIDS = "tests/medoids/test_medoids.py::"
 SCIPY = MEDOIDS + "test_equals_scipy"
 CERTIFIED = "tests/medoids/test_medoids_certified.py::"
+CHUNKS = "tests/medoids/test_medoids_chunks.py::"
+AT_ONCE = CHUNKS + "test_equals_all_at_once[sqeuclidean]"
+BUDGET = CHUNKS + "test_a_row_is_gathered_once_in_ascending_order_within_the_budget"
 
 FAULTS = {
+    "toast_kernels/medoids/chunks.py": [
+        ("every chunk's places begin at the first's", "start += len(rows)", "start += 0", AT_ONCE),
+        ("chunks know no mask", "used &= mask", "pass", AT_ONCE),
+        (
+            "classes too large for a chunk are forgotten",
+            "if too_large.any():\n        own",
+            "if False:\n        own",
+            AT_ONCE,
+        ),
+        (
+            "a chunk's rows come by class",
+            "chunk_of.argsort(stable=True)",
+            "(chunk_of * len(labels) + labels).argsort()",
+            BUDGET,
+        ),
+        ("chunks are too large", "done + most, right=True", "done + 2 * most, right=True", BUDGET),
+        (
+            "a label out of range counts where its row is not finite",
+            "x[rows].isfinite().all(dim=1)",
+            "rows >= 0",
+            CHUNKS + "test_label_out_of_range_names_the_row_and_the_value",
+        ),
+        (
+            "pinned memory is filled while it is copied",
+            "copied[slot].synchronize()",
+            "pass",
+            CHUNKS + "test_pinned_memory_is_filled_again_only_after_it_was_copied",
+        ),
+        (
+            "packed rows are not reckoned",
+            "(x.element_size() + 4) + 256",
+            "x.element_size() + 256",
+            "tests/medoids/test_medoids_triton.py::test_a_chunk_needs_no_more_than_it_is_reckoned_to[1-torch.bfloat16-cityblock]",
+        ),
+        (
+            "a memory-mapped pool is copied",
+            "x = x.detach()",
+            "x = x.clone()",
+            CHUNKS + "test_a_memory_mapped_pool_is_not_copied[sqeuclidean-chunks-torch.from_file]",
+        ),
+    ],
     "csrc/cpu/medoids/medoids.cpp": [
         ("non-finite rows stay in the pool", "all_finite(x, i);", "true;", MEDOIDS + "test_left_out_rows"),
         (

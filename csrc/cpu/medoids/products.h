@@ -44,11 +44,7 @@ template <class Real>
 void multiply_held(const Real* a, const Real* b, int64_t depth, Real* out, int64_t stride, bool first,
                    const Real* ahead, int64_t ahead_step) {
   constexpr int64_t lanes = register_lanes<Real>;
-  Register<Real> sum[held_rows][held_registers];
-#pragma GCC unroll 8
-  for (int i = 0; i < held_rows; ++i)
-#pragma GCC unroll 4
-    for (int v = 0; v < held_registers; ++v) sum[i][v] = Register<Real>{};
+  Register<Real> sum[held_rows][held_registers] = {};
   for (int64_t k = 0; k < depth; ++k, a += block, b += block, ahead += ahead_step) {
     __builtin_prefetch(ahead);
     Register<Real> factor[held_registers];
