@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=Help,
     )
     add = parse.add_argument_group("what is trained").add_argument
-    add("--data", default="glyphs", help="glyphs, fashion-mnist, or folder:PATH with a folder of images per class")
+    add("--data", default="glyphs", help="glyphs, fashion-mnist, digits, or folder:PATH, a folder of images per class")
     add("--data-dir", type=Path, help="where data sets are kept (default: data/ beside python/)", default=None)
     add("--method", nargs="+", choices=METHODS, default=["ce", "toast"], metavar="METHOD",
         help="some of ce (cross-entropy), toast (both stages), stage1 (class medoids), stage2 (replay)")  # fmt: skip
