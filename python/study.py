@@ -20,7 +20,6 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 
 import backbones
-import study_report
 import torch
 from image_data import DataError
 from options import REPOSITORY, number
@@ -158,6 +157,8 @@ def main(argv: list[str] | None = None) -> int:
             run(plan, options.out, options.data_dir, options.workers, options.hours)
         elif options.what == "cost":
             append(options.out / "cost.csv", COST_COLUMNS, measure(plan.same, options.data_dir))
+        import study_report  # not before it is needed: matplotlib takes a second to load, in every worker
+
         study_report.write(options.out, options.page)
     except (DataError, backbones.BackboneError) as error:
         print(f"study.py: error: {error}", file=sys.stderr)
