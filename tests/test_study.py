@@ -116,6 +116,7 @@ def folder(tmp_path):
         row["test_top1"] = 0.5 + 0.1 * spec.seed
         if spec.method == "toast":
             row["test_top1"] += 0.02 + 0.01 * spec.seed
+            row["test_nll"] -= 0.2 + 0.01 * spec.seed
             row["forward_rows"] = 150
     table.append(tmp_path / "study" / "results.csv", study_run.COLUMNS, done.values())
     return tmp_path / "study"
@@ -127,7 +128,8 @@ def test_the_page_says_what_the_table_does(folder):
     assert f"**+3.00 ± {half:.2f}**" in page
     assert "| TOAST, both stages | 3 | 63.00 ± 11.00 |" in page
     assert "| 1.50 |" in page
-    assert "top-1 better in 1, worse in 0" in page
+    assert f"top-1 better in 1, worse in 0, **+3.00 ± {half:.2f}** on average over 1" in page
+    assert f"NLL better in 1, worse in 0, **-0.210 ± {half / 100:.3f}** on average over 1" in page
     assert "of 1 regimes" in page
     assert "| half of the data | 3 | - | - |" in page
     assert "Not run yet: epochs-x4, epochs-x8, quarter," in page
@@ -144,6 +146,18 @@ def test_trials_that_were_not_chosen_do_not_count(folder):
     results = study_report.Results(SAME, rows)
     assert results.difference("base", "toast", "top1").mean == pytest.approx(0.03)
     assert results.plan.methods == of_plan.methods
+
+
+def test_an_average_over_regimes_is_taken_seed_by_seed():
+    """Gains of 1, 2, 3 points in one regime and 3, 2, 1 in the other: each seed's mean is 2, without any spread."""
+    done = {}
+    finish(plan(("base", "half")), done)
+    for spec, row in done.items():
+        if spec.method == "toast":
+            row["test_top1"] += 0.01 * (1 + spec.seed if spec.regime == "base" else 3 - spec.seed)
+    difference, regimes = study_report.Results(SAME, list(done.values())).over_regimes("toast", "top1")
+    assert (regimes, difference.pairs) == (2, 3)
+    assert (difference.mean, difference.half) == (pytest.approx(0.02), pytest.approx(0, abs=1e-12))
 
 
 def test_pictures_and_page_are_written(folder):
