@@ -12,10 +12,13 @@ PART ?=
 RESULTS ?=
 OLDEST_TRITON := triton==3.6.0
 
-.PHONY: train test ctest cross docs check-more faults bench gpu lint format setup clean
+.PHONY: train study test ctest cross docs check-more faults bench gpu lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
+
+study: setup ## does it help accuracy? the runs of docs/study.md that are missing, then the page (hours; ARGS="--hours 1")
+	$(PY) python/study.py $(ARGS)
 
 test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)

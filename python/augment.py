@@ -31,6 +31,7 @@ class Augmentation:
 
 NONE = Augmentation()
 AUGMENTATIONS = {
+    "none": NONE,
     "glyphs": Augmentation(rotation=8, shear=0.25, scale=0.15, shift=0.06, contrast=0.4, blur=0.7, noise=0.08),
     "photos": Augmentation(scale=0.1, shift=0.1, flip=True),
 }

@@ -60,7 +60,7 @@ class ImageData:
 
 
 def load(name: str, data_dir: Path, image_size: int) -> ImageData:
-    """The data set called `name`: glyphs, all-glyphs, fashion-mnist, or folder:PATH."""
+    """The data set called `name`: glyphs, all-glyphs, fashion-mnist, digits, or folder:PATH."""
     if name in ("glyphs", "all-glyphs"):
         import glyphs
 
@@ -69,8 +69,12 @@ def load(name: str, data_dir: Path, image_size: int) -> ImageData:
         import fashion_mnist
 
         return fashion_mnist.load(data_dir)
+    if name == "digits":
+        import digits
+
+        return digits.load()
     if name.startswith("folder:"):
         import image_folder
 
         return image_folder.load(Path(name.removeprefix("folder:")), image_size)
-    raise DataError(f"unknown data set {name!r}: expected glyphs, all-glyphs, fashion-mnist or folder:PATH")
+    raise DataError(f"unknown data set {name!r}: expected glyphs, all-glyphs, fashion-mnist, digits or folder:PATH")

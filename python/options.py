@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     )
     add = parse.add_argument_group("what is trained").add_argument
     add("--data", default="glyphs",
-        help="glyphs, all-glyphs, fashion-mnist, or folder:PATH with a folder of images per class")  # fmt: skip
+        help="glyphs, all-glyphs, fashion-mnist, digits, or folder:PATH with a folder of images per class")  # fmt: skip
     add("--data-dir", type=Path, help="where data sets are kept (default: data/ beside python/)", default=None)
     add("--method", nargs="+", choices=METHODS, default=["ce", "toast"], metavar="METHOD",
         help="some of ce (cross-entropy), toast (both stages), stage1 (class medoids), stage2 (replay)")  # fmt: skip

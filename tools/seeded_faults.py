@@ -55,7 +55,7 @@ class Tree:
 
     def __init__(self, folder: Path):
         self.root = folder
-        for name in ("csrc", "tests", "tools", "toast_kernels"):
+        for name in ("csrc", "python", "tests", "tools", "toast_kernels"):
             shutil.copytree(ROOT / name, folder / name, ignore=NOT_COPIED)
         for name in ("CMakeLists.txt", "pyproject.toml"):
             shutil.copy(ROOT / name, folder / name)

@@ -9,11 +9,12 @@ import optional
 
 PYTHON = Path(__file__).resolve().parents[2] / "python"
 TRAIN = PYTHON / "train.py"
-optional.skip_without("matplotlib", "PIL", "fontTools", "rich")
+optional.skip_without("matplotlib", "PIL", "fontTools", "rich", "scipy")
 
 import augment  # noqa: E402, F401
 import backbones  # noqa: E402, F401
 import checkpoint  # noqa: E402, F401
+import digits  # noqa: E402, F401
 import fashion_mnist  # noqa: E402, F401
 import glyphs  # noqa: E402, F401
 import image_data  # noqa: E402, F401
@@ -22,6 +23,14 @@ import metrics  # noqa: E402, F401
 import options  # noqa: E402, F401
 import pictures  # noqa: E402, F401
 import report  # noqa: E402, F401
+import study  # noqa: E402, F401
+import study_cost  # noqa: E402, F401
+import study_methods  # noqa: E402, F401
+import study_plan  # noqa: E402, F401
+import study_regimes  # noqa: E402, F401
+import study_report  # noqa: E402, F401
+import study_run  # noqa: E402, F401
+import study_table  # noqa: E402, F401
 import train  # noqa: E402, F401
 import training  # noqa: E402, F401
 

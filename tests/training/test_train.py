@@ -161,7 +161,7 @@ def test_a_full_disk_is_said_and_nothing_is_lost(tmp_path):
         ("--seeds -1", "--seeds: expected a whole number in [0, 2147483648], got '-1'"),
         ("--image-size 30", "--image-size must be a multiple of 4, got 30"),
         ("--data-dir nowhere", "no folder nowhere (--data-dir)"),
-        ("--data mnist", "unknown data set 'mnist': expected glyphs, all-glyphs, fashion-mnist or folder:PATH"),
+        ("--data mnist", "unknown data set 'mnist': expected glyphs, all-glyphs, fashion-mnist, digits or folder:PATH"),
         ("--data folder:nowhere", "nowhere: expected one with a folder of images for each class"),
         ("--classes 100000", "--classes must be in [2, 3250] for glyphs, got 100000"),
         ("--classes 30 --top-k 31", "--top-k must be at most the 30 classes, got 31"),

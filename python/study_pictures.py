@@ -1,0 +1,114 @@
+"""The study's two pictures: where each method helps, and how it learns."""
+
+from __future__ import annotations
+
+import io
+import statistics
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib
+from checkpoint import save_bytes
+from study_methods import METHODS
+from study_regimes import REGIMES
+from study_run import KEY, write_settings
+
+if TYPE_CHECKING:
+    from study_report import Results
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+FIRST = {"ce": "#555555", "ce-1.5": "#888888", "ce-2": "#bbbbbb", "toast": "#c8501e"}  # the others: by their number
+PANELS = {"top1": ("top-1, points: right is better", 100), "nll": ("NLL: left is better", 1)}
+
+
+def benefit(results: Results, path: Path) -> None:
+    """Test top-1 and NLL less cross-entropy's, with t intervals, a line a method, grouped by regime."""
+    methods = [method for method in results.plan.methods if method != "ce"]
+    colours = _colours(methods)
+    height = 1.2 + 0.16 * len(results.regimes) * (len(methods) + 2)
+    figure, panels = plt.subplots(1, 2, figsize=(12, height), sharey=True, layout="constrained")
+    for panel, (score, (title, scale)) in zip(panels, PANELS.items(), strict=True):
+        for group, regime in enumerate(results.regimes):
+            for line, method in enumerate(methods):
+                difference = results.difference(regime, method, score)
+                if difference is None:
+                    continue
+                panel.errorbar(
+                    scale * difference.mean,
+                    -(group * (len(methods) + 2) + line),
+                    xerr=None if difference.half is None else scale * difference.half,
+                    fmt="o" if difference.half is not None else "x",
+                    color=colours[method],
+                    markersize=4,
+                    capsize=2,
+                    linewidth=1.3,
+                    label=METHODS[method].title,
+                )
+        panel.axvline(0, color="#555555", linewidth=1)
+        panel.set_title(title, fontsize=10)
+        panel.grid(alpha=0.25, axis="x")
+        panel.spines[["top", "right", "left"]].set_visible(False)
+    middles = [-(group * (len(methods) + 2) + (len(methods) - 1) / 2) for group in range(len(results.regimes))]
+    panels[0].set_yticks(middles, [REGIMES[regime].title for regime in results.regimes])
+    for panel in panels:
+        panel.tick_params(axis="y", length=0)
+    by_title = {title: handle for handle, title in zip(*panels[0].get_legend_handles_labels(), strict=True)}
+    figure.legend(by_title.values(), by_title, frameon=False, loc="outside lower center", ncols=3, fontsize=9)
+    same = results.same
+    figure.suptitle(
+        f"{same['data']}, {same['classes']} classes: test scores less cross-entropy's with the same seed, "
+        "mean and 95% t interval (x: one seed)",
+        fontsize=11,
+    )
+    _save(figure, path)
+
+
+def curves(results: Results, rows: list[dict], path: Path) -> None:
+    """Validation top-1 and NLL by share of the training, a line a method, a column a regime."""
+    by_run: dict[tuple, dict[int, dict]] = defaultdict(dict)
+    for row in rows:
+        by_run[tuple(row[name] for name in KEY)][row["epoch"]] = row
+    colours = _colours(results.plan.methods)
+    columns = len(results.regimes)
+    figure, panels = plt.subplots(2, columns, figsize=(3.2 * columns + 1, 6), squeeze=False, layout="constrained")
+    for column, regime in enumerate(results.regimes):
+        for method in results.methods(regime):
+            settings = write_settings(results.settings[regime, method])
+            of_seeds = [
+                by_run[(*results.same.values(), regime, method, settings, seed)]
+                for seed in results.cells[regime, method]
+            ]
+            epochs = sorted(set.intersection(*(set(run) for run in of_seeds)))
+            for panel, score, scale in ((panels[0, column], "val_top1", 100), (panels[1, column], "val_nll", 1)):
+                panel.plot(
+                    [epoch / epochs[-1] for epoch in epochs],
+                    [scale * statistics.fmean(run[epoch][score] for run in of_seeds) for epoch in epochs],
+                    color=colours[method],
+                    linewidth=1.2,
+                    label=METHODS[method].title,
+                )
+        panels[0, column].set_title(REGIMES[regime].title, fontsize=9)
+        panels[1, column].set_xlabel("share of the training", fontsize=9)
+    panels[0, 0].set_ylabel("validation top-1 %")
+    panels[1, 0].set_ylabel("validation NLL")
+    for panel in panels.flat:
+        panel.grid(alpha=0.25)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
+    _save(figure, path)
+
+
+def _colours(methods) -> dict[str, str | tuple]:
+    """The same for a method in every picture."""
+    return {method: FIRST.get(method, plt.cm.tab10(list(METHODS).index(method))) for method in methods}
+
+
+def _save(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    plt.close(figure)
+    save_bytes(content.getvalue(), path)

@@ -1,0 +1,318 @@
+"""The study's page and pictures, made of its tables: no number in them is typed by hand."""
+
+from __future__ import annotations
+
+import math
+import os
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import study_pictures
+from checkpoint import save_text
+from scipy import stats
+from study_methods import METHODS, TRIALS
+from study_plan import SAME, Plan, known
+from study_regimes import REGIMES
+from study_table import read
+
+CONFIDENCE = 0.95
+SCORES = {"top1": ("top-1 %", 100, 2), "top5": ("top-5 %", 100, 2), "nll": ("NLL", 1, 3), "ece": ("ECE %", 100, 2)}
+DATA = {
+    "glyphs": "A class is a character, an image is the character in one face of a font. Twelve faces are trained on, "
+    "one is for validation and three for testing (`python/README.md` names them). The classes are the first by code "
+    "point: Latin letters with and without accents, digits and signs.",
+}
+NOT_REPEATED = (
+    "The paper's own data sets (photographs that must be downloaded), its five backbones at their size and its time "
+    "beside a recent method need GPUs and days. This study is of small images, a small network and short trainings on "
+    "CPUs: it can say what happens there, and nothing of networks that are trained for hundreds of epochs."
+)
+FEW_SEEDS = 3  # with fewer a difference is shown without a verdict
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Mean of paired differences, and half the width of its t interval; None of a single pair."""
+
+    mean: float
+    half: float | None
+    pairs: int
+
+    @classmethod
+    def of(cls, values: list[float]) -> Difference:
+        n = len(values)
+        half = None
+        if n > 1:
+            half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
+        return cls(statistics.fmean(values), half, n)
+
+    @property
+    def sign(self) -> int:
+        """1 or -1 where the interval excludes 0 and stands on enough seeds, else 0."""
+        if self.half is None or self.pairs < FEW_SEEDS or abs(self.mean) <= self.half:
+            return 0
+        return 1 if self.mean > 0 else -1
+
+    def shown(self, scale: float, digits: int) -> str:
+        mean = f"{scale * self.mean:+.{digits}f}"
+        if self.half is None:
+            return f"{mean} (one seed)"
+        text = f"{mean} ± {scale * self.half:.{digits}f}"
+        return f"**{text}**" if self.sign else text
+
+
+class Results:
+    """The runs of one plan: those with the chosen settings, by regime, method and seed."""
+
+    def __init__(self, same: dict, rows: list[dict]) -> None:
+        rows = [row for row in rows if all(row[name] == same[name] for name in SAME)]
+        done = known(rows)
+        present = {name: {row[name] for row in rows} for name in ("regime", "method", "seed")}
+        self.plan = Plan(
+            same,
+            tuple(regime for regime in REGIMES if regime in present["regime"]),
+            tuple(method for method in METHODS if method in present["method"]),
+            tuple(sorted(present["seed"])),
+        )
+        self.same, self.runs = same, len(rows)
+        self.settings, self.cells = {}, {}
+        for regime in self.plan.regimes:
+            for method in self.plan.methods_under(regime):
+                chosen = self.plan.chosen(regime, method, done)
+                if chosen is None:
+                    continue
+                specs = {seed: self.plan.spec(regime, method, chosen, seed) for seed in self.plan.seeds}
+                cell = {seed: done[spec] for seed, spec in specs.items() if spec in done}
+                if cell:
+                    self.settings[regime, method], self.cells[regime, method] = chosen, cell
+        self.regimes = [regime for regime in self.plan.regimes if (regime, "ce") in self.cells]
+
+    def methods(self, regime: str) -> list[str]:
+        return [method for method in self.plan.methods if (regime, method) in self.cells]
+
+    def difference(self, regime: str, method: str, score: str, other: str = "ce") -> Difference | None:
+        """Of the test scores with the same seed; None where no seed has both."""
+        ours, theirs = (self.cells.get((regime, name), {}) for name in (method, other))
+        pairs = [ours[seed][f"test_{score}"] - theirs[seed][f"test_{score}"] for seed in ours if seed in theirs]
+        return Difference.of(pairs) if pairs else None
+
+    def over_regimes(self, method: str, score: str) -> tuple[Difference, int] | None:
+        """Of each seed's mean over the regimes in which both have all seeds, and the number of these regimes."""
+        seeds = self.plan.seeds
+        whole = [
+            regime
+            for regime in self.regimes
+            if all(len(self.cells.get((regime, name), {})) == len(seeds) for name in (method, "ce"))
+        ]
+        if not whole:
+            return None
+        name = f"test_{score}"
+        means = [
+            statistics.fmean(self.cells[r, method][seed][name] - self.cells[r, "ce"][seed][name] for r in whole)
+            for seed in seeds
+        ]
+        return Difference.of(means), len(whole)
+
+
+def all_results(folder: Path) -> list[Results]:
+    """One for each plan in folder/results.csv, that with the most runs first."""
+    rows = read(folder / "results.csv")
+    plans = {tuple(row[name] for name in SAME): None for row in rows}
+    results = [Results(dict(zip(SAME, plan, strict=True)), rows) for plan in plans]
+    return sorted(results, key=lambda result: -result.runs)
+
+
+def write(folder: Path, page: Path) -> None:
+    """`page`, and the pictures in `folder`, from the tables in `folder`."""
+    results = all_results(folder)
+    if results and results[0].regimes:
+        study_pictures.benefit(results[0], folder / "benefit.png")
+        study_pictures.curves(results[0], read(folder / "curves.csv"), folder / "curves.png")
+    save_text(text(folder, page), page)
+
+
+def text(folder: Path, page: Path) -> str:
+    results, where = all_results(folder), os.path.relpath(folder, page.parent)
+    parts = [
+        "# Does it help?",
+        "Cross-entropy beside TOAST and its relatives, all with this library's loss, on real images, under conditions "
+        f"that differ in one factor each. `make study` makes the runs that are missing; this page is made of "
+        f"`{folder.name}/results.csv`.",
+    ]
+    for result in results:
+        parts += _of_plan(result, where if result is results[0] else None)
+    parts += _cost(read(folder / "cost.csv"))
+    parts += [*_methods(), "## What was not repeated", NOT_REPEATED]
+    return "\n\n".join(parts) + "\n"
+
+
+def _of_plan(result: Results, pictures: str | None) -> list[str]:
+    same = result.same
+    parts = [
+        f"## {same['data']}, {same['classes']} classes, {same['backbone']}",
+        f"{same['classes']} classes, images of {same['image_size']} x {same['image_size']}, batches of "
+        f"{same['batch_size']} new images, {same['epochs']} epochs under the base regime; under each other as many "
+        f"images are seen (of less data, in more epochs). {result.runs} runs so far, trials included.",
+        *filter(None, [DATA.get(same["data"])]),
+        _coverage(result),
+    ]
+    if not result.regimes:
+        return parts
+    if pictures is not None:
+        parts += [f"![differences from cross-entropy by regime and method]({pictures}/benefit.png)"]
+    parts += ["### In short", *_verdicts(result), "### Scores", *_scores(result)]
+    parts += _equal_forward_rows(result)
+    if pictures is not None:
+        parts += [
+            "### Learning curves",
+            f"Validation images, mean of the seeds.\n\n![learning curves by regime]({pictures}/curves.png)",
+        ]
+    return [*parts, "### Settings that were chosen", *_settings(result)]
+
+
+def _coverage(result: Results) -> str:
+    missing = [regime for regime in REGIMES if regime not in result.regimes]
+    rows = [
+        (REGIMES[regime].title, *(_seeds(result, regime, method) for method in result.plan.methods))
+        for regime in result.regimes
+    ]
+    table = _table(("seeds that are there", *result.plan.methods), rows)
+    return table + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
+
+
+def _seeds(result: Results, regime: str, method: str) -> str:
+    return str(len(result.cells.get((regime, method), {})) or "-")
+
+
+def _verdicts(result: Results) -> Iterable[str]:
+    """A sentence for each method: where it helped, where it hurt, and how much on average."""
+    yield (
+        f"Differences from cross-entropy with the same seed, mean ± half of the {CONFIDENCE:.0%} t interval over "
+        f"seeds. Where {FEW_SEEDS} seeds or more exclude 0 they are bold and counted; there is no correction for "
+        "looking at many differences."
+    )
+    lines = []
+    for method in result.plan.methods:
+        differences = {
+            score: {regime: result.difference(regime, method, score) for regime in result.regimes}
+            for score in ("top1", "nll")
+        }
+        judged = [d for d in differences["top1"].values() if d and d.pairs >= FEW_SEEDS]
+        if method == "ce" or not judged:
+            continue
+        words = []
+        for score, better in (("top1", 1), ("nll", -1)):
+            signs = [d.sign * better for d in differences[score].values() if d]
+            name, scale, digits = SCORES[score]
+            overall = result.over_regimes(method, score)
+            mean = f", {overall[0].shown(scale, digits)} on average over {overall[1]}" if overall else ""
+            words.append(f"{name.removesuffix(' %')} better in {signs.count(1)}, worse in {signs.count(-1)}{mean}")
+        lines.append(f"- **{METHODS[method].title}**, of {len(judged)} regimes: {'; '.join(words)}.")
+    if lines:
+        yield "\n".join(lines)
+
+
+def _scores(result: Results) -> Iterable[str]:
+    yield "Test images; mean ± standard deviation over seeds, and the differences from cross-entropy."
+    for regime in result.regimes:
+        rows = []
+        for method in result.methods(regime):
+            cell = result.cells[regime, method]
+            row = [METHODS[method].title, len(cell)]
+            for score, (_, scale, digits) in SCORES.items():
+                row.append(_spread([scale * run[f"test_{score}"] for run in cell.values()], digits))
+            for score in ("top1", "nll"):
+                difference = result.difference(regime, method, score)
+                row.append("" if method == "ce" or difference is None else difference.shown(*SCORES[score][1:]))
+            plain = result.cells[regime, "ce"]
+            both = [seed for seed in cell if seed in plain]
+            rows_each = [cell[seed]["forward_rows"] / plain[seed]["forward_rows"] for seed in both]
+            row.append(f"{statistics.fmean(rows_each):.2f}" if both else "")
+            row.append(_spread([100 * run["train_top1"] for run in cell.values()], 1))
+            rows.append(row)
+        columns = ("", "seeds", *(name for name, *_ in SCORES.values()), "top-1 from ce", "NLL from ce",
+            "forward rows / ce's", "training top-1 %")  # fmt: skip
+        yield f"**{REGIMES[regime].title[0].upper()}{REGIMES[regime].title[1:]}**\n\n{_table(columns, rows)}"
+
+
+def _equal_forward_rows(result: Results) -> list[str]:
+    """Each method that replays, against cross-entropy trained on as many forward rows."""
+    longer = {METHODS[name].budget: name for name in result.plan.methods if METHODS[name].budget > 1}
+    rows = []
+    for method in result.plan.methods:
+        other = longer.get(METHODS[method].rows)
+        for regime in result.regimes if other else ():
+            difference = {score: result.difference(regime, method, score, other) for score in ("top1", "nll")}
+            if difference["top1"]:
+                shown = [difference[score].shown(*SCORES[score][1:]) for score in difference]
+                rows.append((METHODS[method].title, REGIMES[regime].title, f"{METHODS[method].rows:g}", *shown))
+    if not rows:
+        return []
+    return [
+        "### At equal forward rows",
+        "Methods that replay, less cross-entropy trained for so much longer that as many rows go through the network.",
+        _table(("", "regime", "times the epochs", "top-1, points", "NLL"), rows),
+    ]
+
+
+def _settings(result: Results) -> Iterable[str]:
+    yield (
+        f"By validation top-1 (then NLL) of {TRIALS} trials a method, cross-entropy included, with seed "
+        f"{result.plan.seeds[0]}, under each regime; learning rate and weight decay are cross-entropy's choice for all."
+    )
+    methods = [method for method in result.plan.methods if METHODS[method].trials]
+    rows = []
+    for regime in result.regimes:
+        chosen = []
+        for method in methods:
+            own = {name for trial in METHODS[method].trials for name in trial}
+            settings = result.settings.get((regime, method), {})
+            chosen.append(", ".join(f"{name} {value:g}" for name, value in settings.items() if name in own) or "-")
+        rows.append((REGIMES[regime].title, *chosen))
+    yield _table(("", *methods), rows)
+
+
+def _cost(rows: list[dict]) -> list[str]:
+    if not rows:
+        return []
+    last = {(*(row[name] for name in SAME if name != "epochs"), row["method"]): row for row in rows}
+    lines = [
+        (METHODS[row["method"]].title, f"{row['classes']:,}", f"{row['ms']:.1f}", f"{row['ratio']:.2f}",
+         f"{row['forward_rows']:.2f}", f"{row['peak_mb']:.0f}")
+        for row in last.values()
+    ]  # fmt: skip
+    return [
+        "## What a step costs",
+        "One thread; blocks of steps by all methods in turn in one process. The ratio is the median over "
+        f"{rows[-1]['rounds']} rounds of a method's time to cross-entropy's in the same round. Forward rows: for each "
+        "new row. Memory: the resident peak of a process of its own over an epoch and the start of the next. Medoids, "
+        "once an epoch, are not in a step's time.",
+        _table(("", "classes", "ms a step", "time / ce's", "forward rows", "peak MB"), lines),
+    ]
+
+
+def _methods() -> list[str]:
+    rows = [
+        (f"`{name}`", method.title, method.source, method.published,
+         "; ".join(", ".join(f"{key} {value:g}" for key, value in trial.items()) for trial in method.trials))
+        for name, method in METHODS.items()
+    ]  # fmt: skip
+    return [
+        "## Methods",
+        "Each is a setting of `ToastLoss` or `toast_loss`, with `HardReplay` or `PredictionMemory`; "
+        "[the recipes](recipes/self-distillation.md) show them in code.",
+        _table(("", "", "source", "published settings", "tried"), rows),
+    ]
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    columns = list(columns)
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+
+
+def _spread(values: list[float], digits: int) -> str:
+    mean = f"{statistics.fmean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
