@@ -189,7 +189,10 @@ def start(out, *arguments):
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGINT], ids=lambda end: end.name)
+@pytest.mark.parametrize(
+    "end",
+    [pytest.param(signal.SIGKILL, id="SIGKILL"), pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.more)],
+)
 def test_a_killed_study_goes_on(tmp_path, end):
     options = (*SMALL, "--regimes", "base", "--seeds", 0, 1, "--workers", 1)
     with start(tmp_path, *options) as process:
