@@ -3,6 +3,8 @@
 // read one by one, as all logits are of a row of which nothing is held.
 #pragma once
 
+#include <utility>
+
 #include "cuda/statistics.cuh"
 #include "cuda/target.cuh"
 
@@ -43,13 +45,17 @@ struct HeldRow {
     return {logits, classes, min(head, classes), max(classes - head, 0) / kW};
   }
 
-  // Calls f(v, at) for this thread's vectors: its number v is the row's number `at`, if it has as many.
+  // Calls f(v, at) for this thread's vectors: its number v is the row's number `at`, if it has as many. By a fold and
+  // TOAST_INLINE, as `#pragma unroll` gives up on long loops, and registers cannot be indexed.
   template <class F>
   __device__ void for_each_vector(F&& f) const {
+    for_each_vector(f, std::make_integer_sequence<int, kVectors>());
+  }
+  template <class F, int... v>
+  __device__ void for_each_vector(F& f, std::integer_sequence<int, v...>) const {
     int at = thread;
     forget(at);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v, at += threads) f(v, at);
+    ((f(v, at), at += threads), ...);
   }
   // Calls f(j) for the single classes that are this thread's.
   template <class F>
@@ -86,7 +92,7 @@ struct HeldRow {
     if constexpr (kPastRow) past[v] = load_beside(row.scaled[kPast]);
   }
   __device__ void load(const Span<T>& span, const Row& row) {
-    for_each_vector([&](int v, int at) { load(v, at, span, row); });
+    for_each_vector([&](int v, int at) TOAST_INLINE { load(v, at, span, row); });
   }
 
   __device__ float largest() const {

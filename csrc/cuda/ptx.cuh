@@ -10,6 +10,9 @@
 
 namespace toast {
 
+// Of a lambda: its body becomes a part of each call's function.
+#define TOAST_INLINE __attribute__((always_inline))
+
 // 2^x to 2 units in the last place; 0 for -inf.
 __device__ inline float exp2_approx(float x) {
 #if defined(__CUDACC__)

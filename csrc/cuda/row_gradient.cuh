@@ -48,7 +48,7 @@ class RowGradient {
     T* const to = gradient(i);
     const bool aligned = reinterpret_cast<std::uintptr_t>(to + span.head) % 16 == 0;
     const auto scales = Held::mass_scales(row_, row_.upstream);
-    held_.for_each_vector([&](int v, int at) {
+    held_.for_each_vector([&](int v, int at) TOAST_INLINE {
       if (at < span.vectors) {
         float x[kW], p[kW], e[kW], m[kW] = {};
         if constexpr (!kZeros) {

@@ -41,7 +41,7 @@ class RowStatistics {
     const auto scales = Held::mass_scales(row_, 1);
     float soft_sum = 0, past_sum = 0;
     int classes = 0;
-    held_.for_each_vector([&](int v, int at) {
+    held_.for_each_vector([&](int v, int at) TOAST_INLINE {
       if (at >= span_.vectors) return;
       float x[kW], p[kW], e[kW], m[kW];
       held_.template exponentials<kPastTerm>(v, base_, origin_, x, p, e);
