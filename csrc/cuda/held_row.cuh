@@ -5,8 +5,8 @@
 
 #include <utility>
 
-#include "cuda/statistics.cuh"
-#include "cuda/target.cuh"
+#include "cuda/blended_kl.h"
+#include "cuda/row.cuh"
 
 namespace toast {
 
@@ -36,6 +36,13 @@ struct HeldRow {
       : p(problem), thread(thread), threads(threads) {}
 
   __device__ static bool has_past(const Row& row) { return kMasses && row.scaled[kPast].scale != 0; }
+  // Calls f(whether the row has a past), which is known as f is compiled.
+  template <class F>
+  __device__ static void with_past(const Row& row, F&& f) {
+    if constexpr (kMasses)
+      if (has_past(row)) return f(std::true_type());
+    f(std::false_type());
+  }
 
   __device__ Span<T> span(std::int64_t row) const {
     const T* logits = static_cast<const T*>(p.logits) + row * p.stride;
@@ -70,6 +77,7 @@ struct HeldRow {
 #pragma unroll 1
       for (int k = 0; k < kW; ++k) f(span.first_class(at) + k);
   }
+  __device__ static int block_of(int thread) { return thread / int(blockDim.x); }
   // Whose class j is.
   __device__ int thread_of(const Span<T>& span, int j) const {
     const int place = j - span.head, vector = place / kW;
@@ -79,20 +87,21 @@ struct HeldRow {
 
   // Vector `at` of a row; of one that the row has not, logits that count for nothing.
   __device__ void load(int v, int at, const Span<T>& span, const Row& row) {
-    const bool there = at < span.vectors;
-    const auto load_from = [&](const void* values) {
-      return load_global_16(static_cast<const T*>(values) + span.first_class(at));
+    const auto load_from = [&](const void* values, bool there, uint4 otherwise) {
+      there = there && at < span.vectors;
+      return there ? load_global_16(static_cast<const T*>(values) + span.first_class(at)) : otherwise;
     };
-    const auto load_beside = [&](const ScaledRow& term) {
-      return there && term.is_full() ? load_from(term.values) : uint4{0, 0, 0, 0};
-    };
-    z[v] = all_of<T>(-kInf);
-    if (there) z[v] = load_from(span.logits);
-    if constexpr (kSoftRow) soft[v] = load_beside(row.scaled[kSoftA]);
-    if constexpr (kPastRow) past[v] = load_beside(row.scaled[kPast]);
+    z[v] = load_from(span.logits, true, minus_infinities<T>());
+    if constexpr (kSoftRow) soft[v] = load_from(row.scaled[kSoftA].values, row.scaled[kSoftA].is_full(), {});
+    if constexpr (kPastRow) past[v] = load_from(row.scaled[kPast].values, row.scaled[kPast].is_full(), {});
   }
   __device__ void load(const Span<T>& span, const Row& row) {
     for_each_vector([&](int v, int at) TOAST_INLINE { load(v, at, span, row); });
+  }
+
+  // Makes the logits, whatever they are, such that count for nothing.
+  __device__ void clear() {
+    for_each_vector([&](int v, int) TOAST_INLINE { z[v] = minus_infinities<T>(); });
   }
 
   __device__ float largest() const {
@@ -100,63 +109,6 @@ struct HeldRow {
 #pragma unroll
     for (int v = 1; v < kVectors; ++v) all = larger<T>(all, z[v]);
     return toast::largest<T>(all);
-  }
-
-  // Of the logits of vector v: x, p = exp(z - max) and where the row has a past e = exp((z - max) / t).
-  template <bool kPastTerm>
-  __device__ void exponentials(int v, const Base& base, float origin, float (&x)[kW], float (&p)[kW], float (&e)[kW]) {
-    forget(z[v]);
-    widen<T>(z[v], x);
-#pragma unroll
-    for (int k = 0; k < kW; ++k) {
-      x[k] = base.x(x[k], origin);
-      e[k] = exp2_approx(x[k]);
-      p[k] = kPastTerm && base.power == 0 ? exp2_approx(base.t * x[k]) : e[k];
-    }
-    if constexpr (kPastTerm)
-      for (int i = 1; i < base.power; ++i)
-#pragma unroll
-        for (int k = 0; k < kW; ++k) p[k] *= e[k];
-  }
-
-  // What the masses of vectors are made of: uniform + soft S + past Q, all times a factor.
-  struct MassScales {
-    float uniform, soft, past;
-  };
-  __device__ static MassScales mass_scales(const Row& row, float factor) {
-    MassScales s{factor * uniform_masses(row).both(), 0, 0};
-    if (kSoftRow && row.scaled[kSoftA].is_full()) s.soft = factor * row.scaled[kSoftA].scale;
-    if (kPastRow && row.scaled[kPast].is_full()) s.past = factor * row.scaled[kPast].scale;
-    return s;
-  }
-  // The masses of vector v; calls add_s(S) and add_q(Q) too.
-  template <bool kPastTerm, class AddS, class AddQ>
-  __device__ void masses(int v, const Row& row, const MassScales& scales, float (&m)[kW], AddS&& add_s, AddQ&& add_q) {
-#pragma unroll
-    for (float& mass : m) mass = scales.uniform;
-    if constexpr (kSoftRow) {
-      float s[kW];
-      forget(soft[v]);
-      widen<T>(soft[v], s);
-#pragma unroll
-      for (int k = 0; k < kW; ++k) {
-        m[k] = fmaf(scales.soft, s[k], m[k]);
-        add_s(s[k]);
-      }
-    }
-    if constexpr (kPastRow && kPastTerm) {
-      float q[kW];
-      forget(past[v]);
-      widen<T>(past[v], q);
-      if (row.scaled[kPast].logits)
-#pragma unroll
-        for (float& x : q) x = row.scaled[kPast].probability(x);
-#pragma unroll
-      for (int k = 0; k < kW; ++k) {
-        m[k] = fmaf(scales.past, q[k], m[k]);
-        add_q(q[k]);
-      }
-    }
   }
 };
 
