@@ -86,7 +86,7 @@ struct HeldRow {
   }
 
   // Vector `at` of a row; of one that the row has not, logits that count for nothing.
-  __device__ void load(int v, int at, const Span<T>& span, const Row& row) {
+  __device__ __forceinline__ void load(int v, int at, const Span<T>& span, const Row& row) {
     const auto load_from = [&](const void* values, bool there, uint4 otherwise) {
       there = there && at < span.vectors;
       return there ? load_global_16(static_cast<const T*>(values) + span.first_class(at)) : otherwise;

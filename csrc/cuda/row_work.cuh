@@ -82,7 +82,7 @@ class RowWork {
     widen<T>(held, x);
   }
   // Of the logits: x, p = exp(z - max) and where the row has a past e = exp((z - max) / t).
-  __device__ void exponentials(int v, float (&x)[kW], float (&p)[kW], float (&e)[kW]) {
+  __device__ __forceinline__ void exponentials(int v, float (&x)[kW], float (&p)[kW], float (&e)[kW]) {
     unpack(held_.z[v], x);
 #pragma unroll
     for (int k = 0; k < kW; ++k) {
@@ -107,7 +107,7 @@ class RowWork {
     return s;
   }
   // The masses; adds S and Q to their sums.
-  __device__ void masses(int v, const MassScales& scales, float (&m)[kW], float& soft_sum, float& past_sum) {
+  __device__ __forceinline__ void masses(int v, const MassScales& scales, float (&m)[kW], float& s_sum, float& q_sum) {
 #pragma unroll
     for (float& mass : m) mass = scales.uniform;
     const auto add = [&](uint4& held, bool logits, float scale, float& sum) TOAST_INLINE {
@@ -122,8 +122,8 @@ class RowWork {
         sum += s[k];
       }
     };
-    if constexpr (Held::kSoftRow) add(held_.soft[v], false, scales.soft, soft_sum);
-    if constexpr (Held::kPastRow && kPastTerm) add(held_.past[v], row_.scaled[kPast].logits, scales.past, past_sum);
+    if constexpr (Held::kSoftRow) add(held_.soft[v], false, scales.soft, s_sum);
+    if constexpr (Held::kPastRow && kPastTerm) add(held_.past[v], row_.scaled[kPast].logits, scales.past, q_sum);
   }
 
   // --- Statistics
