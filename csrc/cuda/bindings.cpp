@@ -23,8 +23,8 @@ void scale(int dtype, std::uintptr_t gradient, std::int64_t size, std::uintptr_t
 
 // (kind, threads, cluster): how rows are spread on a GPU that need not be there.
 py::tuple plan(int kind, int dtype, std::int64_t classes) {
-  const toast::Limits limits{65536, toast::kMostCluster};
-  const toast::Plan plan = toast::plan(toast::RowKind(kind), toast::DType(dtype), classes, limits);
+  const toast::Plan plan =
+      toast::plan(toast::RowKind(kind), toast::DType(dtype), classes, {65536, toast::kMostCluster});
   return py::make_tuple(int(plan.kind), plan.threads, plan.cluster);
 }
 

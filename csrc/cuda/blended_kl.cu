@@ -59,8 +59,7 @@ int most_clusters(DType dtype, const Plan& plan) {
   const auto alike = std::make_tuple(current_device(), dtype, plan.kind, plan.threads, plan.cluster);
   const std::lock_guard<std::mutex> lock(mutex);
   if (const auto known = found.find(alike); known != found.end()) return known->second;
-  const Grid grid(1, plan.cluster, plan.threads, nullptr);
-  return found[alike] = std::max(grid.at_once(kernel_for(dtype, plan)), 1);
+  return found[alike] = std::max(Grid(1, plan.cluster, plan.threads, nullptr).at_once(kernel_for(dtype, plan)), 1);
 }
 
 }  // namespace
@@ -80,16 +79,14 @@ void blended_kl_cuda(const BlendedKL& p, const Plan& plan, int clusters, double*
   auto* normalisers = reinterpret_cast<Normalisers*>(workspace);
   double* row_losses = workspace + 2 * kMostSumBlocks;
   clusters = int(std::min<std::int64_t>(clusters, p.rows));
-  if (p.reduction == Reduction::mean && normaliser_blocks > 0)
+  const Task task{p, plan, clusters, normalisers, normaliser_blocks, row_losses, base_at_t};
+  const bool mean = p.reduction == Reduction::mean;
+  if (mean && normaliser_blocks > 0)
     Grid(normaliser_blocks, 1, kSumThreads, stream).launch(normalisers_kernel, p, normalisers);
-  if (p.rows > 0)
-    Grid(clusters, plan.cluster, plan.threads, stream)
-        .launch(kernel_for(p.dtype, plan),
-                Task{p, plan, clusters, normalisers, normaliser_blocks, row_losses, base_at_t});
+  if (p.rows > 0) Grid(clusters, plan.cluster, plan.threads, stream).launch(kernel_for(p.dtype, plan), task);
   if (p.reduction != Reduction::none)
     Grid(1, 1, kSumThreads, stream)
-        .launch(loss_kernel, row_losses, p.rows, p.reduction == Reduction::mean, normalisers, normaliser_blocks,
-                static_cast<float*>(p.loss));
+        .launch(loss_kernel, row_losses, p.rows, mean, normalisers, normaliser_blocks, static_cast<float*>(p.loss));
 }
 
 void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream,
@@ -97,8 +94,7 @@ void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* ups
   if (size == 0) return;
   with_logit(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t by_a_block = kSumThreads * kWidth<T>;
-    const std::int64_t blocks = std::min<std::int64_t>(size / by_a_block + 1, most_blocks);
+    const std::int64_t blocks = std::min<std::int64_t>(size / (kSumThreads * kWidth<T>)+1, most_blocks);
     Grid(blocks, 1, kSumThreads, stream).launch(scale_kernel<T>, static_cast<T*>(gradient), size, upstream);
   });
 }

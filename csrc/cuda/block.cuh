@@ -60,6 +60,7 @@ class Block {
       Stats all;
       bool again = false;
       do {
+        forget(i);  // so that no register keeps what follows from it
         give(i, row, base, now);
         look_up(i + 2 * step, 3 - now - next);
         all = take(base, now);
@@ -105,8 +106,9 @@ class Block {
   // Gives this block's statistics of row i to all blocks of the cluster.
   __device__ void give(std::int64_t i, const Row& row, const Base& base, int turn) {
     prefetch_singles(i + 2 * std::int64_t(task_.clusters), row, held_.span(i).logits);
+    const bool lists = rank() == 0;
     Stats mine;
-    Held::with_past(row, [&](auto past) { mine = RowWork<T, kind, past>(held_, i, row, base).statistics(); });
+    Held::with_past(row, [&](auto past) { mine = RowWork<T, kind, past>(held_, i, row, base).statistics(lists); });
     warp_sum(mine, p_.stats != nullptr);
     if (lane() == 0) shared_.warp[turn][warp()] = mine;
     __syncthreads();

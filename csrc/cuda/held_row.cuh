@@ -77,7 +77,6 @@ struct HeldRow {
 #pragma unroll 1
       for (int k = 0; k < kW; ++k) f(span.first_class(at) + k);
   }
-  __device__ static int block_of(int thread) { return thread / int(blockDim.x); }
   // Whose class j is.
   __device__ int thread_of(const Span<T>& span, int j) const {
     const int place = j - span.head, vector = place / kW;

@@ -24,19 +24,15 @@ class RowWork {
   __device__ RowWork(Held& held, std::int64_t i, const Row& row, const Base& base)
       : held_(held), i_(i), row_(row), base_(base), span_(held.span(i)) {}
 
-  __device__ Stats statistics() {
+  // `lists`: whether they are added here, as they are once in a cluster.
+  __device__ Stats statistics(bool lists) {
     float top = Held::kVectors > 0 ? held_.largest() : -kInf;
     held_.for_each_single(span_, [&](int j) { top = fmaxf(top, span_.logit(j)); });
     Stats s = Stats::of_nothing(warp_max(top));
     origin_ = origin_of(s.max);
     if constexpr (Held::kVectors > 0) add_vectors(s);
     held_.for_each_single(span_, [&](int j) { add_single(s, j); });
-    if constexpr (Held::kMasses)
-      if (held_.block_of(held_.thread) == 0)  // once in a cluster
-        row_.for_each_listed([&](int k, const ScaledRow& list, int n, int j) {
-          const float z = span_.logit(j), more = list.listed(n) - row_.unlisted(list, z);
-          add_masses(s, x_of(z), k == kPast ? Masses{0, more} : Masses{more, 0});
-        });
+    if (Held::kMasses && lists) add_lists(s);
     if (held_.p.stats != nullptr) {
       const auto look_at = [&](int j) { s.saw(span_.logit(j), j); };
       held_.for_each_class(span_, look_at);
@@ -60,7 +56,7 @@ class RowWork {
     if (!Held::kMasses || !row_.has_lists()) return;
     __syncthreads();
     row_.for_each_listed([&](int k, const ScaledRow&, int, int j) {
-      const bool here = held_.block_of(held_.thread_of(span_, j)) == held_.block_of(held_.thread);
+      const bool here = held_.thread_of(span_, j) / int(blockDim.x) == cluster_rank();
       if (here && !row_.listed_before(k, j)) write_class(slope, j, true);
     });
     if (!row_.masked) return;
@@ -178,6 +174,13 @@ class RowWork {
       s.sum[kScoreMass] += score;
       if (score != 0) s.sum[kScoreDot] = fmaf(score, x, s.sum[kScoreDot]);
     }
+  }
+
+  __device__ void add_lists(Stats& s) {
+    row_.for_each_listed([&](int k, const ScaledRow& list, int n, int j) {
+      const float z = span_.logit(j), more = list.listed(n) - row_.unlisted(list, z);
+      add_masses(s, x_of(z), k == kPast ? Masses{0, more} : Masses{more, 0});
+    });
   }
 
   // --- The gradient
