@@ -3,20 +3,22 @@
 import functools
 import importlib
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 import torch  # before _C: torch loads its OpenMP runtime globally, and the kernels share its thread pool
 
-try:
-    _C = importlib.import_module("._C", __package__)
-except ImportError as error:
-    _C = None
-    _WHY_NO_CPU_KERNELS = str(error)
-try:
-    _cuda = importlib.import_module("._cuda", __package__)  # a test may put _cuda_on_cpu here
-except ImportError as error:
-    _cuda = None
-    _WHY_NO_CUDA_KERNELS = str(error)
+
+def _built(name: str) -> tuple[ModuleType | None, str]:
+    """A module of kernels, or None and why it cannot be imported."""
+    try:
+        return importlib.import_module(f".{name}", __package__), ""
+    except ImportError as error:
+        return None, str(error)
+
+
+_C, _WHY_NO_CPU_KERNELS = _built("_C")
+_cuda, _WHY_NO_CUDA_KERNELS = _built("_cuda")  # a test may put _cuda_on_cpu, or None, into _cuda
 
 FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 

@@ -8,25 +8,23 @@ namespace py = pybind11;
 
 namespace {
 
-cudaStream_t stream_at(std::uintptr_t stream) { return toast::pointer<CUstream_st>(stream); }
-
 void blended_kl(const toast::BlendedKLLayout& layout, const py::tuple& problem, const py::tuple& outputs,
                 std::uintptr_t workspace, std::uintptr_t stream) {
   const toast::BlendedKL p = layout.at(problem, outputs);
   py::gil_scoped_release release;
-  toast::blended_kl_cuda(p, toast::pointer<double>(workspace), stream_at(stream));
+  toast::blended_kl_cuda(p, toast::pointer<double>(workspace), toast::pointer<CUstream_st>(stream));
 }
 
 void scale(int dtype, std::uintptr_t gradient, std::int64_t size, std::uintptr_t upstream, std::uintptr_t stream) {
   py::gil_scoped_release release;
   toast::scale_cuda(toast::DType(dtype), toast::pointer<void>(gradient), size, toast::pointer<const float>(upstream),
-                    stream_at(stream));
+                    toast::pointer<CUstream_st>(stream));
 }
 
 // (kind, threads, cluster): how rows are spread on a GPU that need not be there.
 py::tuple plan(int kind, int dtype, std::int64_t classes) {
-  const toast::Limits limits{65536, toast::kMostCluster};
-  const toast::Plan plan = toast::plan(toast::RowKind(kind), toast::DType(dtype), classes, limits);
+  const toast::Plan plan =
+      toast::plan(toast::RowKind(kind), toast::DType(dtype), classes, {65536, toast::kMostCluster});
   return py::make_tuple(int(plan.kind), plan.threads, plan.cluster);
 }
 

@@ -13,7 +13,6 @@
 
 #include "cuda/block.cuh"
 #include "cuda/launch.cuh"
-#include "cuda/shared_memory.cuh"
 
 namespace toast {
 namespace {
@@ -27,28 +26,30 @@ __global__ void __launch_bounds__(threads_of(kind), 1) blended_kl_kernel(const _
 
 using Kernel = void (*)(Task);
 
-template <class T>
-Kernel kernel_of(RowKind kind) {
-  static constexpr Kernel kernels[] = {blended_kl_kernel<T, RowKind::labels>, blended_kl_kernel<T, RowKind::lists>,
-                                       blended_kl_kernel<T, RowKind::past>, blended_kl_kernel<T, RowKind::dense>,
-                                       blended_kl_kernel<T, RowKind::any>};
-  return kernels[int(kind)];
-}
-
-Kernel kernel_for(DType dtype, RowKind kind) {
+// Returns f(an element of logits).
+template <class F>
+auto with_logit(DType dtype, F&& f) {
   switch (dtype) {
     case DType::bfloat16:
-      return kernel_of<__nv_bfloat16>(kind);
+      return f(__nv_bfloat16{});
     case DType::float16:
-      return kernel_of<__half>(kind);
+      return f(__half{});
     default:
-      return kernel_of<float>(kind);
+      return f(float{});
   }
 }
 
-// Unasked, CUDA gives clusters of 8 blocks and no more.
-void allow(Kernel kernel, const Plan& plan) {
+Kernel kernel_for(DType dtype, const Plan& plan) {
+  const Kernel kernel = with_logit(dtype, [&](auto zero) {
+    using T = decltype(zero);
+    constexpr Kernel kernels[] = {blended_kl_kernel<T, RowKind::labels>, blended_kl_kernel<T, RowKind::lists>,
+                                  blended_kl_kernel<T, RowKind::past>, blended_kl_kernel<T, RowKind::dense>,
+                                  blended_kl_kernel<T, RowKind::any>};
+    return kernels[int(plan.kind)];
+  });
+  // Unasked, CUDA gives clusters of 8 blocks and no more.
   if (plan.cluster > 8) check(cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+  return kernel;
 }
 
 // How many clusters run at a time on the current GPU; found once for all plans that are alike.
@@ -58,19 +59,16 @@ int most_clusters(DType dtype, const Plan& plan) {
   const auto alike = std::make_tuple(current_device(), dtype, plan.kind, plan.threads, plan.cluster);
   const std::lock_guard<std::mutex> lock(mutex);
   if (const auto known = found.find(alike); known != found.end()) return known->second;
-  const Kernel kernel = kernel_for(dtype, plan.kind);
-  allow(kernel, plan);
-  return found[alike] = std::max(Grid(1, plan.cluster, plan.threads, nullptr).at_once(kernel), 1);
+  return found[alike] = std::max(Grid(1, plan.cluster, plan.threads, nullptr).at_once(kernel_for(dtype, plan)), 1);
 }
 
 }  // namespace
 
-Limits limits_of_current_device() { return {attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster}; }
-
 std::int64_t workspace_size(std::int64_t rows) { return rows + 2 * kMostSumBlocks; }
 
 void blended_kl_cuda(const BlendedKL& p, double* workspace, cudaStream_t stream) {
-  const Plan plan = toast::plan(row_kind(p), p.dtype, p.classes, limits_of_current_device());
+  const Limits limits{attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster};
+  const Plan plan = toast::plan(row_kind(p), p.dtype, p.classes, limits);
   blended_kl_cuda(p, plan, most_clusters(p.dtype, plan), workspace, stream);
 }
 
@@ -78,39 +76,27 @@ void blended_kl_cuda(const BlendedKL& p, const Plan& plan, int clusters, double*
   const double t = p.temperature;
   const Base base_at_t{float(kLog2e / t), float(t), t <= 4 && t == std::floor(t) ? int(t) : 0};
   const int normaliser_blocks = int(std::min<std::int64_t>((p.rows + kSumThreads - 1) / kSumThreads, kMostSumBlocks));
-  double* normalisers = workspace;
+  auto* normalisers = reinterpret_cast<Normalisers*>(workspace);
   double* row_losses = workspace + 2 * kMostSumBlocks;
-  const Kernel kernel = kernel_for(p.dtype, plan.kind);
-  allow(kernel, plan);
   clusters = int(std::min<std::int64_t>(clusters, p.rows));
-  if (p.reduction == Reduction::mean && normaliser_blocks > 0)
+  const Task task{p, plan, clusters, normalisers, normaliser_blocks, row_losses, base_at_t};
+  const bool mean = p.reduction == Reduction::mean;
+  if (mean && normaliser_blocks > 0)
     Grid(normaliser_blocks, 1, kSumThreads, stream).launch(normalisers_kernel, p, normalisers);
-  if (p.rows > 0)
-    Grid(clusters, plan.cluster, plan.threads, stream)
-        .launch(kernel, Task{p, plan, clusters, normalisers, normaliser_blocks, row_losses, base_at_t});
+  if (p.rows > 0) Grid(clusters, plan.cluster, plan.threads, stream).launch(kernel_for(p.dtype, plan), task);
   if (p.reduction != Reduction::none)
     Grid(1, 1, kSumThreads, stream)
-        .launch(loss_kernel, row_losses, p.rows, p.reduction == Reduction::mean, normalisers, normaliser_blocks,
-                static_cast<float*>(p.loss));
+        .launch(loss_kernel, row_losses, p.rows, mean, normalisers, normaliser_blocks, static_cast<float*>(p.loss));
 }
 
 void scale_cuda(DType dtype, void* gradient, std::int64_t size, const float* upstream, cudaStream_t stream,
                 int most_blocks) {
   if (size == 0) return;
-  const auto scale = [&](auto zero) {
+  with_logit(dtype, [&](auto zero) {
     using T = decltype(zero);
-    const std::int64_t by_a_block = kSumThreads * kWidth<T>;
-    const std::int64_t blocks = std::min<std::int64_t>(size / by_a_block + 1, most_blocks);
+    const std::int64_t blocks = std::min<std::int64_t>(size / (kSumThreads * kWidth<T>)+1, most_blocks);
     Grid(blocks, 1, kSumThreads, stream).launch(scale_kernel<T>, static_cast<T*>(gradient), size, upstream);
-  };
-  switch (dtype) {
-    case DType::bfloat16:
-      return scale(__nv_bfloat16{});
-    case DType::float16:
-      return scale(__half{});
-    default:
-      return scale(float{});
-  }
+  });
 }
 
 }  // namespace toast

@@ -5,7 +5,6 @@
 
 #include <cuda_runtime.h>
 
-#include <cstddef>
 #include <cstdint>
 
 #include "../blended_kl.h"
@@ -38,7 +37,6 @@ struct Limits {
   int registers;  // of a block
   int cluster;    // blocks
 };
-Limits limits_of_current_device();
 
 // How a row is spread over a cluster of blocks.
 struct Plan {

@@ -2,8 +2,7 @@
 // block and one of the cluster, the loss, the gradient; and one row ahead, loads, and two rows ahead, labels and past.
 #pragma once
 
-#include "cuda/row_gradient.cuh"
-#include "cuda/row_statistics.cuh"
+#include "cuda/row_work.cuh"
 #include "cuda/sums.cuh"
 
 namespace toast {
@@ -12,8 +11,8 @@ namespace toast {
 struct Task {
   BlendedKL problem;
   Plan plan;
-  int clusters;               // of the grid: cluster k works on the rows k, k + clusters, ...
-  const double* normalisers;  // [normaliser_blocks, 2] from normalisers_kernel
+  int clusters;                    // of the grid: cluster k works on the rows k, k + clusters, ...
+  const Normalisers* normalisers;  // [normaliser_blocks] from normalisers_kernel
   int normaliser_blocks;
   double* row_losses;  // [N], unless the reduction is "none"
   Base base_at_t;      // of rows with a past
@@ -28,7 +27,7 @@ class Block {
   // Of a block, of three rows in turns: one is worked on, one is loaded meanwhile, one is looked up. A block that is
   // late still reads the statistics of the row before; two rows on no peer can be.
   struct Shared {
-    Scales scales;
+    Terms<float> scales;
     Row row[3];
     Stats warp[3][32];
     Stats block[3][kMostCluster];
@@ -44,7 +43,7 @@ class Block {
   __device__ void run() {
     const std::int64_t first = std::int64_t(blockIdx.x) / cluster(), step = task_.clusters;
     if (looks_up()) {
-      const Scales scales = scales_of(p_, task_.normalisers, task_.normaliser_blocks);
+      const Terms<float> scales = scales_of(p_, task_.normalisers, task_.normaliser_blocks);
       if (lane() == 0) shared_.scales = scales;
       __syncwarp();
     }
@@ -52,21 +51,24 @@ class Block {
     for (int k = 0; k < 2; ++k) look_up(first + k * step, k);
     __syncthreads();
     held_.load(held_.span(first), shared_.row[0]);
-    if (cluster() > 1) {
-      cluster_arrive();
-      cluster_wait();  // the other blocks run: their memory may be written to
-    }
+    sync_cluster();  // the other blocks run: their memory may be written to
     int now = 0;
     for (std::int64_t i = first; i < p_.rows; i += step) {
       const int next = now == 2 ? 0 : now + 1;
       const Row& row = shared_.row[now];
       const Base base = Held::has_past(row) ? task_.base_at_t : Base{kLog2e, 1, 1};
-      give(i, row, base, now);
-      look_up(i + 2 * step, 3 - now - next);
-      Stats all = take(base, now);
-      if constexpr (Held::kMasses)
-        if (!(all.sum[kDot] > -kInf) && row.used && has_lists(row))
-          keep_lists_off_masked(i, shared_.row[now], base, all);
+      Stats all;
+      bool again = false;
+      do {
+        forget(i);  // so that no register keeps what follows from it
+        give(i, row, base, now);
+        look_up(i + 2 * step, 3 - now - next);
+        all = take(base, now);
+        if constexpr (Held::kMasses) {
+          again = !(all.sum[kDot] > -kInf) && row.used && row.has_lists() && !row.masked;
+          if (again) mask(i, shared_.row[now]);
+        }
+      } while (again);
       if (held_.thread == 0) write_loss(i, row, base, all);
       write_gradient(i, row, base, all, shared_.row[next]);
       forget(i);  // so that no register keeps what follows from it
@@ -77,33 +79,36 @@ class Block {
  private:
   __device__ int cluster() const { return task_.plan.cluster; }
   __device__ int rank() const { return cluster() == 1 ? 0 : cluster_rank(); }
-  __device__ static int lane() { return int(threadIdx.x) % 32; }
   __device__ static int warp() { return int(threadIdx.x) / 32; }
   __device__ static int warps() { return int(blockDim.x) / 32; }
   // The last warp; the first merges statistics.
   __device__ static bool looks_up() { return warp() == warps() - 1; }
 
-  __device__ void look_up(std::int64_t i, int turn) {
-    if (looks_up() && i < p_.rows)
-      make_row<kind>(p_, i, shared_.scales.class_term, shared_.scales.past_term, shared_.row[turn]);
+  __device__ void sync_cluster() const {
+    if (cluster() == 1) return;
+    cluster_arrive();
+    cluster_wait();
   }
-  // What is read one by one, of this row and for look_up.
-  __device__ void prefetch_singles(std::int64_t i, const Row& row, const Span<T>& span) const {
-    const std::int64_t ahead = i + 2 * std::int64_t(task_.clusters);
-    if (threadIdx.x == 0 && ahead < p_.rows) prefetch_indices(p_, ahead);
-    if (threadIdx.x < 2 && row.label[threadIdx.x] >= 0) prefetch(span.logits + row.label[threadIdx.x]);
-    if constexpr (Held::kMasses)
-      for_each_listed(row, [&](int, const ScaledRow&, int, int j) { prefetch(span.logits + j); });
+  __device__ void look_up(std::int64_t i, int turn) {
+    if (looks_up() && i < p_.rows) make_row<kind>(p_, i, shared_.scales, shared_.row[turn]);
+  }
+  // What is read one by one: of a row that is looked up next, and of this one.
+  __device__ void prefetch_singles(std::int64_t ahead, const Row& row, const T* logits) const {
+    if (threadIdx.x < 3 && ahead < p_.rows) {
+      const std::int64_t* indices = threadIdx.x == 0 ? p_.target : threadIdx.x == 1 ? p_.target_b : p_.past_index;
+      if (indices != nullptr) prefetch(indices + ahead);
+    }
+    if (threadIdx.x < 2 && row.label[threadIdx.x] >= 0) prefetch(logits + row.label[threadIdx.x]);
+    if constexpr (Held::kMasses) row.for_each_listed([&](int, auto&, int, int j) { prefetch(logits + j); });
   }
 
   // --- The exchange
   // Gives this block's statistics of row i to all blocks of the cluster.
   __device__ void give(std::int64_t i, const Row& row, const Base& base, int turn) {
-    const Span<T> span = held_.span(i);
-    prefetch_singles(i, row, span);
+    prefetch_singles(i + 2 * std::int64_t(task_.clusters), row, held_.span(i).logits);
     const bool lists = rank() == 0;
-    Stats mine = Held::has_past(row) ? RowStatistics<T, kind, Held::kMasses>(held_, row, span, base).take(lists)
-                                     : RowStatistics<T, kind, false>(held_, row, span, base).take(lists);
+    Stats mine;
+    Held::with_past(row, [&](auto past) { mine = RowWork<T, kind, past>(held_, i, row, base).statistics(lists); });
     warp_sum(mine, p_.stats != nullptr);
     if (lane() == 0) shared_.warp[turn][warp()] = mine;
     __syncthreads();
@@ -122,9 +127,9 @@ class Block {
     return merged(shared_.block[turn], cluster(), base, p_.stats != nullptr);
   }
 
-  // Gives logits of -inf no share of the lists' tails. That is rare: each block of the cluster does so for itself,
-  // class by class, in the same order.
-  __device__ void keep_lists_off_masked(std::int64_t i, Row& row, const Base& base, Stats& all) {
+  // Gives logits of -inf no share of the lists' tails, before the statistics are taken anew. That is rare: each block
+  // of the cluster reads the whole row.
+  __device__ void mask(std::int64_t i, Row& row) {
     const Span<T> span = held_.span(i);
     double masked[kScaledRows] = {};  // that a list does not have
     for (int j = int(threadIdx.x); j < span.classes; j += int(blockDim.x))
@@ -140,24 +145,7 @@ class Block {
       }
     }
     __syncthreads();
-
-    double dot = 0, class_mass = 0, past_mass = 0;
-    const auto add = [&](float z, Masses m) {
-      class_mass += m.of_class;
-      past_mass += m.of_past;
-      if (m.both() != 0) dot += double(m.both()) * base.x(z, origin_of(all.max));
-    };
-    for (int j = int(threadIdx.x); j < span.classes; j += int(blockDim.x)) {
-      const float z = span.logit(j);
-      add(z, masses_at(p_, row, j, false, z != -kInf));
-    }
-    for_each_listed(row, [&](int k, const ScaledRow& list, int n, int j) {
-      const float z = span.logit(j), more = list.listed(n) - (z == -kInf ? 0 : list.tail);
-      add(z, k == kPast ? Masses{0, more} : Masses{more, 0});
-    });
-    all.sum[kDot] = float(block_sum(dot, shared_.sums));
-    all.sum[kClassMass] = float(block_sum(class_mass, shared_.sums));
-    all.sum[kPastMass] = float(block_sum(past_mass, shared_.sums));
+    sync_cluster();  // all blocks have taken the statistics
   }
 
   // --- What comes out
@@ -213,19 +201,13 @@ class Block {
     const std::int64_t next = i + task_.clusters;
     if (p_.gradient == nullptr) return held_.load(held_.span(next), next_row);
     Slope slope{row.bad ? NAN : row.upstream * class_mass(row, all) / all.sum[kSum], 0, origin_of(all.max)};
-    if (!row.used) return write<Terms::none>(i, row, base, slope, next, next_row);  // whatever the logits hold
-    if constexpr (Held::kMasses) {
-      if (Held::has_past(row)) {
-        slope.coef_e = row.upstream * all.sum[kPastMass] / all.sum[kSumAtT];
-        return write<Terms::of_class_and_past>(i, row, base, slope, next, next_row);
-      }
+    if constexpr (Held::kMasses) slope.coef_e = row.upstream * all.sum[kPastMass] / all.sum[kSumAtT];
+    if (!row.used) {  // then it is 0, whatever the logits hold
+      held_.clear();
+      slope = {};
     }
-    write<Terms::of_class>(i, row, base, slope, next, next_row);
-  }
-  template <Terms terms>
-  __device__ void write(std::int64_t i, const Row& row, const Base& base, const Slope& slope, std::int64_t next,
-                        const Row& next_row) {
-    RowGradient<T, kind, terms>(held_, row, base, slope).write(i, rank(), next, next_row);
+    Held::with_past(
+        row, [&](auto past) { RowWork<T, kind, past>(held_, i, row, base).write_gradient(slope, next, next_row); });
   }
 
   const BlendedKL& p_;

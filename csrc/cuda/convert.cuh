@@ -27,58 +27,58 @@ __device__ inline void round_to(float x, float& out) { out = x; }
 __device__ inline void round_to(float x, __nv_bfloat16& out) { out = __float2bfloat16_rn(x); }
 __device__ inline void round_to(float x, __half& out) { out = __float2half_rn(x); }
 
+template <class To, class From>
+__device__ To same_bits(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  std::memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+template <class T>
+struct Elements {
+  T at[kWidth<T>];
+};
+
 template <class T>
 __device__ void widen(const uint4& bytes, float (&x)[kWidth<T>]) {
-  T elements[kWidth<T>];
-  std::memcpy(elements, &bytes, 16);
+  const auto elements = same_bits<Elements<T>>(bytes);
 #pragma unroll
-  for (int k = 0; k < kWidth<T>; ++k) x[k] = widen(elements[k]);
+  for (int k = 0; k < kWidth<T>; ++k) x[k] = widen(elements.at[k]);
 }
 
 template <class T>
 __device__ uint4 round_to(const float (&x)[kWidth<T>]) {
-  T elements[kWidth<T>];
+  Elements<T> elements;
 #pragma unroll
-  for (int k = 0; k < kWidth<T>; ++k) round_to(x[k], elements[k]);
-  uint4 bytes;
-  std::memcpy(&bytes, elements, 16);
-  return bytes;
+  for (int k = 0; k < kWidth<T>; ++k) round_to(x[k], elements.at[k]);
+  return same_bits<uint4>(elements);
 }
 
 // Stores 16 bytes where they begin at a multiple of 16 bytes, and where they do not.
 template <class T>
 __device__ void store(uint4 bytes, T* to, bool aligned) {
   if (aligned) return store_global_16(reinterpret_cast<uint4*>(to), bytes);
-  T elements[kWidth<T>];
-  std::memcpy(elements, &bytes, 16);
+  const auto elements = same_bits<Elements<T>>(bytes);
 #pragma unroll
-  for (int k = 0; k < kWidth<T>; ++k) to[k] = elements[k];
+  for (int k = 0; k < kWidth<T>; ++k) to[k] = elements.at[k];
 }
 
-// 16 bytes of the same element.
 template <class T>
-__device__ uint4 all_of(float x) {
-  T element;
-  round_to(x, element);
-  unsigned word = 0;
-  std::memcpy(&word, &element, sizeof element);
-  if (sizeof element == 2) word |= word << 16;
+__device__ uint4 minus_infinities() {
+  constexpr unsigned word = sizeof(T) == 4 ? 0xff800000 : std::is_same_v<T, __half> ? 0xfc00fc00 : 0xff80ff80;
   return {word, word, word, word};
 }
 
 // The larger of each two elements in 32 bits; of a NaN and a number, the number.
-__device__ inline float larger(float x, float y) { return fmaxf(x, y); }
-__device__ inline __half2 larger(__half2 x, __half2 y) { return __hmax2(x, y); }
-__device__ inline __nv_bfloat162 larger(__nv_bfloat162 x, __nv_bfloat162 y) { return __hmax2(x, y); }
 template <class T>
 __device__ unsigned larger(unsigned a, unsigned b) {
-  using Halves = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
-  std::conditional_t<sizeof(T) == 4, float, Halves> x, y;
-  std::memcpy(&x, &a, 4);
-  std::memcpy(&y, &b, 4);
-  x = larger(x, y);
-  std::memcpy(&a, &x, 4);
-  return a;
+  if constexpr (sizeof(T) == 4) {
+    return __float_as_uint(fmaxf(__uint_as_float(a), __uint_as_float(b)));
+  } else {
+    using Two = std::conditional_t<std::is_same_v<T, __half>, __half2, __nv_bfloat162>;
+    return same_bits<unsigned>(__hmax2(same_bits<Two>(a), same_bits<Two>(b)));
+  }
 }
 template <class T>
 __device__ uint4 larger(const uint4& a, const uint4& b) {
@@ -87,23 +87,23 @@ __device__ uint4 larger(const uint4& a, const uint4& b) {
 template <class T>
 __device__ float largest(const uint4& a) {
   const unsigned all = larger<T>(larger<T>(a.x, a.y), larger<T>(a.z, a.w));
-  T x[4 / sizeof(T)];
-  std::memcpy(x, &all, 4);
-  return sizeof(T) == 4 ? widen(x[0]) : fmaxf(widen(x[0]), widen(x[4 / sizeof(T) - 1]));
+  float x[kWidth<T>];
+  widen<T>({all, all, all, all}, x);
+  return fmaxf(x[0], x[1]);
 }
 
-// with_dtype of dtype.h, on a GPU and with its types.
-template <class F>
-__device__ void with_element(DType dtype, F&& f) {
+// Element i of values of any type.
+__device__ inline float element(DType dtype, const void* values, std::int64_t i) {
+  const auto of = [&](auto zero) { return widen(__ldg(static_cast<const decltype(zero)*>(values) + i)); };
   switch (dtype) {
     case DType::float64:
-      return f(double{});
+      return of(double{});
     case DType::float32:
-      return f(float{});
+      return of(float{});
     case DType::bfloat16:
-      return f(__nv_bfloat16{});
-    case DType::float16:
-      return f(__half{});
+      return of(__nv_bfloat16{});
+    default:
+      return of(__half{});
   }
 }
 

@@ -3,8 +3,10 @@
 // read one by one, as all logits are of a row of which nothing is held.
 #pragma once
 
-#include "cuda/statistics.cuh"
-#include "cuda/target.cuh"
+#include <utility>
+
+#include "cuda/blended_kl.h"
+#include "cuda/row.cuh"
 
 namespace toast {
 
@@ -34,6 +36,13 @@ struct HeldRow {
       : p(problem), thread(thread), threads(threads) {}
 
   __device__ static bool has_past(const Row& row) { return kMasses && row.scaled[kPast].scale != 0; }
+  // Calls f(whether the row has a past), which is known as f is compiled.
+  template <class F>
+  __device__ static void with_past(const Row& row, F&& f) {
+    if constexpr (kMasses)
+      if (has_past(row)) return f(std::true_type());
+    f(std::false_type());
+  }
 
   __device__ Span<T> span(std::int64_t row) const {
     const T* logits = static_cast<const T*>(p.logits) + row * p.stride;
@@ -43,13 +52,17 @@ struct HeldRow {
     return {logits, classes, min(head, classes), max(classes - head, 0) / kW};
   }
 
-  // Calls f(v, at) for this thread's vectors: its number v is the row's number `at`, if it has as many.
+  // Calls f(v, at) for this thread's vectors: its number v is the row's number `at`, if it has as many. By a fold and
+  // TOAST_INLINE, as `#pragma unroll` gives up on long loops, and registers cannot be indexed.
   template <class F>
   __device__ void for_each_vector(F&& f) const {
+    for_each_vector(f, std::make_integer_sequence<int, kVectors>());
+  }
+  template <class F, int... v>
+  __device__ void for_each_vector(F& f, std::integer_sequence<int, v...>) const {
     int at = thread;
     forget(at);
-#pragma unroll
-    for (int v = 0; v < kVectors; ++v, at += threads) f(v, at);
+    ((f(v, at), at += threads), ...);
   }
   // Calls f(j) for the single classes that are this thread's.
   template <class F>
@@ -72,21 +85,22 @@ struct HeldRow {
   }
 
   // Vector `at` of a row; of one that the row has not, logits that count for nothing.
-  __device__ void load(int v, int at, const Span<T>& span, const Row& row) {
-    const bool there = at < span.vectors;
-    const auto load_from = [&](const void* values) {
-      return load_global_16(static_cast<const T*>(values) + span.first_class(at));
+  __device__ __forceinline__ void load(int v, int at, const Span<T>& span, const Row& row) {
+    const auto load_from = [&](const void* values, bool there, uint4 otherwise) {
+      there = there && at < span.vectors;
+      return there ? load_global_16(static_cast<const T*>(values) + span.first_class(at)) : otherwise;
     };
-    const auto load_beside = [&](const ScaledRow& term) {
-      return there && term.is_full() ? load_from(term.values) : uint4{0, 0, 0, 0};
-    };
-    z[v] = all_of<T>(-kInf);
-    if (there) z[v] = load_from(span.logits);
-    if constexpr (kSoftRow) soft[v] = load_beside(row.scaled[kSoftA]);
-    if constexpr (kPastRow) past[v] = load_beside(row.scaled[kPast]);
+    z[v] = load_from(span.logits, true, minus_infinities<T>());
+    if constexpr (kSoftRow) soft[v] = load_from(row.scaled[kSoftA].values, row.scaled[kSoftA].is_full(), {});
+    if constexpr (kPastRow) past[v] = load_from(row.scaled[kPast].values, row.scaled[kPast].is_full(), {});
   }
   __device__ void load(const Span<T>& span, const Row& row) {
-    for_each_vector([&](int v, int at) { load(v, at, span, row); });
+    for_each_vector([&](int v, int at) TOAST_INLINE { load(v, at, span, row); });
+  }
+
+  // Makes the logits, whatever they are, such that count for nothing.
+  __device__ void clear() {
+    for_each_vector([&](int v, int) TOAST_INLINE { z[v] = minus_infinities<T>(); });
   }
 
   __device__ float largest() const {
@@ -94,63 +108,6 @@ struct HeldRow {
 #pragma unroll
     for (int v = 1; v < kVectors; ++v) all = larger<T>(all, z[v]);
     return toast::largest<T>(all);
-  }
-
-  // Of the logits of vector v: x, p = exp(z - max) and where the row has a past e = exp((z - max) / t).
-  template <bool kPastTerm>
-  __device__ void exponentials(int v, const Base& base, float origin, float (&x)[kW], float (&p)[kW], float (&e)[kW]) {
-    forget(z[v]);
-    widen<T>(z[v], x);
-#pragma unroll
-    for (int k = 0; k < kW; ++k) {
-      x[k] = base.x(x[k], origin);
-      e[k] = exp2_approx(x[k]);
-      p[k] = kPastTerm && base.power == 0 ? exp2_approx(base.t * x[k]) : e[k];
-    }
-    if constexpr (kPastTerm)
-      for (int i = 1; i < base.power; ++i)
-#pragma unroll
-        for (int k = 0; k < kW; ++k) p[k] *= e[k];
-  }
-
-  // What the masses of vectors are made of: uniform + soft S + past Q, all times a factor.
-  struct MassScales {
-    float uniform, soft, past;
-  };
-  __device__ static MassScales mass_scales(const Row& row, float factor) {
-    MassScales s{factor * uniform_masses(row).both(), 0, 0};
-    if (kSoftRow && row.scaled[kSoftA].is_full()) s.soft = factor * row.scaled[kSoftA].scale;
-    if (kPastRow && row.scaled[kPast].is_full()) s.past = factor * row.scaled[kPast].scale;
-    return s;
-  }
-  // The masses of vector v; calls add_s(S) and add_q(Q) too.
-  template <bool kPastTerm, class AddS, class AddQ>
-  __device__ void masses(int v, const Row& row, const MassScales& scales, float (&m)[kW], AddS&& add_s, AddQ&& add_q) {
-#pragma unroll
-    for (float& mass : m) mass = scales.uniform;
-    if constexpr (kSoftRow) {
-      float s[kW];
-      forget(soft[v]);
-      widen<T>(soft[v], s);
-#pragma unroll
-      for (int k = 0; k < kW; ++k) {
-        m[k] = fmaf(scales.soft, s[k], m[k]);
-        add_s(s[k]);
-      }
-    }
-    if constexpr (kPastRow && kPastTerm) {
-      float q[kW];
-      forget(past[v]);
-      widen<T>(past[v], q);
-      if (row.scaled[kPast].logits)
-#pragma unroll
-        for (float& x : q) x = row.scaled[kPast].probability(x);
-#pragma unroll
-      for (int k = 0; k < kW; ++k) {
-        m[k] = fmaf(scales.past, q[k], m[k]);
-        add_q(q[k]);
-      }
-    }
   }
 };
 

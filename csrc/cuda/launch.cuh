@@ -28,16 +28,10 @@ inline int attribute(cudaDeviceAttr which) {
 // `count` clusters of `cluster` blocks. The configuration has room for the cluster's attribute, to which it points.
 class Grid {
  public:
-  Grid(std::int64_t count, int cluster, int threads, cudaStream_t stream) {
-    config_.gridDim = dim3(unsigned(count * cluster));
-    config_.blockDim = dim3(unsigned(threads));
-    config_.stream = stream;
-    if (cluster == 1) return;
+  Grid(std::int64_t count, int cluster, int threads, cudaStream_t stream)
+      : config_{dim3(unsigned(count * cluster)), dim3(unsigned(threads)), 0, stream, &size_, cluster > 1} {
     size_.id = cudaLaunchAttributeClusterDimension;
-    size_.val.clusterDim.x = unsigned(cluster);
-    size_.val.clusterDim.y = size_.val.clusterDim.z = 1;
-    config_.attrs = &size_;
-    config_.numAttrs = 1;
+    size_.val.clusterDim = {unsigned(cluster), 1, 1};
   }
   Grid(const Grid&) = delete;
 
@@ -59,7 +53,7 @@ class Grid {
   }
 
  private:
-  cudaLaunchConfig_t config_{};
+  cudaLaunchConfig_t config_;
   cudaLaunchAttribute size_{};
 };
 

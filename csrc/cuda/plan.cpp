@@ -6,17 +6,14 @@
 namespace toast {
 namespace {
 
-constexpr int kWarp = 32;
-
 std::int64_t divided_up(std::int64_t a, std::int64_t b) { return (a + b - 1) / b; }
-
-bool aligned(const void* rows, std::int64_t stride, DType dtype) {
-  return reinterpret_cast<std::uintptr_t>(rows) % 16 == 0 && stride * size_of(dtype) % 16 == 0;
-}
 
 // Whether 16 bytes of a row of the table are the classes of 16 bytes of a row of logits.
 bool can_be_held(const BlendedKL& p, const SoftRows& table) {
-  const bool alike = aligned(p.logits, p.stride, p.dtype) && aligned(table.values, table.stride, p.dtype);
+  const auto aligned = [&](const void* rows, std::int64_t stride) {
+    return reinterpret_cast<std::uintptr_t>(rows) % 16 == 0 && stride * size_of(p.dtype) % 16 == 0;
+  };
+  const bool alike = aligned(p.logits, p.stride) && aligned(table.values, table.stride);
   return table.dtype == p.dtype && alike;
 }
 
@@ -46,8 +43,8 @@ Plan plan(RowKind kind, DType dtype, std::int64_t classes, const Limits& limits)
     const std::int64_t cluster = std::max(divided_up(units, of_a_thread * most_threads), std::int64_t(1));
     if (held && cluster > limits.cluster) continue;
     const std::int64_t blocks = std::min(cluster, std::int64_t(limits.cluster));
-    const std::int64_t warps = std::max(divided_up(units, of_a_thread * blocks * kWarp), std::int64_t(1));
-    return {kind, int(std::min(warps * kWarp, std::int64_t(most_threads))), int(blocks)};
+    const std::int64_t warps = std::max(divided_up(units, of_a_thread * blocks * 32), std::int64_t(1));
+    return {kind, int(std::min(warps * 32, std::int64_t(most_threads))), int(blocks)};
   }
 }
 

@@ -8,7 +8,18 @@
 #include <cmath>
 #include <cstdint>
 
+// One variable of a block in its shared memory, uninitialised: SMEM_STATIC(float[32], sums). No macro could stand for
+// __shared__ alone in tests/cuda_on_cpu, which has a copy for each of the blocks that run in one process.
+#if !defined(SMEM_STATIC)
+template <class T>
+using SharedType = T;
+#define SMEM_STATIC(T, name) __shared__ SharedType<T> name
+#endif
+
 namespace toast {
+
+// Of a lambda: its body becomes a part of each call's function.
+#define TOAST_INLINE __attribute__((always_inline))
 
 // 2^x to 2 units in the last place; 0 for -inf.
 __device__ inline float exp2_approx(float x) {
@@ -51,20 +62,32 @@ __device__ inline void prefetch([[maybe_unused]] const void* global) {
 }
 
 // The compiler forgets what it knows of x, so that no sweep keeps what it made of it for the next one.
-__device__ inline void forget([[maybe_unused]] int& x) {
+template <class T>
+__device__ void forget([[maybe_unused]] T& x) {
 #if defined(__CUDACC__)
-  asm volatile("" : "+r"(x));
+  if constexpr (sizeof(T) == 16)
+    asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));
+  else if constexpr (sizeof(T) == 8)
+    asm volatile("" : "+l"(x));
+  else
+    asm volatile("" : "+r"(x));
 #endif
 }
-__device__ inline void forget([[maybe_unused]] std::int64_t& x) {
-#if defined(__CUDACC__)
-  asm volatile("" : "+l"(x));
-#endif
+
+// --- A warp
+constexpr unsigned kAllLanes = 0xffffffff;
+__device__ inline int lane() { return int(threadIdx.x) % 32; }
+// Of all lanes, for each of them; in the same order.
+template <class T>
+__device__ T warp_sum(T x) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x += __shfl_xor_sync(kAllLanes, x, lanes);
+  return x;
 }
-__device__ inline void forget([[maybe_unused]] uint4& x) {
-#if defined(__CUDACC__)
-  asm volatile("" : "+r"(x.x), "+r"(x.y), "+r"(x.z), "+r"(x.w));
-#endif
+__device__ inline float warp_max(float x) {
+#pragma unroll
+  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
+  return x;
 }
 
 // --- A cluster of thread blocks

@@ -1,9 +1,7 @@
 // What a sweep over a row finds, in float: for the classes of a thread, a warp, a block, and for the whole row.
 #pragma once
 
-#include <cmath>
-
-#include "cuda/ptx.cuh"
+#include "cuda/blended_kl.h"
 #include "cuda/row.cuh"
 
 namespace toast {
@@ -61,12 +59,6 @@ struct Statistics {
   }
 };
 
-__device__ inline float warp_max(float x) {
-#pragma unroll
-  for (int lanes = 16; lanes > 0; lanes /= 2) x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, lanes));
-  return x;
-}
-
 // Of all lanes' statistics, which are relative to the same maximum; in the same order for every lane.
 template <int n>
 __device__ void warp_sum(Statistics<n>& s, bool with_first) {
@@ -81,8 +73,7 @@ __device__ void warp_sum(Statistics<n>& s, bool with_first) {
 // Of `count` <= 32 statistics with maxima of their own, by a whole warp: lane k takes partial[k].
 template <int n>
 __device__ Statistics<n> merged(const Statistics<n>* partial, int count, const Base& base, bool with_first) {
-  const int lane = int(threadIdx.x) % 32;
-  auto s = lane < count ? partial[lane] : Statistics<n>::of_nothing();
+  auto s = lane() < count ? partial[lane()] : Statistics<n>::of_nothing();
   s.make_relative_to(warp_max(s.max), base);
   warp_sum(s, with_first);
   return s;

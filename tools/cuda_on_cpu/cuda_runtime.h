@@ -12,7 +12,7 @@
 #define __align__(bytes) __attribute__((aligned(bytes)))
 #define __grid_constant__
 
-// There is no __shared__: see csrc/cuda/shared_memory.cuh. The lambda is a type of its own for every variable.
+// There is no __shared__: every block has a copy of its own. The lambda is a type of its own for every variable.
 #define SMEM_STATIC(T, name) auto& name = cuda_on_cpu::static_shared<T>([] {})
 #define SMEM_DYNAMIC(name) unsigned char* const name = static_cast<unsigned char*>(cuda_on_cpu::dynamic_shared())
 

@@ -10,7 +10,6 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda/shared_memory.cuh"
 #include "cuda_launch.h"
 
 namespace cg = cooperative_groups;
