@@ -15,10 +15,13 @@ PAGES = {
     "ops/medoids": "toast_kernels/medoids/README.md",
     "ops/softmax_statistics": "toast_kernels/softmax_statistics/README.md",
     "ops/kept_rows": "toast_kernels/kept_rows/README.md",
+    "ops/linear_blended_kl": "toast_kernels/linear_blended_kl/README.md",
+    "ops/sharded": "toast_kernels/sharded/README.md",
     "measuring": "bench/README.md",
     "contributing": "CONTRIBUTING.md",
     "changelog": "CHANGELOG.md",
     "benchmarks": "docs/benchmarks.md",
+    "compiled": "docs/compiled.md",
 }
 
 project = "toast_kernels"

@@ -1,6 +1,6 @@
-"""The tables of what compilers made of the GPU kernels, in the ops' pages between <!-- table NAME --> and <!-- end -->.
+"""What compilers made of the GPU kernels: the tables of docs/compiled.md, between <!-- table NAME --> and <!-- end -->.
 
-python tools/compile_report.py [triton] [cuda]       prints them; --write puts them into the READMEs
+python tools/compile_report.py [triton] [cuda]       prints them; --write puts them into the page
 """
 
 import argparse
@@ -19,7 +19,7 @@ from compile_only import CHIPS, EXP, compile_all, count
 from toast_kernels import backends
 from toast_kernels.native import DTYPE
 
-PACKAGE = Path(__file__).parent.parent / "toast_kernels"
+PAGE = Path(__file__).parent.parent / "docs" / "compiled.md"
 HEADER = [
     "case", "kernel", "warps", *(f"{chip}: registers, blocks" for chip in CHIPS), "shared", "loads, bits",
     "exps a logit", "instructions a logit", "in flight", "tensor cores", "bounds on an H200",
@@ -63,20 +63,20 @@ def markdown(header, rows):
 
 
 def triton_tables():
-    """(op, table's name, table)"""
+    """(the table's name, table)"""
     compiled = compile_all([(chip, case) for case in CASES for chip in CHIPS])
     for (chip, case), result in compiled.items():
         if isinstance(result, str):
             sys.exit(f"{case.op}, {case.name}, {chip}:\n{result}")
     for op in ("blended_kl", "medoids", "softmax_statistics"):
-        yield op, "compiled", markdown(HEADER, rows([case for case in CASES if case.op == op], compiled))
+        yield op, markdown(HEADER, rows([case for case in CASES if case.op == op], compiled))
 
 
 LONG = (1000, 32_768, 65_536, 131_072, 262_144, 360_000)
 
 
 def cuda_tables():
-    """(op, table's name, table)"""
+    """(the table's name, table)"""
     used = {(chip, cuda_kernels.of_rows(name)): resources for chip, name, resources in cuda_kernels.resources()}
     chips = sorted({chip for chip, _ in used}, key=lambda chip: int(chip.removeprefix("sm_")))
     dtypes = cuda_kernels.DTYPES.values()
@@ -85,7 +85,7 @@ def cuda_tables():
         [kind, *(", ".join(str(used[chip, (dtype, kind)]["REG"]) for dtype in dtypes) for chip in chips)]
         for kind in cuda_kernels.KINDS
     )
-    yield "blended_kl", "cuda kernels", markdown(header, kernels)
+    yield "cuda kernels", markdown(header, kernels)
 
     held = cuda_kernels.KINDS[:-1]
     kinds = range(len(held))
@@ -94,7 +94,7 @@ def cuda_tables():
         for classes in LONG
         for dtype in (torch.bfloat16, torch.float32)
     )
-    yield "blended_kl", "cuda plans", markdown(["C", "dtype", *held], plans)
+    yield "cuda plans", markdown(["C", "dtype", *held], plans)
 
 
 def plan_cell(kind, dtype, classes):
@@ -103,13 +103,12 @@ def plan_cell(kind, dtype, classes):
     return f"{cluster} x {threads}" if planned == kind else "not held"
 
 
-def write(op, title, table):
-    readme = PACKAGE / op / "README.md"
+def write(title, table):
     text, found = re.subn(
-        rf"(<!-- table {title} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", readme.read_text(), flags=re.S
+        rf"(<!-- table {title} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", PAGE.read_text(), flags=re.S
     )
-    assert found == 1, f"{readme} must have one place for the table {title}, has {found}"
-    readme.write_text(text)
+    assert found == 1, f"{PAGE} must have one place for the table {title}, has {found}"
+    PAGE.write_text(text)
 
 
 def report():
@@ -119,10 +118,10 @@ def report():
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     for kernels in arguments.kernels or tables:
-        for op, title, table in tables[kernels]():
+        for title, table in tables[kernels]():
             print(table, end="\n\n")
             if arguments.write:
-                write(op, title, table)
+                write(title, table)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@
 #include <cstdint>
 
 // One variable of a block in its shared memory, uninitialised: SMEM_STATIC(float[32], sums). No macro could stand for
-// __shared__ alone in tests/cuda_on_cpu, which has a copy for each of the blocks that run in one process.
+// __shared__ alone in tools/cuda_on_cpu, which has a copy for each of the blocks that run in one process.
 #if !defined(SMEM_STATIC)
 template <class T>
 using SharedType = T;
