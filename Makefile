@@ -25,7 +25,7 @@ test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 
 ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(VENV)/bin/cmake --log-level=WARNING -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
-		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON -DTOAST_SIMD="$(SIMD)"
+		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON -DTOAST_INSTRUCTION_SETS="$(SIMD)"
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
 

@@ -226,10 +226,13 @@ def finish(inputs, target, sums, logits_row, top, scale, origin, C, PAST: tl.con
     log_p = tl.log(sums.p / p_top)  # 0 where top has all, however its exponential was rounded
     class_sum = sums.mass + outside.mass
     past_sum = target.past * sums.past + outside.past
-    moved = scaled(top, origin) * origin.unit
     # Logits of -inf alone have log_p = -inf, and no mass on them is no loss.
-    loss = tl.where((class_sum == 0) & (log_p == -INF), 0.0, class_sum * (log_p + moved))
-    loss -= (sums.dot + outside.dot) * origin.unit
+    loss = tl.where((class_sum == 0) & (log_p == -INF), 0.0, class_sum * log_p)
+    x_top = scaled(top, origin)  # 0 but for the rounding of the Scale's shift, which the dots have too
+    tiles, others = sums.mass, outside.mass
+    if PAST:
+        tiles, others = tiles + target.past * sums.past, others + outside.past
+    loss += ((tiles * x_top - sums.dot) + (others * x_top - outside.dot)) * origin.unit
     z_a, z_b = log_p, log_p
     cross_entropy = log_p  # of class probabilities: see score_again
     if inputs.labels.target is not None:
@@ -246,9 +249,7 @@ def finish(inputs, target, sums, logits_row, top, scale, origin, C, PAST: tl.con
     coef_e = coef_p
     if PAST:
         entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.past_mass != 0, other=0.0).to(tl.float32)
-        loss += past_sum * moved + settings.temperature * (
-            past_sum * tl.log(sums.e / e_top) - target.past_mass * entropy
-        )
+        loss += settings.temperature * (past_sum * tl.log(sums.e / e_top) - target.past_mass * entropy)
         if inputs.past.indices is not None:
             loss -= settings.temperature * outside.entropy
         coef_e = past_sum / sums.e
