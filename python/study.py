@@ -149,7 +149,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     same = {name: getattr(options, name) for name in SAME}
-    plan = Plan(same, tuple(options.regimes), tuple(options.methods), tuple(sorted(options.seeds)))
+    plan = Plan(same, tuple(options.regimes), tuple(options.methods), tuple(sorted(set(options.seeds))))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through finally: the workers end too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in background jobs
     try:

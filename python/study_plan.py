@@ -71,12 +71,15 @@ class Plan:
 
     def work(self) -> float:
         """Of all the runs, in that of a run of cross-entropy under the base regime."""
-        return sum(
-            work_of(regime, method)
-            * (len(METHODS[method].trials) + len(self.seeds) - 1 if METHODS[method].trials else len(self.seeds))
-            for regime in self.regimes
-            for method in self.methods_under(regime)
-        )
+        work = 0.0
+        for regime in self.regimes:
+            methods = self.methods_under(regime)
+            for method in methods:
+                trials = len(METHODS[method].trials)
+                work += work_of(regime, method) * (trials + len(self.seeds) - 1 if trials else len(self.seeds))
+            if "ce" not in methods:  # whose learning rate all take
+                work += work_of(regime, "ce") * len(METHODS["ce"].trials)
+        return work
 
 
 def work_of(regime: str, method: str) -> float:

@@ -151,7 +151,8 @@ def toast_loss(
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
         constants. Logits get a gradient; so do class probabilities and, with them, weight, from the reference, which
         "auto" then takes. Where another argument requires grad (weight, lam, alpha, past_weight), and for a second
-        derivative, kernels raise; backend="reference" has them.
+        derivative, kernels raise; backend="reference" has them. (torch.autograd.grad, and backward with inputs=, pass
+        over what raises: with create_graph=True they take the gradient for a constant.)
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
@@ -221,13 +222,13 @@ def class_medoids(
         mask: ``[N]`` bool, False leaves a row out.
         ignore_index: rows with this label are left out.
         device: where to compute, for x on the CPU; default: where x is. See below.
-        chunk_bytes: the most memory that a chunk takes there; default, with another device: 512 MB.
+        chunk_bytes: the most memory that a chunk takes there; default, with another device: 512 MiB.
         backend: "auto", "reference", "cpu" or "triton".
 
     Rows with a NaN or infinite value are left out too. The label of a row that is left out is not looked at.
 
-    On a CPU rows are read where they lie, also in a memory-mapped file (``torch.from_file``, ``numpy.memmap``); none is
-    copied but a few MB at a time. With `device` or `chunk_bytes` x may be larger than the device's memory, or than the
+    On a CPU rows are read where they lie, also in a memory-mapped file (``torch.from_file``, ``torch.from_numpy`` of a
+    numpy.memmap); none is copied but a few MB at a time. With `device` or `chunk_bytes` x may be larger than the device's memory, or than the
     computer's: classes are gathered in chunks of whole ones, in host memory that is pinned for a GPU, where the next is
     gathered while it computes. Each row is read once. A chunk's rows and what is made of them take at most
     `chunk_bytes` on the device, and 16 MB more on a GPU; two chunks' rows are in host memory (for a CPU one). The
@@ -266,7 +267,8 @@ def class_medoids(
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     labels = labels.long() if labels.dtype == torch.uint8 else labels
     arguments = labels, num_classes, metric, mask, ignore_index, backend
-    if chunk_bytes is None and (device is None or _is_on(x, device)):
+    device = x.device if device is None else _usable(device)
+    if chunk_bytes is None and device.type == x.device.type and device.index in (None, x.device.index):
         return medoids.class_medoids(x.resolve_neg(), *arguments)
     if x.device.type != "cpu":
         raise ValueError(f"x must be on the CPU where chunk_bytes or another device is given, got x on {x.device}")
@@ -274,13 +276,14 @@ def class_medoids(
         chunk_bytes = chunks.CHUNK_BYTES
     elif not isinstance(chunk_bytes, int) or isinstance(chunk_bytes, bool):
         raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}")
-    device = x.device if device is None else torch.device(device)
     return chunks.class_medoids(x, *arguments, device, chunk_bytes)
 
 
-def _is_on(x: torch.Tensor, device: torch.device | str) -> bool:
+def _usable(device: torch.device | str) -> torch.device:
     try:
-        device = torch.device(device)
-    except (RuntimeError, TypeError):
-        raise ValueError(f"device must be a torch.device, the name of one or None, got {device!r}") from None
-    return device.type == x.device.type and device.index in (None, x.device.index)
+        usable = torch.device(device)
+        if usable.type != "cpu":
+            torch.empty(0, device=usable)
+    except (RuntimeError, TypeError, AssertionError) as error:
+        raise ValueError(f"device must be one that there is, its name or None, got {device!r}: {error}") from None
+    return usable

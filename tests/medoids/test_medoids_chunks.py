@@ -170,7 +170,9 @@ X, Y = torch.zeros(8, 3), torch.zeros(8, dtype=torch.int64)
 BAD = {
     "too small": ({"chunk_bytes": 100}, ValueError, r"chunk_bytes must be at least 632, what one row of 3 .*got 100"),
     "not an int": ({"chunk_bytes": 1e6}, TypeError, r"chunk_bytes must be an int or None, got 1000000.0"),
-    "no device": ({"device": "gpu"}, ValueError, r"device must be a torch.device, the name of one or None, got 'gpu'"),
+    "no device": ({"device": "gpu"}, ValueError, r"device must be one that there is, its name or None, got 'gpu'"),
+    "no device, in chunks": ({"device": "gpu", "chunk_bytes": 10_000}, ValueError, r"device must be one .* got 'gpu'"),
+    "a number": ({"device": 3.5}, ValueError, r"device must be one that there is, its name or None, got 3.5"),
     "a class that does not fit": (
         {"device": "meta", "chunk_bytes": 1000}, ValueError,
         r"chunk_bytes must be at least 2592, what the 8 rows of class 0 need on meta at once, got 1000; or device=",

@@ -46,8 +46,9 @@ def test_trials_come_first_then_seed_by_seed_all_methods():
     assert len(set(order)) == len(order)
 
 
-def test_all_the_work_is_counted():
-    chosen = plan(("base", "epochs-x4"), study_plan.CORE_METHODS, (0, 1, 2))
+@pytest.mark.parametrize("methods", [study_plan.CORE_METHODS, ("toast",)])
+def test_all_the_work_is_counted(methods):
+    chosen = plan(("base", "epochs-x4"), methods, (0, 1, 2))
     assert sum(study_plan.work_of(spec.regime, spec.method) for spec in finish(chosen)) == chosen.work()
 
 
