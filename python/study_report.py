@@ -178,8 +178,8 @@ def _coverage(result: Results) -> str:
         (REGIMES[regime].title, *(_seeds(result, regime, method) for method in result.plan.methods))
         for regime in result.regimes
     ]
-    table = _table(("seeds that are there", *result.plan.methods), rows)
-    return table + (f"\n\nNot run yet: {', '.join(missing)}." if missing else "")
+    parts = [_table(("seeds that are there", *result.plan.methods), rows)] if rows else []
+    return "\n\n".join(parts + [f"Not there yet: {', '.join(missing)}."] * bool(missing))
 
 
 def _seeds(result: Results, regime: str, method: str) -> str:

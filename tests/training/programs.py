@@ -23,7 +23,6 @@ import metrics  # noqa: E402, F401
 import options  # noqa: E402, F401
 import pictures  # noqa: E402, F401
 import report  # noqa: E402, F401
-import study  # noqa: E402, F401
 import study_cost  # noqa: E402, F401
 import study_methods  # noqa: E402, F401
 import study_plan  # noqa: E402, F401
@@ -33,6 +32,8 @@ import study_run  # noqa: E402, F401
 import study_table  # noqa: E402, F401
 import train  # noqa: E402, F401
 import training  # noqa: E402, F401
+
+import study  # noqa: E402, F401
 
 
 def start_train(*arguments, processes: int = 1, **popen) -> subprocess.Popen:

@@ -133,7 +133,7 @@ def test_the_page_says_what_the_table_does(folder):
     assert f"NLL better in 1, worse in 0, **-0.210 ± {half / 100:.3f}** on average over 1" in page
     assert "of 1 regimes" in page
     assert "| half of the data | 3 | - | - |" in page
-    assert "Not run yet: epochs-x4, epochs-x8, quarter," in page
+    assert "Not there yet: epochs-x4, epochs-x8, quarter," in page
     assert "(../study/benefit.png)" in page
     assert "| TOAST, both stages | base: all data, the usual augmentation | 1.5 | **+3.00" in page
 
@@ -172,6 +172,15 @@ def test_the_page_is_what_the_results_make_it():
     root = PYTHON.parent
     page = root / "docs" / "study.md"
     assert page.read_text() == study_report.text(root / "study", page)
+
+
+def test_a_page_of_trials_alone_has_no_scores(tmp_path):
+    trials = plan().trials("base", "ce", {})[:2]
+    table.append(tmp_path / "results.csv", study_run.COLUMNS, map(result, trials))
+    page = study_report.text(tmp_path, tmp_path / "study.md")
+    assert "2 runs so far, trials included" in page
+    assert "Not there yet: base, epochs-x4" in page
+    assert "### Scores" not in page
 
 
 def test_a_page_without_results(tmp_path):
