@@ -22,7 +22,7 @@ def class_medoids(
     device,
     chunk_bytes,
 ):  # -> [K] int64 on the CPU
-    """On checked arguments; see functional.class_medoids. A row is read once, by ascending number in a chunk. Classes
+    """On checked arguments; see functional.class_medoids. A chunk's rows are gathered once, in ascending order. Classes
     that are too large for a chunk are left where they lie if the device is the CPU."""
     x = x.detach()
     kernels = choose("medoids", backend, device, x.dtype, x.shape[1])
