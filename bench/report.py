@@ -85,6 +85,7 @@ def all_tables():
             "cross-entropy": (tables.losses, last_runs("loss_plain"), plain),
             "top-k": (tables.losses, last_runs("loss_top_k"), top_k),
             "medoids": (tables.medoids, last_runs("medoids")),
+            "medoids in chunks": (tables.compared, last_runs("medoids_in_chunks"), "N x D", "in chunks"),
             "training step": (tables.steps, last_runs("training_step")),
             "set_epoch": (tables.epochs, last_runs("set_epoch")),
             "forward": (tables.losses, last_runs("loss_blended"), losses, ["forward"]),
