@@ -6,8 +6,6 @@ CPP_FILES := $(shell find csrc tests/cpp tools/cuda_on_cpu -name '*.h' -o -name 
 NATIVE := setup.py pyproject.toml CMakeLists.txt $(shell find csrc -type f)
 ARGS ?=
 
-# What the C++ tests run on under sanitizers, besides the generic code; `make check-more` has all.
-SIMD ?= avx512
 PART ?=
 RESULTS ?=
 OLDEST_TRITON := triton==3.6.0
@@ -25,7 +23,7 @@ test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 
 ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
 	$(VENV)/bin/cmake --log-level=WARNING -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
-		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON -DTOAST_INSTRUCTION_SETS="$(SIMD)"
+		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON
 	$(VENV)/bin/cmake --build build/sanitize
 	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
 
@@ -47,7 +45,6 @@ check-more: docs cross ## what a release wants besides `make test` and `make lin
 	$(PY) -m pip install --quiet --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
 	$(PY) -m pytest -q -m more tests
 	PYTHONPATH=build/oldest-triton $(PY) -m pytest -q -m "" tests/compiled/test_compile_targets.py
-	$(MAKE) ctest SIMD="avx2;avx512"
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
 	$(PY) tools/seeded_faults.py $(ARGS)

@@ -44,7 +44,7 @@ def build(environment):
 
     configure = [
         "cmake", "-S", ROOT, "-B", FOLDER, "-G", "Ninja", "-DTOAST_CUDA=0", "-DTOAST_CUDA_ON_CPU=ON",
-        "-DTOAST_INSTRUCTION_SETS=",
+        "-DTOAST_SIMD=OFF",
         f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         f"-DTOAST_OUTPUT_DIRECTORY={FOLDER}",
     ]  # fmt: skip

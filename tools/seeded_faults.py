@@ -78,7 +78,7 @@ class Tree:
         configure = ("cmake", "-S", ".", "-B", folder, "-G", "Ninja", "-DCMAKE_CXX_FLAGS_RELEASE=-O1")
         commands = [("cmake", "--build", folder, "--target", target)]
         if not folder.exists():
-            commands.insert(0, (*configure, *([] if simd else ["-DTOAST_INSTRUCTION_SETS="]), *options))
+            commands.insert(0, (*configure, f"-DTOAST_SIMD={'ON' if simd else 'OFF'}", *options))
         for command in commands:
             done = self.run(*command)
             if done.returncode:

@@ -231,10 +231,10 @@ int main() {
   for (DType dtype : kDTypes) {
     // Whole and broken vectors of 4 and 8; threads without any, and more rows than clusters.
     for (int64_t classes : {1, 2, 3, 7, 8, 9, 15, 17, 33, 64, 65, 130})
-      for (int repeat = 0; repeat < 8; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat % 5);
+      for (int repeat = 0; repeat < 5; ++repeat) test(dtype, 1 + repeat, classes, 1 << repeat);
     for (int64_t classes : {511, 1024, 2049})
       for (int cluster : {1, 2, 3, 6, 8, 16})
-        for (int repeat = 0; repeat < 3; ++repeat) test(dtype, 1 + repeat, classes, cluster);
+        for (int rows : {1, 3}) test(dtype, rows, classes, cluster);
     test(dtype, 0, 5, 2);
     test(dtype, 300, 9, 1);
   }
