@@ -311,7 +311,10 @@ def test_a_dry_run_leaves_no_trace():
         indices = torch.zeros(3, 3, dtype=torch.int64)
         fake = TopPredictions(torch.zeros(3, 3), indices, logsumexp, logsumexp, logsumexp, 30)
         criterion.bank.update(torch.zeros(3, 6), indices[:, 0], fake)
+        assert criterion.linear(*(torch.zeros_like(x) for x in (X, WEIGHT, Y))).shape == ()
+    assert criterion.linear(X.to("meta"), WEIGHT.to("meta"), Y.to("meta")).is_meta
     assert criterion.bank.num_features is None
+    assert not criterion.alpha.is_meta
     criterion.linear(X, WEIGHT, Y)
     assert criterion.bank.num_rows == 24
     criterion.set_epoch(1)
@@ -434,6 +437,17 @@ def nothing(_):
 WRONG = {
     "no top_k": (lambda: ToastLoss(30).linear(X, WEIGHT, Y), ValueError, "top_k must be given .*, got None"),
     "top_k above C": (lambda: ToastLoss(30, top_k=31), ValueError, r"top_k must be an int in \[1, 30\].*got 31"),
+    "input None": (
+        lambda: after(nothing).linear(None, WEIGHT, Y),
+        TypeError,
+        "input must be a tensor, got NoneType",
+    ),
+    "weight None": (
+        lambda: after(nothing).linear(X, None, Y),
+        TypeError,
+        "linear_weight must be a tensor, got NoneType",
+    ),
+    "logits of the loss None": (lambda: after(nothing)(None, Y), TypeError, "logits must be a tensor, got NoneType"),
     "input 3-d": (
         lambda: after(nothing).linear(X[None], WEIGHT, Y),
         ValueError,
