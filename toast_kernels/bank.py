@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from .annotations import Backend, Metric, Target
-from .arguments import label_shape
+from .arguments import label_shape, type_of
 from .backends import BACKENDS, FLOATS, KERNELS
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
@@ -16,7 +16,7 @@ from .mixup import main_class
 from .pool import Pool
 from .soft_targets import SoftTargets, check_temperature
 from .state import of_another_version, state_rank
-from .top_predictions import TopPredictions
+from .top_predictions import TopPredictions, check_predictions
 from .uncompiled import leave_uncompiled
 
 SOFTENED = 1 << 24  # numbers of medoids' rows that are made soft targets at a time
@@ -130,15 +130,13 @@ class MedoidBank(nn.Module):
         self.backend = backend
         self.ranks = Ranks(process_group)
         self.save_pool = save_pool
-        with torch.inference_mode(False):
-            self.medoids = torch.full((num_classes,), -1, dtype=torch.int64, device="cpu")
-            self._pool_settings = {
-                "capacity": pool_rows, "most": max_rows_per_class, "seed": seed, "ignore_index": ignore_index
-            }  # fmt: skip
-            self.pool = Pool(num_classes, num_classes, pool_dtype, **self._pool_settings)
-            self.num_features: int | None = None
-        if num_features is not None:
-            self._pool_features(num_features)
+        self._pool_settings = {
+            "dtype": pool_dtype, "capacity": pool_rows, "most": max_rows_per_class, "seed": seed,
+            "ignore_index": ignore_index,
+        }  # fmt: skip
+        self._num_features = num_features
+        self.pool = self._new_pool(num_features)
+        self.reset_parameters()
         if save_pool:
             self.pool.allocate(torch.device("cpu"))
             self._saved_as = f"pool_of_rank_{state_rank()}"
@@ -147,6 +145,11 @@ class MedoidBank(nn.Module):
     @property
     def num_rows(self) -> int:
         return self.pool.num_rows
+
+    @property
+    def num_features(self) -> int | None:
+        """D where the pool is of features; None where it is of logits, or was not told yet."""
+        return None if self.pool.predictions is None else self.pool.memory.logits.shape[1]
 
     def update(self, logits: Tensor, target: Target, predictions: TopPredictions | None = None) -> None:
         """Adds a copy of the rows to the pool. With pool_rows it does not wait for a GPU; torch.compile leaves it out.
@@ -161,8 +164,8 @@ class MedoidBank(nn.Module):
         Raises:
             IndexError: on the CPU, a label that is neither in [0, C) nor ignore_index. Nothing was added.
         """
-        if not logits.is_floating_point():
-            raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
+        if not isinstance(logits, Tensor) or not logits.is_floating_point():
+            raise TypeError(f"logits must be a floating-point tensor, got {type_of(logits)}")
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "a replica of nn.DataParallel cannot pool rows: they would be lost after its forward pass. Use "
@@ -179,8 +182,8 @@ class MedoidBank(nn.Module):
         if logits.requires_grad:
             logits = logits.detach()
         if predictions is not None:
-            if not self.pool.is_dry_run(logits):
-                self._expect_features(logits, predictions)
+            self._check_features(logits)
+            check_predictions(predictions, len(logits), self.num_classes)
         elif self.num_features is not None:
             raise TypeError("predictions must be TopPredictions where the bank's pool is of features, got None")
         elif logits.dim() < 2 or logits.shape[1] != self.num_classes:
@@ -196,39 +199,38 @@ class MedoidBank(nn.Module):
             labels = torch.where(wrong, self.ignore_index, labels)  # the pool raises for what is no class
         rows = logits if logits.dim() == 2 else logits.movedim(1, -1).reshape(-1, self.num_classes)
         labels = (labels if labels.dim() == 1 else labels.reshape(-1)).to(logits.device, torch.int64)
-        packed = None
+        if self.pool.is_dry_run(rows):
+            return
+        pool, packed = self.pool, None
         if predictions is not None:
+            if self.num_features is None:
+                pool = self._new_pool(rows.shape[1])
             logsumexp = predictions.logsumexp_at_soft_temperature
             labels = torch.where(logsumexp.isfinite(), labels, self.ignore_index)
             packed = predictions.packed(self.top_k, self.temperature, logsumexp)
-        self.pool.add(rows, labels, packed)
+        pool.add(rows, labels, packed)
+        self.pool = pool  # not before nothing can be raised any more
+        self._had_logits = predictions is None
 
-    def _pool_features(self, num_features: int) -> None:
-        """From now on."""
-        if self.top_k is None:
+    def _new_pool(self, num_features: int | None) -> Pool:
+        """An empty one of features, or of logits."""
+        width, packed = self.num_classes, None
+        if num_features is not None and self.top_k is None:
             raise ValueError("top_k must be given where features are pooled: a class's soft target has so many classes")
-        self.num_features = num_features
-        packed = 2 * self.top_k, torch.promote_types(self.dtype, torch.float32)
+        if num_features is not None:
+            width, packed = num_features, (2 * self.top_k, torch.promote_types(self.dtype, torch.float32))
         with torch.inference_mode(False):
-            dtype = self.pool.memory.logits.dtype
-            self.pool = Pool(self.num_classes, num_features, dtype, packed, **self._pool_settings)
+            return Pool(self.num_classes, width, predictions=packed, **self._pool_settings)
 
-    def _expect_features(self, features: Tensor, predictions: TopPredictions) -> None:
-        """Raises unless the pool is of such features; while nothing was pooled it becomes so."""
-        if self.num_features is None and features.dim() == 2:
-            if self.save_pool:
-                raise ValueError("num_features must be given where save_pool is and features are pooled, got None")
-            if len(self.pool.memory.logits):
-                raise ValueError("a bank that has pooled logits pools no features: make another one")
-            self._pool_features(features.shape[1])
-        if features.dim() != 2 or features.shape[1] != self.num_features:
+    def _check_features(self, features: Tensor) -> None:
+        """Raises unless the pool is of such features, or may become so."""
+        if self.num_features is None and self.save_pool:
+            raise ValueError("num_features must be given where save_pool is and features are pooled, got None")
+        if self._had_logits and self.num_features is None:
+            raise ValueError("a bank that was given logits takes no features: make another one")
+        if features.dim() != 2 or self.num_features not in (None, features.shape[1]):
             expected = "[N, D]" if self.num_features is None else f"[N, D] with D = {self.num_features}"
             raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
-        if predictions.indices.shape[:-1] != features.shape[:1] or predictions.num_classes != self.num_classes:
-            raise ValueError(
-                f"predictions must be of {len(features)} rows (from features) and {self.num_classes} classes, got "
-                f"{list(predictions.indices.shape[:-1])} and {predictions.num_classes}"
-            )
 
     @torch.no_grad()
     def compute(self) -> SoftTargets:
@@ -271,7 +273,7 @@ class MedoidBank(nn.Module):
         self.ranks.agree(temperature=self.temperature, top_k=self.top_k, dtype=self.dtype)
         told = [width for width in self.ranks.all_gather_object(self.num_features) if width is not None]
         if told and self.num_rows == 0 and self.num_features is None:  # no batch of this rank's told it
-            self._pool_features(told[0])
+            self.pool = self._new_pool(told[0])
         self.ranks.agree(num_features=self.num_features)
         with self.ranks.in_step():
             rows, labels, positions, predicted = self.pool.rows()
@@ -307,6 +309,15 @@ class MedoidBank(nn.Module):
         """Empties the pool."""
         self.pool.reset()
 
+    def reset_parameters(self) -> None:
+        """As new: empty, and open to features and logits unless num_features was given."""
+        self._had_logits = False
+        if self.num_features != self._num_features:  # a batch told it
+            self.pool = self._new_pool(self._num_features)
+        self.reset()
+        with torch.inference_mode(False):
+            self.medoids = torch.full((self.num_classes,), -1, dtype=torch.int64, device="cpu")
+
     def extra_repr(self) -> str:
         settings = ("metric", "temperature", "top_k", "num_features", "correct_only", "min_share", "dtype", "pool_rows")
         settings = [f"{name}={getattr(self, name)!r}" for name in (*settings, "save_pool")]
@@ -335,10 +346,5 @@ class MedoidBank(nn.Module):
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         own = self._saved_pool(prefix)
         unexpected[:] = [key for key in unexpected if key not in own]
-        for key, tensor in own.items():
-            if key not in state:
-                missing.append(key)
-            elif (shape := state[key].shape) != tensor.shape:
-                errors.append(f"{key} must have shape {list(tensor.shape)} (from pool_rows), got {list(shape)}")
-            else:
-                tensor.copy_(state[key])
+        if own:
+            self.pool.load(state, f"{prefix}{self._saved_as}.", missing, errors)

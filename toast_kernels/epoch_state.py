@@ -55,7 +55,7 @@ class EpochState(nn.Module):
         """As new: no epoch has begun, no soft target is there, and the pool is empty."""
         self.alpha.zero_()
         self.epoch.fill_(-1)
-        self.bank.reset()
+        self.bank.reset_parameters()
         if self.max_alpha > 0:
             self.soft_temperature.fill_(self.bank.temperature)
             for part in (self.values, self.entropy, self.filled):

@@ -7,6 +7,7 @@ from .arguments import Arguments, check, learned, numbers, to_problem, type_of
 from .backends import FLOATS, choose
 from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
+from .blended_kl.problem import is_traced
 from .blended_kl.reference import _reject_out_of_range
 from .functional import ToastStats
 from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
@@ -130,7 +131,7 @@ def linear_toast_loss(
     needs = [grad and tensor is not None and tensor.requires_grad for tensor in (input, linear_weight, linear_bias)]
     in_forward = any(needs) and gradient_in_forward(logits, reduction)
     problem = to_problem(given, *numbers(given), in_forward)
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+    if x.device.type == "cpu" and not is_traced():
         _reject_out_of_range(problem)
     chunk_rows = _chunk_rows(chunk_bytes, x, num_classes, gradient_is_written_over_logits(backend) or not any(needs))
     settings = Settings(
@@ -189,7 +190,8 @@ def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torc
 def _product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
     """What F.linear computes in here."""
     kind = input.device.type
-    if torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
+    autocasts = torch.amp.is_autocast_available(kind)  # not "meta"
+    if autocasts and torch.is_autocast_enabled(kind) and input.dtype != torch.float64:
         return torch.get_autocast_dtype(kind)
     for name, tensor in (("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if tensor is not None and tensor.dtype != input.dtype:

@@ -142,6 +142,8 @@ class ToastLoss(EpochState):
                 smoothed by label_smoothing or not at all, which :func:`mixup_triple` turns into a triple in training.
             past: what HardReplay.extend or PredictionMemory.past gave.
         """
+        if not isinstance(logits, Tensor):
+            raise TypeError(f"logits must be a tensor, got {type_of(logits)}")
         if logits.dim() < 2 or logits.shape[1] != self.bank.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.bank.num_classes}"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
@@ -191,6 +193,9 @@ class ToastLoss(EpochState):
         num_classes, top_k = self.bank.num_classes, self.bank.top_k
         if top_k is None:
             raise ValueError("top_k must be given to a ToastLoss whose linear is called, got None: 64 is a start")
+        for name, tensor in (("input", input), ("linear_weight", linear_weight)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type_of(tensor)}")
         if input.dim() != 2:
             raise ValueError(f"input must have shape [N, D], got {list(input.shape)}")
         if linear_weight.dim() != 2 or linear_weight.shape[0] != num_classes:

@@ -49,7 +49,7 @@ class Pool:
 
     def add(self, rows: Tensor, labels: Tensor, predictions: Tensor | None = None) -> None:
         """Adds [N, width] rows; labels int64 [N] and predictions [N, P] on their device."""
-        if not len(labels) or self.is_dry_run(rows):
+        if not len(labels):
             return
         if self.memory.logits.device != rows.device or self.capacity != len(self.memory.logits):
             self._make_room(len(labels), rows.device)
@@ -91,6 +91,20 @@ class Pool:
         """The tensors themselves, by name."""
         state = {**self.memory._asdict(), "predictions": self.predictions, "seen": self.seen}
         return {name: tensor for name, tensor in state.items() if tensor is not None}
+
+    def load(self, state: dict[str, Tensor], prefix: str, missing: list[str], errors: list[str]) -> None:
+        """Copies what a state has into its own tensors; the lists get what it lacks, and what has another shape."""
+        rows = "pool_rows" if self.most is None else "num_classes * max_rows_per_class"
+        columns = {"logits": "num_classes" if self.predictions is None else "num_features", "predictions": "2 * top_k"}
+        for name, tensor in self.state().items():
+            key = prefix + name
+            if key not in state:
+                missing.append(key)
+            elif (shape := state[key].shape) != tensor.shape:
+                source = columns[name] if shape[:1] == tensor.shape[:1] else rows
+                errors.append(f"{key} must have shape {list(tensor.shape)} (from {source}), got {list(shape)}")
+            else:
+                tensor.copy_(state[key])
 
     def __getattr__(self, name: str) -> Tensor:
         """The tensors by name, as torch.distributed.checkpoint looks for what a state names."""

@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .arguments import type_of
+
 MOST_CLASSES = 1 << 24  # whose numbers float32 holds
 
 
@@ -36,3 +38,14 @@ class TopPredictions(NamedTuple):
 
     def first(self, rows: int) -> "TopPredictions":
         return TopPredictions(*(part[:rows] for part in self[:-1]), self.num_classes)
+
+
+def check_predictions(predictions, rows: int, num_classes: int) -> None:
+    """Raises unless these are predictions of so many rows of features."""
+    if not isinstance(predictions, TopPredictions):
+        raise TypeError(f"predictions must be TopPredictions or None, got {type_of(predictions)}")
+    if predictions.indices.shape[:-1] != (rows,) or predictions.num_classes != num_classes:
+        raise ValueError(
+            f"predictions must be of {rows} rows (from features) and {num_classes} classes, got "
+            f"{list(predictions.indices.shape[:-1])} and {predictions.num_classes}"
+        )

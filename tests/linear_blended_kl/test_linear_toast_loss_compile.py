@@ -1,4 +1,4 @@
-"""linear_toast_loss under torch.compile(fullgraph=True), and its op under torch.library.opcheck."""
+"""linear_toast_loss under torch.compile(fullgraph=True), make_fx, fake and meta tensors; opcheck of its op."""
 
 from dataclasses import replace
 
@@ -6,6 +6,8 @@ import pytest
 import torch
 from blended_kl_cases import Case
 from linear_cases import chunk_of, head
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from toast_kernels import linear_toast_loss
@@ -53,6 +55,47 @@ def test_other_numbers_of_rows():
         tensors = head(case)
         for a, b in zip(step(compiled, case, tensors), step(linear_toast_loss, case, tensors), strict=True):
             torch.testing.assert_close(a, b)
+
+
+each_reduction = pytest.mark.parametrize("reduction", ["mean", "none"])
+
+
+def of_values_unknown(reduction):
+    """A function of tensors, and these."""
+
+    def function(x, weight, bias, target):
+        leaves = [tensor.detach().requires_grad_() for tensor in (x, weight, bias)]
+        loss, stats, top = linear_toast_loss(
+            *leaves[:2], target, leaves[2], reduction=reduction, return_stats=True, return_top_k=3, chunk_bytes=1056
+        )
+        return [loss.detach(), *stats, *top[:-1], *torch.autograd.grad(loss.sum(), leaves)]
+
+    return function, (*head(CASES["plain"]), CASES["plain"].arguments()[1])
+
+
+@pytest.mark.parametrize("mode", ["real", "fake", "symbolic"])
+@each_reduction
+def test_make_fx(reduction, mode):
+    function, tensors = of_values_unknown(reduction)
+    graph = make_fx(function, tracing_mode=mode)(*(torch.zeros_like(x) for x in tensors))
+    for a, b in zip(graph(*tensors), function(*tensors), strict=True):
+        assert torch.equal(a, b)
+
+
+@each_reduction
+def test_fake_tensors(reduction):
+    function, tensors = of_values_unknown(reduction)
+    with FakeTensorMode() as mode:
+        found = function(*(mode.from_tensor(x) for x in tensors))
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in function(*tensors)]
+
+
+@each_reduction
+def test_the_device_meta(reduction):
+    function, tensors = of_values_unknown(reduction)
+    found = function(*(x.to("meta") for x in tensors))
+    assert all(x.is_meta for x in found)
+    assert [(x.shape, x.dtype) for x in found] == [(x.shape, x.dtype) for x in function(*tensors)]
 
 
 class Calls(TorchDispatchMode):

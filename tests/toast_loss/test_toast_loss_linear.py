@@ -311,11 +311,72 @@ def test_a_dry_run_leaves_no_trace():
         indices = torch.zeros(3, 3, dtype=torch.int64)
         fake = TopPredictions(torch.zeros(3, 3), indices, logsumexp, logsumexp, logsumexp, 30)
         criterion.bank.update(torch.zeros(3, 6), indices[:, 0], fake)
+        assert criterion.linear(*(torch.zeros_like(x) for x in (X, WEIGHT, Y))).shape == ()
+    assert criterion.linear(X.to("meta"), WEIGHT.to("meta"), Y.to("meta")).is_meta
     assert criterion.bank.num_features is None
+    assert not criterion.alpha.is_meta
     criterion.linear(X, WEIGHT, Y)
     assert criterion.bank.num_rows == 24
     criterion.set_epoch(1)
     assert criterion.linear(X, WEIGHT, Y).isfinite()
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool_rows": 50}, {"max_rows_per_class": 2}], ids=str)
+def test_a_rejected_update_leaves_the_bank_as_it_was(settings):
+    rejected = {
+        "predictions of too few classes": (X, Y, predictions(2)),
+        "other rows": (X[1:], Y[1:], predictions()),
+        "a target of other rows": (X, Y[1:], predictions()),
+        "a label out of range": (X, Y + 9, predictions()),
+    }
+    for arguments in rejected.values():
+        bank = MedoidBank(30, top_k=3, **settings)
+        with pytest.raises((ValueError, IndexError)):
+            bank.update(*arguments)
+        assert bank.num_features is None
+        bank.update(X @ WEIGHT.T, Y)
+        assert bank.num_rows == 24
+    bank = MedoidBank(30, top_k=3, **settings)
+    with pytest.raises(IndexError):
+        bank.update(X @ WEIGHT.T, Y + 9)
+    bank.update(X, Y, predictions())
+    assert (bank.num_features, bank.num_rows) == (6, 24)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_features": 4}, r"pool_of_rank_0.logits must have shape \[10, 3\] \(from num_features\), got \[10, 4\]"),
+        ({"top_k": 5}, r"pool_of_rank_0.predictions must have shape \[10, 6\] \(from 2 \* top_k\), got \[10, 10\]"),
+        ({"pool_rows": 9}, r"pool_of_rank_0.labels must have shape \[10\] \(from pool_rows\), got \[9\]"),
+    ],
+    ids=["num_features", "top_k", "pool_rows"],
+)
+def test_a_pool_of_another_size_names_the_setting(settings, message):
+    own = {"num_features": 3, "top_k": 3, "pool_rows": 10, "save_pool": True}
+    state = MedoidBank(30, **{**own, **settings}).state_dict()
+    with pytest.raises(RuntimeError, match=message):
+        MedoidBank(30, **own).load_state_dict(state)
+
+
+@pytest.mark.parametrize("settings", [{}, {"pool_rows": 50}], ids=str)
+def test_reset_parameters_makes_it_as_new(settings):
+    criterion = after(lambda c: c.linear(X, WEIGHT, Y), **settings)
+    criterion.set_epoch(1)
+    criterion.linear(X, WEIGHT, Y)
+    criterion.reset_parameters()
+    assert criterion.bank.num_rows == 0
+    assert criterion.bank.num_features is None
+    assert criterion.bank.medoids.tolist() == [-1] * 30
+    criterion.set_epoch(0)
+    criterion(X @ WEIGHT.T, Y)
+    criterion.reset_parameters()
+    criterion.linear(X[:, 1:], WEIGHT[:, 1:], Y)
+    assert (criterion.bank.num_features, criterion.bank.num_rows) == (5, 24)
+
+    told = after(lambda c: c.linear(X, WEIGHT, Y), num_features=6, **settings)
+    told.reset_parameters()
+    assert (told.bank.num_features, told.bank.num_rows) == (6, 0)
 
 
 def bytes_of(criterion):
@@ -376,6 +437,17 @@ def nothing(_):
 WRONG = {
     "no top_k": (lambda: ToastLoss(30).linear(X, WEIGHT, Y), ValueError, "top_k must be given .*, got None"),
     "top_k above C": (lambda: ToastLoss(30, top_k=31), ValueError, r"top_k must be an int in \[1, 30\].*got 31"),
+    "input None": (
+        lambda: after(nothing).linear(None, WEIGHT, Y),
+        TypeError,
+        "input must be a tensor, got NoneType",
+    ),
+    "weight None": (
+        lambda: after(nothing).linear(X, None, Y),
+        TypeError,
+        "linear_weight must be a tensor, got NoneType",
+    ),
+    "logits of the loss None": (lambda: after(nothing)(None, Y), TypeError, "logits must be a tensor, got NoneType"),
     "input 3-d": (
         lambda: after(nothing).linear(X[None], WEIGHT, Y),
         ValueError,
@@ -409,7 +481,7 @@ WRONG = {
     "features after logits": (
         lambda: after(lambda c: c(X @ WEIGHT.T, Y)).linear(X, WEIGHT, Y),
         ValueError,
-        "a bank that has pooled logits pools no features",
+        "a bank that was given logits takes no features",
     ),
     "save_pool without num_features": (
         lambda: after(lambda c: c.linear(X, WEIGHT, Y), pool_rows=9, save_pool=True),
@@ -435,6 +507,16 @@ WRONG = {
         lambda: MedoidBank(30, top_k=3).update(X, Y, predictions(2)),
         ValueError,
         "top_k must be at most the 2 classes of predictions, got 3",
+    ),
+    "predictions a tensor": (
+        lambda: MedoidBank(30, top_k=3).update(X, Y, torch.zeros(3)),
+        TypeError,
+        "predictions must be TopPredictions or None, got a torch.float32 tensor",
+    ),
+    "logits None": (
+        lambda: MedoidBank(30).update(None, Y),
+        TypeError,
+        "logits must be a floating-point tensor, got NoneType",
     ),
     "predictions of other classes": (
         lambda: MedoidBank(31, top_k=3).update(X, Y, predictions()),

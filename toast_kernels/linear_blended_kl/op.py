@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, keep, kept, kernels
-from ..blended_kl.problem import Problem, arguments_of_op, flatten, number, schema, unflatten
+from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
 from .chunks import Head, Result, Settings, allocate, run
 
 torch.library.define(
@@ -31,7 +31,7 @@ def linear_blended_kl(problem: Problem, head: Head, settings: Settings) -> Resul
     needs_graph = settings.need_input or settings.need_weight or settings.need_bias
     if not problem.need_gradient:
         settings = settings._replace(need_input=False, need_weight=False, need_bias=False)
-    if torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
+    if is_traced() or problem.logits.is_meta:  # the op knows what shapes come of shapes
         return Result(*_op(*arguments_of_op(problem), *head, *settings))
     result = _run(problem, head, settings)
     if needs_graph:

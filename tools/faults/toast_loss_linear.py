@@ -63,9 +63,21 @@ FAULTS = {
         ),
         (
             "linear: a dry run tells the number of features",
-            "if not self.pool.is_dry_run(logits):",
-            "if True:",
+            "if self.pool.is_dry_run(rows):",
+            "if False:",
             TESTS + "test_a_dry_run_leaves_no_trace",
+        ),
+        (
+            "linear: a rejected update tells the number of features",
+            "                pool = self._new_pool(rows.shape[1])\n",
+            "                pool = self.pool = self._new_pool(rows.shape[1])\n",
+            TESTS + "test_a_rejected_update_leaves_the_bank_as_it_was",
+        ),
+        (
+            "linear: features survive reset_parameters",
+            "if self.num_features != self._num_features:",
+            "if False:",
+            TESTS + "test_reset_parameters_makes_it_as_new",
         ),
         (
             "linear: ranks may pool features and logits",
