@@ -10,7 +10,7 @@ import torch.distributed as dist
 from blended_kl_cases import Case
 from linear_cases import assert_as_good, differentiated, head, naive
 from sharded_cases import slice_of, slice_of_table
-from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.nn.functional import linear
 
 from toast_kernels import linear_toast_loss, toast_loss
@@ -66,8 +66,8 @@ def every_case(rank, size):
                 found[name, case] = sharded(case, own, WIDTHS[name], groups[name])
     found["shift"] = shifted(slice_of(WIDTHS["three"], rank), groups["three"])
     found["frozen"] = frozen(slice_of(WIDTHS["three"], rank), groups["three"])
-    found["DTensor"] = with_dtensors()
-    found["said"] = failures(rank, slice_of(WIDTHS["three"], rank), groups["three"])
+    found["DTensor"], placements = with_dtensors(rank)
+    found["said"] = placements | failures(rank, slice_of(WIDTHS["three"], rank), groups["three"])
     return found
 
 
@@ -94,14 +94,23 @@ def frozen(own, group):
     return loss.detach(), twice[0]
 
 
-def with_dtensors():
+def with_dtensors(rank):
     mesh = init_device_mesh("cpu", (3,))
     x, weight, bias = head(CASES["labels"])
     x.requires_grad_()
     weight, bias = (distribute_tensor(y, mesh, [Shard(0)]).requires_grad_() for y in (weight, bias))
     loss = linear_toast_loss(x, weight, SEQUENCES.new_zeros(ROWS), bias)
     loss.backward()
-    return loss.detach(), x.grad, weight.grad.full_tensor(), bias.grad.full_tensor()
+    found = loss.detach(), x.grad, weight.grad.full_tensor(), bias.grad.full_tensor()
+    of_weight, of_input = Replicate() if rank == LOST else Shard(0), Shard(0) if rank == LOST else Replicate()
+    other_weight = DTensor.from_local(weight.detach().to_local(), mesh, [of_weight], run_check=False)
+    other_input = DTensor.from_local(x.detach(), mesh, [of_input], run_check=False)
+    labels, group = SEQUENCES.new_zeros(ROWS), mesh.get_group() if rank == LOST else None
+    return found, {
+        "placement of weight": error_of(lambda: linear_toast_loss(x, other_weight, labels)),
+        "placement of input": error_of(lambda: linear_toast_loss(other_input, weight, labels)),
+        "two groups": error_of(lambda: linear_toast_loss(x, weight, labels, process_group=group)),
+    }
 
 
 def failures(rank, own, group):
@@ -209,6 +218,9 @@ SAID = {
         "RuntimeError: rank 2 failed with MemoryError: no room on 2",
     ),
     "head learns": "ValueError: ranks differ in whether anything requires grad: False on rank 0, True on rank 2",
+    "placement of weight": "RuntimeError: rank 2 failed with ValueError: linear_weight must be .*, 0, got .*",
+    "placement of input": "RuntimeError: rank 2 failed with ValueError: input must be a replicated .*, got .*",
+    "two groups": "RuntimeError: rank 2 failed with ValueError: process_group must be None where linear_weight is .*",
     "label": r"RuntimeError: rank 2 failed with IndexError: target\[1\] = 40 is out of range \[0, 37\) and not -100",
     "learns": "ValueError: ranks differ in whether input requires grad: True on rank 0, False on rank 2",
     "chunk_bytes": "ValueError: ranks differ in chunk_bytes: 1000 on rank 0, 1001 on rank 2",

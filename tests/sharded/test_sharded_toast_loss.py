@@ -115,7 +115,7 @@ def every_case(rank, size):
                 for what in SPECIAL:
                     found[name, what] = sharded(own, groups[name], *special(what), upstream_of(what))
     found["shapes"] = shapes(slice_of(WIDTHS["four"], rank), groups["four"])
-    found["DTensor"] = with_dtensors()
+    found["DTensor"] = with_dtensors(rank)
     found["said"] = failures(rank, groups["four"])
     if rank != LOST:
         found["alone"] = what_is_said(rank, hasty)
@@ -145,7 +145,7 @@ def shapes(own, group):
     return found
 
 
-def with_dtensors():
+def with_dtensors(rank):
     """Of 13 and of 5 classes, of which the last rank has 1 and none; and what is said of other placements."""
     mesh, found = init_device_mesh("cpu", (4,)), {}
     for classes in (CLASSES, 5):
@@ -176,6 +176,8 @@ def with_dtensors():
     found["two groups"] = error_of(lambda: toast_loss(z, torch.arange(4), process_group="world"))
     labels = distribute_tensor(torch.arange(4), mesh, [Shard(0)])
     found["labels"] = error_of(lambda: toast_loss(z, labels))
+    z = DTensor.from_local(z.to_local(), mesh, [Replicate() if rank == LOST else Shard(1)], run_check=False)
+    found["one rank's"] = error_of(lambda: toast_loss(z, torch.arange(4)))
     return found
 
 
@@ -302,15 +304,17 @@ OTHER_DTENSORS = {
     "rows": r"logits must be a DTensor sharded on its class dimension, 1, got \(Shard\(dim=0\),\)",
     "replicated": r"logits must be a DTensor sharded on its class dimension, 1, got \(Replicate\(\),\)",
     "plane": "logits must be a DTensor on a mesh of one dimension, over which its classes lie, got one of 2; .*",
-    "two groups": "process_group must be None for logits that are a DTensor: it is that of their mesh",
+    "two groups": "process_group must be None where logits is a DTensor: it is that of the mesh",
     "labels": r"target must be a replicated DTensor or a tensor, got \(Shard\(dim=0\),\)",
 }
+ONE_RANKS = r"RuntimeError: rank 2 failed with ValueError: logits must be .*, 1, got \(Replicate\(\),\)"
 
 
 @pytest.mark.parametrize("what", OTHER_DTENSORS)
 def test_other_placements_are_an_error(found, what):
     for rank in range(4):
         assert re.fullmatch(f"ValueError: {OTHER_DTENSORS[what]}", found[rank]["DTensor"][what])
+        assert re.fullmatch(ONE_RANKS, found[rank]["DTensor"]["one rank's"])
 
 
 SAID = {

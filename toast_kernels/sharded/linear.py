@@ -15,7 +15,7 @@ from ..functional import ToastStats
 from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
 from ..linear_blended_kl.chunks import Head, _add_product, _cut
 from .arguments import check_own, check_widths, settings
-from .dtensor import arrived, group_of, is_dtensor, local, slice_of, whole
+from .dtensor import arrived, check_one_group, group_of, local, slice_of, whole
 from .exchange import Exchange
 from .loss import differentiate, reject_out_of_range, share_losses, share_statistics
 from .rows import Totals, coefficients, cut, rows_of
@@ -45,16 +45,14 @@ def sharded_linear_toast_loss(
     **given: Any,  # Arguments but for logits
 ):
     """linear.linear_toast_loss, of this rank's classes."""
-    if is_dtensor(linear_weight):
-        if process_group is not None:
-            raise ValueError("process_group must be None for a linear_weight that is a DTensor: it is that of its mesh")
-        process_group = group_of("linear_weight", linear_weight)
-    input = whole("input", input)
-    linear_weight, linear_bias = slice_of("linear_weight", linear_weight, 0), slice_of("linear_bias", linear_bias, 0)
-    given, _ = local(Arguments(logits=input, **given), process_group)
-
-    exchange, said = Exchange(process_group, CALL), {}
+    exchange = Exchange(group_of("linear_weight", linear_weight, process_group), CALL)
+    width, said = 0, {}
     with exchange.attempt():
+        check_one_group("linear_weight", linear_weight, process_group)
+        input = whole("input", input)
+        linear_weight = slice_of("linear_weight", linear_weight, 0)
+        linear_bias = slice_of("linear_bias", linear_bias, 0)
+        given = local(Arguments(logits=input, **given))
         width = len(linear_weight) if isinstance(linear_weight, Tensor) and linear_weight.dim() else 0
         target, past, past_index = given.target, given.past, given.past_index
         head = [linear_weight, linear_bias]

@@ -12,7 +12,7 @@ from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
 from . import labels
 from .arguments import check_own, check_widths, settings
-from .dtensor import arrived, local
+from .dtensor import arrived, check_one_group, group_of, local
 from .exchange import Exchange
 from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
 from .tables import Slice
@@ -26,10 +26,12 @@ PART_OF_ALL = 32
 @torch.compiler.disable
 def sharded_blended_kl(given: tuple, process_group: ProcessGroup | str | None) -> Outputs:
     """As blended_kl.plan.blended_kl, of this rank's columns of the logits."""
-    given, process_group = local(Arguments(*given), process_group)
-    exchange = Exchange(process_group, "toast_loss")
+    given = Arguments(*given)
+    exchange = Exchange(group_of("logits", given.logits, process_group), "toast_loss")
     problem, width, said = None, 0, {}
     with exchange.attempt():
+        check_one_group("logits", given.logits, process_group)
+        given = local(given)
         own = check_own(given, "toast_loss")
         said = settings(own)
         needs_gradient = own.logits.requires_grad and torch.is_grad_enabled()

@@ -122,6 +122,12 @@ FAULTS = {
     ],
     "toast_kernels/sharded/linear.py": [
         (
+            "a group beside that of a DTensor's mesh is taken",
+            'check_one_group("linear_weight", linear_weight, process_group)',
+            "pass",
+            LINEAR + "test_what_is_wrong_on_a_rank_is_an_error_on_all",
+        ),
+        (
             "a rank that fails in backward leaves others a gradient without its part",
             "    ctx.exchange.settle()\n    return gradients",
             "    return gradients",
