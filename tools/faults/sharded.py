@@ -90,6 +90,18 @@ FAULTS = {
             "probs[:, : own.width] = tail[:, None]",
             SPECIAL,
         ),
+        (
+            "ranks may differ in what a top-k table holds",
+            "return torch.where(self.used, 1 + sum(held), 0)",
+            "return self.used.double()",
+            SAID,
+        ),
+        (
+            "class weights may lie in another order on a rank",
+            "((bits * places).sum(1) &",
+            "(bits.sum(1) &",
+            SAID,
+        ),
         ("a masked slice makes all NaN", "if logsumexp.isnan().any():", "if False:", SPECIAL),
     ],
     "toast_kernels/sharded/labels.py": [
