@@ -165,10 +165,11 @@ def toast_loss(
     of a rank's own columns; class probabilities shaped like its logits. All else is whole and the same on every rank:
     labels in [0, C), weight, top-k rows of all C classes. Loss and stats are those of one process, the same on every
     rank, and the gradient is this rank's slice; the backward pass exchanges nothing. The call is collective: if a rank
-    fails, or they differ in an argument, all raise, and a rank that does not come is a RuntimeError within the group's
-    timeout. It runs eagerly, in PyTorch's operations on chunks (backend "auto" alone), with one gradient of extra
-    memory, three small exchanges, of which one lies between the two readings of the logits; a GPU is waited for. Only
-    logits get a gradient.
+    fails in it, or they differ in labels, lam, past_index, weight, top-k rows that are looked up, which rows are
+    filled, numbers or settings, all raise; slices are each rank's own and not compared, nor is linear_toast_loss's
+    input. A rank that does not come is a RuntimeError within the group's timeout. It runs eagerly, in PyTorch's
+    operations on chunks (backend "auto" alone), with one gradient of extra memory, three small exchanges, of which one
+    lies between the two readings of the logits; a GPU is waited for. Only logits get a gradient.
 
     Source: Yin et al., "Two-Stage Approach for Targeted Knowledge Transfer in Self-Knowledge Distillation" (TOAST),
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from blended_kl_cases import Case
 from linear_cases import assert_as_good, differentiated, head, naive
 from sharded_cases import slice_of, slice_of_table
-from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor, init_device_mesh
 from torch.nn.functional import linear
 
 from toast_kernels import linear_toast_loss, toast_loss
@@ -66,8 +66,8 @@ def every_case(rank, size):
                 found[name, case] = sharded(case, own, WIDTHS[name], groups[name])
     found["shift"] = shifted(slice_of(WIDTHS["three"], rank), groups["three"])
     found["frozen"] = frozen(slice_of(WIDTHS["three"], rank), groups["three"])
-    found["DTensor"] = with_dtensors()
-    found["said"] = failures(rank, slice_of(WIDTHS["three"], rank), groups["three"])
+    found["DTensor"], placements = with_dtensors(rank)
+    found["said"] = placements | failures(rank, slice_of(WIDTHS["three"], rank), groups["three"])
     return found
 
 
@@ -94,14 +94,23 @@ def frozen(own, group):
     return loss.detach(), twice[0]
 
 
-def with_dtensors():
+def with_dtensors(rank):
     mesh = init_device_mesh("cpu", (3,))
     x, weight, bias = head(CASES["labels"])
     x.requires_grad_()
     weight, bias = (distribute_tensor(y, mesh, [Shard(0)]).requires_grad_() for y in (weight, bias))
     loss = linear_toast_loss(x, weight, SEQUENCES.new_zeros(ROWS), bias)
     loss.backward()
-    return loss.detach(), x.grad, weight.grad.full_tensor(), bias.grad.full_tensor()
+    found = loss.detach(), x.grad, weight.grad.full_tensor(), bias.grad.full_tensor()
+    of_weight, of_input = Replicate() if rank == LOST else Shard(0), Shard(0) if rank == LOST else Replicate()
+    other_weight = DTensor.from_local(weight.detach().to_local(), mesh, [of_weight], run_check=False)
+    other_input = DTensor.from_local(x.detach(), mesh, [of_input], run_check=False)
+    labels, group = SEQUENCES.new_zeros(ROWS), mesh.get_group() if rank == LOST else None
+    return found, {
+        "placement of weight": error_of(lambda: linear_toast_loss(x, other_weight, labels)),
+        "placement of input": error_of(lambda: linear_toast_loss(other_input, weight, labels)),
+        "two groups": error_of(lambda: linear_toast_loss(x, weight, labels, process_group=group)),
+    }
 
 
 def failures(rank, own, group):
@@ -110,20 +119,24 @@ def failures(rank, own, group):
     def full(*_, **__):
         raise MemoryError(f"no room on {rank}")
 
-    def said(*, labels=1, **keywords):
+    def said(*, labels=1, learns=True, head_learns=False, **keywords):
         x, weight, _ = head(CASES["labels"])
-        try:
-            linear_toast_loss(
-                x.requires_grad_(keywords.pop("learns", True)), weight[own], torch.arange(ROWS) * labels,
-                process_group=group, **{"chunk_bytes": chunk_bytes(WIDTHS["three"], x.dtype)} | keywords,
-            )  # fmt: skip
-        except Exception as error:
-            return f"{type(error).__name__}: {error}"
+        x, weight = x.requires_grad_(learns), weight[own].requires_grad_(head_learns)
+        keywords = {"chunk_bytes": chunk_bytes(WIDTHS["three"], x.dtype)} | keywords
+        return error_of(
+            lambda: linear_toast_loss(x, weight, torch.arange(ROWS) * labels, process_group=group, **keywords)
+        )
 
-    with mock.patch.object(sharded_linear, "differentiate", full if bad else sharded_linear.differentiate):
-        chunk = said()
+    def with_full(module, name):
+        with mock.patch.object(module, name, full if bad else getattr(module, name)):
+            return said()
+
     return {
-        "chunk": chunk,
+        "chunk": with_full(sharded_linear, "differentiate"),
+        "coefficients": with_full(sharded_linear, "coefficients"),
+        "buffers": with_full(torch, "empty_like"),
+        **in_backward(own, group, full if bad else None),
+        "head learns": said(learns=False, head_learns=bad),
         "label": said(labels=40 if bad else 1),
         "learns": said(learns=not bad),
         "chunk_bytes": said(chunk_bytes=1000 + bad),
@@ -131,6 +144,28 @@ def failures(rank, own, group):
         "top-k": said(return_top_k=2),
         "nothing": said(),
     }
+
+
+def in_backward(own, group, full):
+    """What is said where a rank is `full` in the backward pass, and the error or gradient of one after that."""
+    x, weight, _ = head(CASES["labels"])
+    x.requires_grad_()
+    weight = weight[own].requires_grad_()
+    loss = linear_toast_loss(x, weight, torch.arange(ROWS), process_group=group, reduction="none").sum()
+    found = {}
+    for name in ("kept", "arrived", "differentiate"):
+        with mock.patch.object(sharded_linear, name, full or getattr(sharded_linear, name)):
+            found[f"backward, {name}"] = error_of(lambda: loss.backward(retain_graph=True))
+        assert x.grad is None
+        assert weight.grad is None
+    return found | {"backward again": error_of(loss.backward)}
+
+
+def error_of(call):
+    try:
+        call()
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
 
 
 @pytest.fixture(scope="module")
@@ -178,7 +213,14 @@ def test_a_frozen_head_and_dtensors(found):
 
 
 SAID = {
-    "chunk": "RuntimeError: rank 2 failed with MemoryError: no room on 2",
+    **dict.fromkeys(
+        ("chunk", "coefficients", "buffers", "backward, kept", "backward, arrived", "backward, differentiate"),
+        "RuntimeError: rank 2 failed with MemoryError: no room on 2",
+    ),
+    "head learns": "ValueError: ranks differ in whether anything requires grad: False on rank 0, True on rank 2",
+    "placement of weight": "RuntimeError: rank 2 failed with ValueError: linear_weight must be .*, 0, got .*",
+    "placement of input": "RuntimeError: rank 2 failed with ValueError: input must be a replicated .*, got .*",
+    "two groups": "RuntimeError: rank 2 failed with ValueError: process_group must be None where linear_weight is .*",
     "label": r"RuntimeError: rank 2 failed with IndexError: target\[1\] = 40 is out of range \[0, 37\) and not -100",
     "learns": "ValueError: ranks differ in whether input requires grad: True on rank 0, False on rank 2",
     "chunk_bytes": "ValueError: ranks differ in chunk_bytes: 1000 on rank 0, 1001 on rank 2",
@@ -195,4 +237,5 @@ def test_what_is_wrong_on_a_rank_is_an_error_on_all(found, what):
 
 def test_after_failures_the_ranks_are_still_in_step(found):
     for rank in range(3):
+        assert found[rank]["said"]["backward again"] is None
         assert found[rank]["said"]["nothing"] is None

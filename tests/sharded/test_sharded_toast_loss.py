@@ -115,7 +115,7 @@ def every_case(rank, size):
                 for what in SPECIAL:
                     found[name, what] = sharded(own, groups[name], *special(what), upstream_of(what))
     found["shapes"] = shapes(slice_of(WIDTHS["four"], rank), groups["four"])
-    found["DTensor"] = with_dtensors()
+    found["DTensor"] = with_dtensors(rank)
     found["said"] = failures(rank, groups["four"])
     if rank != LOST:
         found["alone"] = what_is_said(rank, hasty)
@@ -145,7 +145,7 @@ def shapes(own, group):
     return found
 
 
-def with_dtensors():
+def with_dtensors(rank):
     """Of 13 and of 5 classes, of which the last rank has 1 and none; and what is said of other placements."""
     mesh, found = init_device_mesh("cpu", (4,)), {}
     for classes in (CLASSES, 5):
@@ -176,6 +176,8 @@ def with_dtensors():
     found["two groups"] = error_of(lambda: toast_loss(z, torch.arange(4), process_group="world"))
     labels = distribute_tensor(torch.arange(4), mesh, [Shard(0)])
     found["labels"] = error_of(lambda: toast_loss(z, labels))
+    z = DTensor.from_local(z.to_local(), mesh, [Replicate() if rank == LOST else Shard(1)], run_check=False)
+    found["one rank's"] = error_of(lambda: toast_loss(z, torch.arange(4)))
     return found
 
 
@@ -191,6 +193,10 @@ def failures(rank, group):
             return what_is_said(rank, group)
 
     table = SoftTargets.from_logits(torch.zeros(CLASSES, CLASSES), 3.0, top_k=2)
+    other = SoftTargets.from_logits(torch.ones(CLASSES, CLASSES).tril(), 3.0, top_k=2)
+    moved = dataclasses.replace(table, indices=table.indices + 1)
+    unlooked = dataclasses.replace(table[:ROWS], values=table.values[:ROWS].clone())
+    unlooked.values[0] = 0.5
     labels = torch.arange(ROWS)
     width = WIDTHS["four"][rank]
     wrong = dataclasses.replace(table, num_classes=9)
@@ -201,6 +207,21 @@ def failures(rank, group):
         "reduction": what_is_said(rank, group, reduction="sum" if bad else "mean"),
         "past": what_is_said(rank, group, past=table[:ROWS] if bad else None),
         "labels": what_is_said(rank, group, target=labels.flip(0) if bad else labels),
+        "past logits": what_is_said(
+            rank, group, past=torch.zeros(0 if bad else 2, width), past_index=torch.full((ROWS,), -1)
+        ),
+        "class weights": what_is_said(rank, group, weight=torch.arange(1.0, 1 + CLASSES).roll(int(bad))),
+        "filled": what_is_said(rank, group, soft_targets=SoftTargets.from_logits(
+            torch.zeros(CLASSES, width), 3.0, filled=torch.arange(CLASSES) != (4 if bad else CLASSES - 1)
+        ), alpha=0.5),
+        "past rows": what_is_said(rank, group, past=other[:ROWS] if bad else table[:ROWS]),
+        "listed": what_is_said(rank, group, soft_targets=moved if bad else table, alpha=0.5),
+        "softened": what_is_said(rank, group, soft_targets=SoftTargets.view_logits(
+            torch.zeros(CLASSES, width), 3.0 + bad
+        ), alpha=0.5),
+        "rows that take no part": what_is_said(
+            rank, group, target=labels.where(labels > 0, -100), past=unlooked if bad else table[:ROWS],
+        ),
         "columns": what_is_said(rank, group, soft_targets=SoftTargets.empty(CLASSES, 3 if bad else width)),
         "one label": what_is_said(rank, group, target=labels * (11 if bad else 1)),
         "statistics": with_full(sharded_rows, "softmax_statistics"),
@@ -302,15 +323,17 @@ OTHER_DTENSORS = {
     "rows": r"logits must be a DTensor sharded on its class dimension, 1, got \(Shard\(dim=0\),\)",
     "replicated": r"logits must be a DTensor sharded on its class dimension, 1, got \(Replicate\(\),\)",
     "plane": "logits must be a DTensor on a mesh of one dimension, over which its classes lie, got one of 2; .*",
-    "two groups": "process_group must be None for logits that are a DTensor: it is that of their mesh",
+    "two groups": "process_group must be None where logits is a DTensor: it is that of the mesh",
     "labels": r"target must be a replicated DTensor or a tensor, got \(Shard\(dim=0\),\)",
 }
+ONE_RANKS = r"RuntimeError: rank 2 failed with ValueError: logits must be .*, 1, got \(Replicate\(\),\)"
 
 
 @pytest.mark.parametrize("what", OTHER_DTENSORS)
 def test_other_placements_are_an_error(found, what):
     for rank in range(4):
         assert re.fullmatch(f"ValueError: {OTHER_DTENSORS[what]}", found[rank]["DTensor"][what])
+        assert re.fullmatch(ONE_RANKS, found[rank]["DTensor"]["one rank's"])
 
 
 SAID = {
@@ -320,6 +343,12 @@ SAID = {
     "reduction": "ValueError: ranks differ in reduction: mean on rank 0, sum on rank 2",
     "past": r"ValueError: ranks differ in past: None on rank 0, top-k torch.float32 \[9, ...\] of 13 classes on rank 2",
     "labels": "ValueError: target must be the same on every rank of the process group, got different values",
+    "past logits": r"ValueError: ranks differ in past: logits in \[2\] rows on rank 0, logits in \[0\] rows on rank 2",
+    "class weights": "ValueError: weight must be the same on every rank of the process group, got different values",
+    "filled": "ValueError: soft_targets must be the same on every rank of the process group, got different values",
+    "past rows": "ValueError: past must be the same on every rank of the process group, got different values",
+    "listed": "ValueError: soft_targets must be the same on every rank of the process group, got different values",
+    "softened": r"ValueError: ranks differ in soft_targets: logits .* at 3.0 on rank 0, logits .* at 4.0 on rank 2",
     "columns": "RuntimeError: rank 2 failed with ValueError: soft_targets must have the columns of this rank's 4 .*",
     "one label": r"RuntimeError: rank 2 failed with IndexError: target\[2\] = 22 is out of range \[0, 13\) .*",
     "statistics": "RuntimeError: rank 2 failed with MemoryError: no room on 2",
@@ -342,6 +371,7 @@ def test_what_is_wrong_on_a_rank_is_an_error_on_all(found, what):
 
 def test_after_failures_the_ranks_are_still_in_step(found):
     for rank in range(4):
+        assert found[rank]["said"]["rows that take no part"] is None
         assert found[rank]["said"]["nothing"] is None
 
 

@@ -47,9 +47,10 @@ def settings(given: Arguments) -> dict:
 
     def table(x):
         if not isinstance(x, SoftTargets):
-            return x if x is None else "logits"
+            return x if x is None else f"logits in {list(label_shape(x))} rows"
         whole = f" of {x.num_classes} classes" if x.encoding == "top-k" else ""
-        return f"{x.encoding} {x.values.dtype} [{len(x)}, ...]{whole}"
+        softened = f" at {x.temperature}" if x.encoding == "logits" else ""
+        return f"{x.encoding} {x.values.dtype} [{len(x)}, ...]{whole}{softened}"
 
     target = given.target
     if isinstance(target, Tensor):

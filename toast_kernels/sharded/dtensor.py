@@ -18,12 +18,8 @@ def is_dtensor(x) -> bool:
     return tensor is not None and isinstance(x, tensor.DTensor)
 
 
-def local(given: Arguments, process_group: ProcessGroup | str | None) -> tuple[Arguments, ProcessGroup | str]:
-    """With DTensors as slices where they hold classes and whole where they do not; and the group of logits' mesh."""
-    if is_dtensor(given.logits):
-        if process_group is not None:
-            raise ValueError("process_group must be None for logits that are a DTensor: it is that of their mesh")
-        process_group = group_of("logits", given.logits)
+def local(given: Arguments) -> Arguments:
+    """With DTensors as slices where they hold classes and whole where they do not."""
     target = given.target
     if isinstance(target, (tuple, list)):
         target = tuple(whole(f"target[{i}]", x) for i, x in enumerate(target))
@@ -34,10 +30,14 @@ def local(given: Arguments, process_group: ProcessGroup | str | None) -> tuple[A
     names = ("weight", "alpha", "past_index", "past_weight")
     rest = {name: whole(name, getattr(given, name)) for name in names}
     logits, past = slice_of("logits", given.logits), slice_of("past", given.past)
-    return given._replace(logits=logits, target=target, past=past, **rest), process_group
+    return given._replace(logits=logits, target=target, past=past, **rest)
 
 
-def group_of(name: str, x) -> ProcessGroup:
+def group_of(name: str, x, process_group: ProcessGroup | str | None) -> ProcessGroup | str | None:
+    """That given, or of a DTensor's mesh. All else that may be wrong with x is for `check_one_group` and `slice_of`,
+    which a rank can tell the others."""
+    if process_group is not None or not is_dtensor(x):
+        return process_group
     mesh = x.device_mesh
     if mesh.ndim != 1:
         raise ValueError(
@@ -47,6 +47,11 @@ def group_of(name: str, x) -> ProcessGroup:
     if mesh.mesh.tolist() != sorted(mesh.mesh.tolist()):
         raise ValueError(f"the mesh of {name} must have its ranks in ascending order, got {mesh.mesh.tolist()}")
     return mesh.get_group()
+
+
+def check_one_group(name: str, x, process_group: ProcessGroup | str | None) -> None:
+    if process_group is not None and is_dtensor(x):
+        raise ValueError(f"process_group must be None where {name} is a DTensor: it is that of the mesh")
 
 
 def slice_of(name: str, x, dim: int | None = None):

@@ -19,7 +19,7 @@ class Exchange:
     """A call that every rank of a group makes: `meet`, then the same number of `gather`, then `finish`.
 
     What may fail on one rank goes into `attempt`. A rank that failed takes part in all exchanges, so nobody waits for
-    it, and in `finish` at the latest all raise.
+    it, and in `settle`, or in `finish` at the latest, all raise.
     """
 
     def __init__(self, process_group: ProcessGroup | str, call: str):
@@ -57,6 +57,11 @@ class Exchange:
             self.ranks.agree(**settings)
         return widths.tolist()
 
+    def settle(self) -> None:
+        """Raises on every rank, if one failed, as `finish` does."""
+        if self.gather(torch.tensor(self.error is not None, dtype=torch.int64, device="cpu")).any():
+            self._raise()
+
     def gather(self, own: Tensor) -> Tensor:
         """[world, ...]: each rank's tensor, bit for bit the same on every rank. One small all-reduce, which all
         backends have."""
@@ -92,7 +97,8 @@ class Exchange:
         return parts[:, 1:].sum(0)
 
     def _raise(self) -> None:
-        said = self.ranks.all_gather_object(self.error and f"{type(self.error).__name__}: {self.error}")
+        error, self.error = self.error, None  # a backward pass may be run again
+        said = self.ranks.all_gather_object(error and f"{type(error).__name__}: {error}")
         if len(set(said)) == 1:
-            raise self.error
-        self.ranks.raise_failures(self.error)
+            raise error
+        self.ranks.raise_failures(error)

@@ -15,7 +15,7 @@ from ..functional import ToastStats
 from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
 from ..linear_blended_kl.chunks import Head, _add_product, _cut
 from .arguments import check_own, check_widths, settings
-from .dtensor import arrived, group_of, is_dtensor, local, slice_of, whole
+from .dtensor import arrived, check_one_group, group_of, local, slice_of, whole
 from .exchange import Exchange
 from .loss import differentiate, reject_out_of_range, share_losses, share_statistics
 from .rows import Totals, coefficients, cut, rows_of
@@ -45,16 +45,14 @@ def sharded_linear_toast_loss(
     **given: Any,  # Arguments but for logits
 ):
     """linear.linear_toast_loss, of this rank's classes."""
-    if is_dtensor(linear_weight):
-        if process_group is not None:
-            raise ValueError("process_group must be None for a linear_weight that is a DTensor: it is that of its mesh")
-        process_group = group_of("linear_weight", linear_weight)
-    input = whole("input", input)
-    linear_weight, linear_bias = slice_of("linear_weight", linear_weight, 0), slice_of("linear_bias", linear_bias, 0)
-    given, _ = local(Arguments(logits=input, **given), process_group)
-
-    exchange, said = Exchange(process_group, CALL), {}
+    exchange = Exchange(group_of("linear_weight", linear_weight, process_group), CALL)
+    width, said = 0, {}
     with exchange.attempt():
+        check_one_group("linear_weight", linear_weight, process_group)
+        input = whole("input", input)
+        linear_weight = slice_of("linear_weight", linear_weight, 0)
+        linear_bias = slice_of("linear_bias", linear_bias, 0)
+        given = local(Arguments(logits=input, **given))
         width = len(linear_weight) if isinstance(linear_weight, Tensor) and linear_weight.dim() else 0
         target, past, past_index = given.target, given.past, given.past_index
         head = [linear_weight, linear_bias]
@@ -77,7 +75,8 @@ def sharded_linear_toast_loss(
         problem = to_problem(given, *numbers(given), any(needs) and gradient_in_forward(x, given.reduction))
         problem = problem._replace(logits=arrived(x))
         of_head = {"D": x.shape[1], "linear_bias": None if linear_bias is None else "given", "shift": int(shift)}
-        of_work = {"chunk_bytes": chunk_bytes, "acc_dtype": acc_dtype, "whether input requires grad": needs[0]}
+        of_work = {"chunk_bytes": chunk_bytes, "acc_dtype": acc_dtype}
+        of_work |= {"whether input requires grad": needs[0], "whether anything requires grad": any(needs)}
         said = settings(given) | of_head | of_work
     widths = exchange.meet(width, said)
     own = Slice(sum(widths[: exchange.rank]), width, sum(widths))
@@ -111,12 +110,19 @@ def run(
     of bias."""
     with torch.autocast(problem.logits.device.type, enabled=False), torch.cuda.device_of(problem.logits):
         x, own, (need_input, need_weight, need_bias) = problem.logits, work.own, work.needs
-        weight, bias = (None if y is None else arrived(y).to(x.dtype) for y in head)
-        rows = rows_of(problem, own)
-        scale = coefficients(problem, rows) if any(work.needs) else None
-        of_input = torch.empty_like(x) if need_input else None
-        of_weight = torch.zeros_like(weight, dtype=work.acc_dtype) if need_weight else None
-        of_bias = torch.zeros_like(bias, dtype=work.acc_dtype) if need_bias else None
+        of_input = of_weight = of_bias = None
+        with exchange.attempt():
+            weight, bias = (None if y is None else arrived(y).to(x.dtype) for y in head)
+            rows = rows_of(problem, own)
+            scale = coefficients(problem, rows) if any(work.needs) else None
+            if need_input:
+                of_input = torch.empty_like(x)
+                products = torch.empty_like(x[: work.chunk_rows], dtype=problem.dtype)
+            if need_weight:
+                of_weight = torch.zeros_like(weight, dtype=work.acc_dtype)
+            if need_bias:
+                of_bias = torch.zeros_like(bias, dtype=work.acc_dtype)
+        exchange.settle()  # from here on a rank that fails still has what it must send
         found, totals = [], []
         for part in parts_of(len(x), work.chunk_rows):
             features, of_rows = x[part], cut(rows, part)
@@ -127,7 +133,7 @@ def run(
                     chunk = chunk._replace(logits=z)
             here = share_statistics(chunk, of_rows, own, exchange) if known is None else cut(known, part)
             totals.append(here)
-            product = torch.zeros_like(features, dtype=problem.dtype) if need_input else None
+            product = products[: len(features)].zero_() if need_input else None
             with exchange.attempt():
                 if exchange.error is None:
                     losses, gradient = differentiate(chunk, of_rows, here, own, cut(scale, part))
@@ -185,9 +191,10 @@ def _scaled(ctx, upstream: Tensor) -> list:
 
 
 def _recomputed(ctx, upstream: Tensor) -> list:
-    *fields, weight, bias = kept(ctx)
-    problem = unflatten(fields)._replace(upstream=upstream.double(), need_stats=False)
+    with ctx.exchange.attempt():
+        *fields, weight, bias = kept(ctx)
+        problem = unflatten(fields)._replace(upstream=upstream.double(), need_stats=False)
+    ctx.exchange.settle()
     _, _, gradients = run(problem, Head(weight, bias), ctx.work, ctx.exchange, ctx.known)
-    if ctx.exchange.error is not None:
-        raise ctx.exchange.error
+    ctx.exchange.settle()
     return gradients

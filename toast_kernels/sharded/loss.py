@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -12,10 +15,10 @@ from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
 from . import labels
 from .arguments import check_own, check_widths, settings
-from .dtensor import arrived, local
+from .dtensor import arrived, check_one_group, group_of, local
 from .exchange import Exchange
 from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
-from .tables import Slice
+from .tables import Slice, checksums
 
 # Logits worked on at a time, in some four copies of their number: what a second-level cache holds, and on a GPU
 # what keeps it busy, or a part of all.
@@ -26,10 +29,12 @@ PART_OF_ALL = 32
 @torch.compiler.disable
 def sharded_blended_kl(given: tuple, process_group: ProcessGroup | str | None) -> Outputs:
     """As blended_kl.plan.blended_kl, of this rank's columns of the logits."""
-    given, process_group = local(Arguments(*given), process_group)
-    exchange = Exchange(process_group, "toast_loss")
+    given = Arguments(*given)
+    exchange = Exchange(group_of("logits", given.logits, process_group), "toast_loss")
     problem, width, said = None, 0, {}
     with exchange.attempt():
+        check_one_group("logits", given.logits, process_group)
+        given = local(given)
         own = check_own(given, "toast_loss")
         said = settings(own)
         needs_gradient = own.logits.requires_grad and torch.is_grad_enabled()
@@ -80,27 +85,36 @@ def reject_out_of_range(problem: Problem, num_classes: int) -> None:
 
 def share_statistics(problem: Problem, rows: Rows, own: Slice, exchange: Exchange) -> Totals:
     """Between two readings of the logits: the one small exchange that the gradient waits for."""
-    same = {
-        name: x.double()
-        for name, x in (
-            ("target", problem.target if problem.has_labels else None),
-            ("target[1]", problem.target_b),
-            ("target[2] (lam)", problem.lam),
-            ("past_index", problem.past_index),
-        )
-        if x is not None
-    }
+    same = what_all_have(problem, rows)
     num_rows, names = len(problem.logits), names_of_statistics(problem, rows)
     found = problem.logits.new_zeros((len(same) + len(names), num_rows), dtype=torch.float64)
     with exchange.attempt():
         if exchange.error is None:
-            for row, x in zip(found, same.values(), strict=False):
-                row.copy_(x)
+            for row, (_, numbers_of) in zip(found, same, strict=False):
+                row.copy_(numbers_of())
             found[len(same) :] = statistics(problem, rows, own, step_of(problem.logits))
     gathered = exchange.gather(found)
-    for i, name in enumerate(same):
+    for i, (name, _) in enumerate(same):
         exchange.compare(name, gathered[:, i])
     return totals(problem, rows, gathered[:, len(same) :], exchange.rank)
+
+
+def what_all_have(problem: Problem, rows: Rows) -> list[tuple[str, Callable[[], Tensor]]]:
+    """By name, [N] or [] numbers of what must be the same on every rank: themselves, or their checksums."""
+    plain = {
+        "target": problem.target if problem.has_labels else None,
+        "target[1]": problem.target_b,
+        "target[2] (lam)": problem.lam,
+        "past_index": problem.past_index,
+        "alpha": problem.alpha,
+        "past_weight": problem.past_weight,
+    }
+    lookups = [("past", rows.past), *(("soft_targets", label.row) for label in rows.labels)]
+    same = [(name, partial(torch.clone, x)) for name, x in plain.items() if isinstance(x, Tensor)]
+    same += [(name, row.checksum) for name, row in lookups if row is not None]
+    if problem.weight is not None:
+        same.append(("weight", lambda: checksums(problem.weight[None])[0]))
+    return same
 
 
 def share_losses(

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ..blended_kl.problem import Table
 
+_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
 
 class Slice(NamedTuple):
     """The classes [start, start + width) of num_classes."""
@@ -31,6 +33,12 @@ class Lookup(NamedTuple):
     table: Table
     index: Tensor  # [N] int64, in range
     used: Tensor  # [N] bool: elsewhere the row is 0
+
+    def checksum(self) -> Tensor:
+        """[N] integers, of what ranks have whole: whether there is a row, and what a top-k table has in it."""
+        table, index = self.table, self.index
+        held = [] if table.indices is None else [checksums(x[index]) for x in (table.values, table.indices)]
+        return torch.where(self.used, 1 + sum(held), 0)
 
     def statistic(self, z: Tensor, own: Slice) -> Tensor:
         """[N], of which `total` makes what `probabilities` wants: the logsumexp of the columns of logits, the sum of
@@ -77,6 +85,16 @@ class Lookup(NamedTuple):
         if probs.device.type == "cpu" and self.used.all():
             return probs
         return probs.masked_fill_(~self.used[:, None], 0)
+
+
+def checksums(
+    rows: Tensor,  # [N, K]
+) -> Tensor:
+    """[N] float64 that are integers below 2^48, the same of the same bits on every device and however they are strided:
+    each row's bit patterns as integers, times 1, 3, 5, ..., added up."""
+    bits = rows.view(_INTEGERS[rows.element_size()]).long()
+    places = torch.arange(1, 2 * rows.shape[1], 2, dtype=torch.int64, device=rows.device)
+    return ((bits * places).sum(1) & ((1 << 48) - 1)).double()
 
 
 def with_masked(logsumexp: Tensor, logits: Callable[[slice], Tensor], step: int = 1 << 62) -> Tensor:

@@ -90,6 +90,18 @@ FAULTS = {
             "probs[:, : own.width] = tail[:, None]",
             SPECIAL,
         ),
+        (
+            "ranks may differ in what a top-k table holds",
+            "return torch.where(self.used, 1 + sum(held), 0)",
+            "return self.used.double()",
+            SAID,
+        ),
+        (
+            "class weights may lie in another order on a rank",
+            "((bits * places).sum(1) &",
+            "(bits.sum(1) &",
+            SAID,
+        ),
         ("a masked slice makes all NaN", "if logsumexp.isnan().any():", "if False:", SPECIAL),
     ],
     "toast_kernels/sharded/labels.py": [
@@ -121,6 +133,18 @@ FAULTS = {
         ),
     ],
     "toast_kernels/sharded/linear.py": [
+        (
+            "a group beside that of a DTensor's mesh is taken",
+            'check_one_group("linear_weight", linear_weight, process_group)',
+            "pass",
+            LINEAR + "test_what_is_wrong_on_a_rank_is_an_error_on_all",
+        ),
+        (
+            "a rank that fails in backward leaves others a gradient without its part",
+            "    ctx.exchange.settle()\n    return gradients",
+            "    return gradients",
+            LINEAR + "test_what_is_wrong_on_a_rank_is_an_error_on_all",
+        ),
         (
             "all chunks have the totals of the first",
             "return torch.cat(parts)",
