@@ -4,7 +4,8 @@ LOSS = "tests/sharded/test_sharded_toast_loss.py::"
 LINEAR = "tests/sharded/test_sharded_linear.py::"
 ONE_PROCESS = LOSS + "test_ranks_have_the_loss_of_one_process_and_their_slice_of_its_gradient"
 SPECIAL = LOSS + "test_special_values"
-SAID = LOSS + "test_what_is_wrong_on_a_rank_is_an_error_on_all"
+DTENSORS = "tests/sharded/test_sharded_dtensors.py::"
+SAID = "tests/sharded/test_sharded_failures.py::test_what_is_wrong_on_a_rank_is_an_error_on_all"
 
 FAULTS = {
     "toast_kernels/sharded/exchange.py": [
@@ -123,13 +124,13 @@ FAULTS = {
             "any placement passes for the classes'",
             "if len(x.placements) != 1 or not x.placements[0].is_shard(dim):",
             "if len(x.placements) != 1:",
-            LOSS + "test_other_placements_are_an_error",
+            DTENSORS + "test_other_placements_are_an_error",
         ),
         (
             "kernels get logits that are not there yet",
             'x.trigger_wait() if hasattr(x, "trigger_wait") else x',
             "x",
-            LOSS + "test_dtensors_that_are_still_under_way",
+            DTENSORS + "test_dtensors_that_are_still_under_way",
         ),
     ],
     "toast_kernels/sharded/linear.py": [
