@@ -238,11 +238,13 @@ def test_products_of_another_dtype_are_added_in_blocks():
     """With what add_ copies a whole one would take 45 times the memory of the chunk's logits."""
     total = torch.zeros(4001, 240)
     gradient, features = torch.randn(16, 4001).bfloat16(), torch.randn(16, 240).bfloat16()
-    peak = peak_bytes(lambda: chunks._add_product(total, gradient, features))
-    assert peak <= 2 * 16 * 4001 + 2**19  # of torch.mm
-    total.zero_()
-    chunks._add_product(total, gradient, features)
-    torch.testing.assert_close(total, gradient.float().T @ features.float(), rtol=2**-8, atol=1e-5)
+    for is_first in (True, False):
+        peak = peak_bytes(lambda is_first=is_first: chunks.add_product(total, gradient, features, is_first))
+        assert peak <= 2 * 16 * 4001 + 2**19  # of torch.mm
+    total.fill_(torch.nan)
+    for is_first in (True, False):
+        chunks.add_product(total, gradient, features, is_first)
+    torch.testing.assert_close(total, 2 * (gradient.float().T @ features.float()), rtol=2**-8, atol=1e-5)
 
 
 def test_forward_alone_holds_a_chunk():

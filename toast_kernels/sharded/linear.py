@@ -13,7 +13,7 @@ from ..blended_kl.problem import Problem, flatten, unflatten
 from ..distributed import ProcessGroup
 from ..functional import ToastStats
 from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
-from ..linear_blended_kl.chunks import Head, _add_product, _cut
+from ..linear_blended_kl.chunks import Head, _cut, add_product
 from .arguments import check_own, check_widths, settings
 from .dtensor import arrived, check_one_group, group_of, local, slice_of, whole
 from .exchange import Exchange
@@ -119,7 +119,7 @@ def run(
                 of_input = torch.empty_like(x)
                 products = torch.empty_like(x[: work.chunk_rows], dtype=problem.dtype)
             if need_weight:
-                of_weight = torch.zeros_like(weight, dtype=work.acc_dtype)
+                of_weight = torch.empty_like(weight, dtype=work.acc_dtype)
             if need_bias:
                 of_bias = torch.zeros_like(bias, dtype=work.acc_dtype)
         exchange.settle()  # from here on a rank that fails still has what it must send
@@ -141,7 +141,7 @@ def run(
                     if need_input:
                         product.copy_(torch.mm(gradient, weight))
                     if need_weight:
-                        _add_product(of_weight, gradient, features)
+                        add_product(of_weight, gradient, features, is_first=part.start == 0)
                     if need_bias:
                         of_bias += gradient.sum(0, dtype=problem.dtype)
             if need_input:

@@ -34,8 +34,8 @@ FAULTS = {
         ),
         (
             "the weight gets the gradient of the last chunk",
-            "        total.addmm_(gradient.T, features)",
-            "        total.addmm_(gradient.T, features, beta=0)",
+            "beta=0 if is_first else 1",
+            "beta=0",
             ODD,
         ),
         (
@@ -72,6 +72,12 @@ FAULTS = {
             "products of another dtype are added whole",
             "step = max(1, gradient.numel() * gradient.element_size() // max(1, bytes_a_class))",
             "step = len(total)",
+            AUTOGRAD + "test_products_of_another_dtype_are_added_in_blocks",
+        ),
+        (
+            "the first product of another dtype is added to what was in memory",
+            "block.copy_(product) if is_first else block.add_(product)",
+            "block.add_(product)",
             AUTOGRAD + "test_products_of_another_dtype_are_added_in_blocks",
         ),
         (
