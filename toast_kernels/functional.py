@@ -151,8 +151,7 @@ def toast_loss(
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
         constants. Logits get a gradient; so do class probabilities and, with them, weight, from the reference, which
         "auto" then takes. Where another argument requires grad (weight, lam, alpha, past_weight), and for a second
-        derivative, kernels raise; backend="reference" has them. (torch.autograd.grad, and backward with inputs=, pass
-        over what raises: with create_graph=True they take the gradient for a constant.)
+        derivative (create_graph=True), kernels raise; backend="reference" has them.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.

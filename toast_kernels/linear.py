@@ -248,8 +248,8 @@ def _chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
     most = chunk_bytes // row
     if num_rows <= most:
         return max(1, num_rows)
-    # A vector's worth, as the weight's product sums over rows: of 176 in bfloat16 it takes 1.3 times as long a row as of
-    # 192. And chunks begin at aligned labels.
+    # A vector's worth, as the weight's product sums over rows: in bfloat16 that of 176 takes 1.3 times as long a row as
+    # that of 192. And chunks begin at aligned labels.
     unit = next(rows for rows in (64 // size, 8, 1) if rows <= most)
     chunks = -(-num_rows // (most // unit * unit))
     return -(-num_rows // (chunks * unit)) * unit

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, numbers, to_problem
-from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, gradient_in_forward, keep, kept
+from ..blended_kl.op import _graph_is_kept, _has_storage, gradient_in_forward, keep, kept, reject_second_derivative
 from ..blended_kl.problem import Problem, flatten, unflatten
 from ..distributed import ProcessGroup
 from ..functional import ToastStats
@@ -171,16 +171,11 @@ class ShardedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        reject_second_derivative()
         if not _has_storage(upstream):
             raise NotImplementedError(f"{CALL} takes one upstream gradient at a time, not is_grads_batched")
-        with torch.no_grad():
-            gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
-            gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        if torch.is_grad_enabled():
-            nothing = upstream.new_empty(0)
-            gradients = [
-                g if g is None else NoSecondDerivative.apply(g, nothing.clone().requires_grad_()) for g in gradients
-            ]
+        gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
+        gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *gradients, *(None,) * 6
 
 

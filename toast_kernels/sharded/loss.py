@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, _as_rows, numbers, to_problem
-from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, gradient_in_forward, keep, kept
+from ..blended_kl.op import _graph_is_kept, _has_storage, gradient_in_forward, keep, kept, reject_second_derivative
 from ..blended_kl.problem import Outputs, Problem, flatten, unflatten
 from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
@@ -165,11 +165,8 @@ class ShardedBlendedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        with torch.no_grad():
-            gradient = _gradient(ctx, upstream)
-        if torch.is_grad_enabled():
-            gradient = NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())
-        return gradient, None, None, None, None
+        reject_second_derivative()
+        return _gradient(ctx, upstream), None, None, None, None
 
 
 def _gradient(ctx, upstream: Tensor) -> Tensor:
