@@ -144,8 +144,8 @@ def toast_loss(
         return_stats: also return :class:`ToastStats`: cross_entropy against the labels alone (no weight,
             smoothing or blending; 0 in ignored rows), logsumexp and argmax of the logits.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
-        process_group: of torch.distributed, or "world": each of its ranks has the logits of some of the classes, in the
-            order of the ranks (a tensor parallel head); see below.
+        process_group: of torch.distributed, or "world", its default group: each rank has the logits of some of the
+            classes, in the order of the ranks (a tensor parallel head); see below.
 
     Returns:
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are

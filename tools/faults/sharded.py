@@ -15,6 +15,12 @@ FAULTS = {
             "return own",
             LINEAR + "test_ranks_have_the_loss_and_gradients_of_one_process",
         ),
+        (
+            "without a process group a slice is all of the classes",
+            "if not (dist.is_available() and dist.is_initialized()):",
+            "if False:",
+            "tests/sharded/test_sharded_one_process.py::test_no_process_group_yet",
+        ),
         ("a rank's own part is taken for the loss", "return parts[:, 1:].sum(0)", "return own", ONE_PROCESS),
         ("a rank that fails keeps it to itself", "if failed:", "if False:", SAID),
         ("ranks may be given different labels", "if differs:", "if False:", SAID),
