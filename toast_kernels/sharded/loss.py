@@ -20,9 +20,10 @@ from .exchange import Exchange
 from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
 from .tables import Slice, checksums
 
-# Logits worked on at a time, in some four copies of their number: what a second-level cache holds, and on a GPU
-# what keeps it busy, or a part of all.
-CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
+# Logits worked on at a time, in some four copies of their number: so many that they take longer than some hundred calls
+# of PyTorch (of 2^17, which a second-level cache would hold, up to 1.5 times as long), and on a GPU what keeps it busy,
+# or a part of all.
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 22}
 PART_OF_ALL = 32
 
 

@@ -93,15 +93,27 @@ FAULTS = {
         ),
         (
             "soft targets are softened by each rank alone",
-            "log_probabilities(values, self.table.temperature, total)",
-            "log_probabilities(values, self.table.temperature, self.table.logsumexp[index].double())",
+            "log_probabilities(mass, temperature, total)",
+            "log_probabilities(mass, temperature, self.table.logsumexp[index].double())",
             ONE_PROCESS,
         ),
         (
             "a tail is shared with masked classes",
-            "probs[:, : own.width] = torch.where(z != -torch.inf, tail[:, None], 0)",
-            "probs[:, : own.width] = tail[:, None]",
+            "gradient -= tail if self.masked is None else torch.where(self.masked, 0, tail)",
+            "gradient -= tail",
             SPECIAL,
+        ),
+        (
+            "listed classes have a part of the tail too",
+            "above = values - torch.where(has_tail, tail[:, None], 0)",
+            "above = values",
+            ONE_PROCESS,
+        ),
+        (
+            "the entropy of a past is that of its listed classes",
+            "torch.special.entr(self.values).sum(1) + self.unlisted * torch.special.entr(self.tail)",
+            "torch.special.entr(self.values).sum(1)",
+            ONE_PROCESS,
         ),
         (
             "ranks may differ in what a top-k table holds",
