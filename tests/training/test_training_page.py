@@ -1,0 +1,45 @@
+"""The tables of very many classes in python/README.md, held to the numbers in bench/results."""
+
+import csv
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGE = (ROOT / "python" / "README.md").read_text()
+MEMORY = "train.py --data all-glyphs --method toast --epochs 2"
+ACCURACY = "train.py --classes 1000 --method toast --alpha 0.5 --past-weight 1 --epochs 4 --seeds 0 1"
+
+
+@pytest.fixture(scope="module")
+def values():
+    """{(command, what): values with their unit, by seed}"""
+    found = {}
+    with open(ROOT / "bench" / "results" / "training" / "many_classes.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            found.setdefault((row["command"], row["what"]), []).append((row["value"], row["unit"]))
+    return found
+
+
+@pytest.mark.parametrize(("first", "option"), [("all logits, all classes", ""), ("`--top-k 64`", " --top-k 64")])
+def test_memory_and_time(values, first, option):
+    whats = ("peak memory of the process", "its pool", "its soft targets", "a step", "of that the loss")
+    cells = [" ".join(*values[MEMORY + option, what]) for what in whats]
+    ((seconds, _),) = values[MEMORY + option, "class medoids of an epoch"]
+    assert f"| {first} | {' | '.join(cells)} | {seconds} s an epoch |\n" in PAGE
+
+
+@pytest.mark.parametrize(
+    ("first", "option"),
+    [("all classes", ""), ("`--top-k 64`", " --top-k 64"), ("`--top-k 16`", " --top-k 16")],
+)
+def test_shares_and_accuracy(values, first, option):
+    cells = ["".join(*values[ACCURACY + option, what]) for what in ("share at 1", "share at 3")]
+    for what in ("test top-1", "test NLL"):
+        cells.append(", ".join(value for value, _ in values[ACCURACY + option, what]))
+    assert f"| {first} | {' | '.join(cells)} |\n" in PAGE
+
+
+def test_the_page_has_the_commands():
+    assert f"`{MEMORY.removeprefix('train.py ')}`" in PAGE
+    assert {*ACCURACY.split()} <= {*PAGE.split()}
