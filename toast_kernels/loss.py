@@ -2,7 +2,6 @@
 
 import math
 import operator
-import warnings
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,6 +17,7 @@ from .functional import ToastStats, toast_loss
 from .linear import linear_toast_loss
 from .mixup import mixup_triple
 from .replay import PastPredictions
+from .state import warn
 from .top_predictions import TopPredictions
 
 
@@ -252,10 +252,9 @@ class ToastLoss(EpochState):
     def _pool(self, rows: Tensor, target, past, predictions: TopPredictions | None = None) -> None:
         if not torch.compiler.is_compiling() and "growing" in self._may_warn:
             self._may_warn.discard("growing")
-            warnings.warn(
+            warn(
                 "ToastLoss keeps a copy of all logits, or features, until set_epoch is called: call it before each "
-                "epoch, or use toast_loss if no class soft targets are wanted",
-                stacklevel=3,
+                "epoch, or use toast_loss if no class soft targets are wanted"
             )
         rows = rows.detach()
         if past is not None:
@@ -292,10 +291,9 @@ class ToastLoss(EpochState):
                     self.bank.reset()
                 elif epoch not in (0, last_epoch) and "empty" in self._may_warn and not self.filled.any():
                     self._may_warn.discard("empty")
-                    warnings.warn(
+                    warn(
                         f"epoch {epoch} has no soft targets: no row was pooled before it. To resume with some, save "
-                        "after set_epoch of the next epoch, or with save_pool",
-                        stacklevel=2,
+                        "after set_epoch of the next epoch, or with save_pool"
                     )
             self.epoch.fill_(epoch)
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))
