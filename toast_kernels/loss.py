@@ -198,6 +198,9 @@ class ToastLoss(EpochState):
                 raise TypeError(f"{name} must be a tensor, got {type_of(tensor)}")
         if input.dim() != 2:
             raise ValueError(f"input must have shape [N, D], got {list(input.shape)}")
+        if isinstance(past, Tensor):  # in eval mode too, where past is not looked at
+            came = type_of(past)
+            raise TypeError(f"past must be what HardReplay.extend gave, got {came}: linear_bias comes after it")
         if linear_weight.dim() != 2 or linear_weight.shape[0] != num_classes:
             expected = f"[C, D] with C = {num_classes} (num_classes)"
             raise ValueError(f"linear_weight must have shape {expected}, got {list(linear_weight.shape)}")
@@ -250,6 +253,11 @@ class ToastLoss(EpochState):
         return self.max_alpha > 0 and self._trains()
 
     def _pool(self, rows: Tensor, target, past, predictions: TopPredictions | None = None) -> None:
+        if predictions is None and self.bank.num_features is not None:
+            raise ValueError(
+                "a ToastLoss that pools features (num_features was given, or linear called) is trained by linear: call "
+                "it on logits in eval mode only"
+            )
         if not torch.compiler.is_compiling() and "growing" in self._may_warn:
             self._may_warn.discard("growing")
             warn(
