@@ -87,6 +87,12 @@ FAULTS = {
     ],
     "toast_kernels/kept_rows/triton_kernels.py": [
         (
+            "the logsumexp of a row of -inf alone is NaN, Triton",
+            "masked = top ==",
+            "masked = top !=",
+            TESTS + "test_masked_classes_have_no_share_and_bad_rows_are_marked",
+        ),
+        (
             "equal scores go to the last row, Triton",
             "(value == mine) & (other < row)",
             "(value == mine) & (other > row)",
@@ -141,7 +147,7 @@ FAULTS = {
             "e = tl.exp(d) - tl.where(is_largest, 1.0, 0.0) * 0.99999",
             TESTS + "test_a_peaked_row_has_its_small_entropy",
         ),
-        ("the logsumexp lacks the largest logit", "top.to(tl.float64) / TEMPERATURE + log_sum", "log_sum", LAYOUTS),
+        ("the logsumexp lacks the largest logit", "top / TEMPERATURE + log_sum))", "log_sum))", LAYOUTS),
         ("rows beyond the pool are written", "width = tl.where(fits, C, 0)", "width = C", OVERFLOW),
         (
             "labels beyond the pool are written",
@@ -314,6 +320,12 @@ FAULTS = {
             "fn(tensor) if like.dtype == tensor.dtype else tensor.to(like.device)",
             "fn(tensor)",
             STATE + "test_casts_leave_the_dtypes",
+        ),
+        (
+            "a warning points into nn.Module",
+            '(__package__, "torch")',
+            "(__package__,)",
+            LOSS + "test_warnings_point_at_the_users_line",
         ),
     ],
     "toast_kernels/epoch_state.py": [
