@@ -1,4 +1,4 @@
-"""The tables of very many classes in python/README.md, held to the numbers in bench/results."""
+"""What pages say of training with very many classes, held to the numbers in bench/results."""
 
 import csv
 from pathlib import Path
@@ -38,6 +38,16 @@ def test_shares_and_accuracy(values, first, option):
     for what in ("test top-1", "test NLL"):
         cells.append(", ".join(value for value, _ in values[ACCURACY + option, what]))
     assert f"| {first} | {' | '.join(cells)} |\n" in PAGE
+
+
+def test_the_recipe(values):
+    recipe = " ".join((ROOT / "docs" / "recipes" / "many-classes.md").read_text().split())
+    example = "examples/many_classes.py 360000"
+    ((peak, _),), ((torch, _),) = (
+        values[example, what] for what in ("peak memory of the process", "of that Python and PyTorch")
+    )
+    assert f"360,000 classes, 64 features, float32 and 384 rows a step it peaks at {peak} MB" in recipe
+    assert f"{torch} MB of them Python and PyTorch" in recipe
 
 
 def test_the_page_has_the_commands():
