@@ -120,7 +120,7 @@ FAULTS = {
             "ToastLoss.linear ignores a bias in the place of past in evaluation",
             "if isinstance(past, Tensor):  #",
             "if False:  #",
-            "tests/toast_loss/test_toast_loss_linear.py::test_bad_input_is_named",
+            "tests/toast_loss/test_toast_loss_linear_errors.py::test_bad_input_is_named",
         ),
     ],
 }
