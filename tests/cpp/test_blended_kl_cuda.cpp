@@ -63,7 +63,7 @@ void test(Problem& problem, const Plan& plan) {
   for (const bool gradient : {true, false})
     for (const bool stats : {true, false}) {
       ++seed;
-      if (kRacesAreWatched && gradient != stats) continue;  // they are found in any order
+      if (kRacesAreWatched && (gradient || stats)) continue;  // they were found in the first order
       run(problem, plan, 1 + (problems + seed) % (problem.p.rows + 2), seed, gradient, stats);
       CHECK(first.equal(problem));
     }
@@ -200,7 +200,7 @@ void test_plans() {
 
   const cuda_on_cpu::Device before = cuda_on_cpu::device;
   for (int registers : {4096, 8192})
-    for (unsigned seed = 0; seed < 24; ++seed) {
+    for (unsigned seed = 0; seed < 12; ++seed) {
       cuda_on_cpu::device.number = registers;
       cuda_on_cpu::device.registers_per_block = registers;
       cuda_on_cpu::seed = seed;
