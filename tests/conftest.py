@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import interpreter
 import optional
+import pairwise
 import pytest
 import torch
 from filelock import FileLock  # torch brings it along
@@ -67,6 +68,7 @@ def pytest_runtest_call():
         raise
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own looks at markers
 def pytest_collection_modifyitems(config, items):
     """GPU kernels compute in float32: no float64 logits. Where there is no GPU, CUDA's run on the CPU."""
 
@@ -79,6 +81,8 @@ def pytest_collection_modifyitems(config, items):
 
     config.hook.pytest_deselected(items=[item for item in items if not possible(item)])
     items[:] = filter(possible, items)
+    if not torch.cuda.is_available():
+        pairwise.mark_others_as_more(items)
     on_cuda = [item for item in items if runs_on(item, "cuda")]
     why_not = None
     if on_cuda and not config.option.collectonly:

@@ -79,6 +79,7 @@ def test_long_rows_as_on_a_gpu(kernel, all_registers, classes, past):
     check(Case(2, classes, torch.bfloat16, past=past), kernel)
 
 
+@pytest.mark.more
 def test_more_rows_than_a_grid_is_high(kernel):
     check(Case(65_537, 3, torch.float32), kernel)
 
@@ -158,7 +159,7 @@ def test_which_rows_auto_takes_for_held(kernel, what):
     assert held(given) == expected
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.more)])
 def test_many_rows(kernel, reduction):
     check(Case(9001, 5, torch.float32, "dense", "top-k", weighted=True, reduction=reduction), kernel)
 
