@@ -67,9 +67,9 @@ def nominated(x, metric, labels=None):
     labels = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels
     classes = grouped(x, labels, int(labels.max()) + 1, metric)
     cost, bound = classes.nominate()
-    back = classes.order.argsort()
+    back = classes.x.order.argsort()
     most = 1000 if x.dtype == torch.float64 else 93
-    exponent = (1023 + 6 - classes.top).clamp(-most, most)[classes.keys.long()]
+    exponent = (1023 + 6 - classes.top).clamp(-most, most)[classes.x.keys.long()]
     return cost[back].cpu(), bound[back].cpu(), torch.ldexp(torch.ones_like(cost), exponent[back]).cpu()
 
 

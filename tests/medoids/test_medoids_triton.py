@@ -312,7 +312,7 @@ def test_more_classes_than_a_third_of_the_rows(metric):
 @pytest.mark.parametrize("num_classes", [32_767, 32_768, 40_000])
 def test_keys_of_16_and_32_bits(num_classes, monkeypatch):
     monkeypatch.setattr(backend, "BLOCK", 1 << 15)
-    monkeypatch.setattr(backend._Classes, "nominate", lambda self: self.offsets)
+    monkeypatch.setattr(backend._Classes, "nominate", lambda self: self.x.offsets)
     monkeypatch.setattr(backend._Classes, "decide", lambda self, *offsets: torch.stack(offsets))
     labels = torch.tensor([num_classes - 1, 0, -100, num_classes - 1])
     offsets = class_medoids(logits(4, 2).to(DEVICE), labels.to(DEVICE), num_classes, backend="triton").tolist()

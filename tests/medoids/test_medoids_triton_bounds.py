@@ -122,7 +122,7 @@ def test_what_rounding_took_off_is_measured(name, metric, monkeypatch):
     monkeypatch.setattr(backend._Classes, "_launch", record)
     x = CLOUDS[name]()
     factor = nominated(x, metric)[2]
-    centres, packed, squares, rounding = (seen["pack"][i].cpu() for i in (4, 6, 7, 8))
+    centres, packed, squares, rounding = (seen["pack"][i].cpu() for i in (1, 3, 4, 5))
     z = (x.double() - centres[0].double()) * factor[:, None]  # one class, whose rows stay in their order
     y = packed[: len(x), : x.shape[1]].double()
     off = (z - y).norm(p=2 if metric == "euclidean" else 1, dim=1)

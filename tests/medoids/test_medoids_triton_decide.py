@@ -62,7 +62,7 @@ def test_rows_that_only_hash_alike_are_both_scored(monkeypatch):
 
     def without_hashes(self, kernel, grid, *arguments, **constants):
         if kernel is backend.decide.hash_items:
-            arguments[4].zero_()
+            arguments[3].zero_()
         else:
             launch(self, kernel, grid, *arguments, **constants)
 
