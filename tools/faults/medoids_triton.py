@@ -13,6 +13,8 @@ PANELS = BOUNDS + "test_bounds_of_classes_far_from_each_other[2-euclidean]"
 ALL_PRODUCTS = BOUNDS + "test_the_errors_of_all_products_are_in_the_bound"
 ROUNDING = BOUNDS + "test_what_rounding_took_off_is_measured"
 PRODUCTS = BOUNDS + "test_squared_distances_from_products_err_by_less_than_kappa"
+CLOUDS = BOUNDS + "test_bounds_of_pair_sums_hold"
+TERM = BOUNDS + "test_each_term_alone_is_in_the_bound"
 MEANS = BOUNDS + "test_bounds_of_costs_from_means_hold[gaussian-sqeuclidean]"
 
 FAULTS = {
@@ -26,6 +28,8 @@ FAULTS = {
          TESTS + "test_the_label_of_a_row_that_is_not_finite_is_not_looked_at[euclidean]"),
         ("a class begins a row late", "(tl.load(keys + middle, open, other=0).to(tl.int32) < c)",
          "(tl.load(keys + middle, open, other=0).to(tl.int32) <= c)", SCIPY),
+        ("a class without tiles has one", "at < span, other=0) <= number)", "at < span, other=0) < number)",
+         TESTS + "test_the_class_of_a_tile"),
         ("row numbers are multiplied in 32 bits", "row = rows * (x.row_stride // ALIGN * ALIGN)",
          "row = rows.to(tl.int32) * (x.row_stride // ALIGN * ALIGN)", TESTS + "test_addresses_past_31_bits[euclidean]"),
     ],
@@ -36,6 +40,16 @@ FAULTS = {
          "moved = 0 * moved", ROUNDING + "[gaussian-euclidean]"),
         ("rounding in float32 is not measured", "1.2e-7 * length", "0 * length",
          ROUNDING + "[gaussian-cityblock]"),
+        ("subnormal float16 numbers are not in the bound", "tl.sqrt(padded * 1.0) * (2 * SMALLEST_HALF)", "0",
+         ROUNDING + "[subnormal-in-float16-euclidean]"),
+        ("subnormal float32 numbers are not in the bound", "moved = error + padded * 2.0**-31", "moved = error",
+         ROUNDING + "[subnormal-cityblock]"),
+        ("values that are cut off count as they are then", "z - y.to(z.dtype)",
+         "tl.minimum(tl.maximum(z, -LIMIT), LIMIT) - y.to(z.dtype)", CLOUDS + "[mild-outlier-euclidean]"),
+        ("squares that overflow in exact costs are bounded", "(radius > -RADIUS) & (radius < RADIUS)",
+         "radius > -RADIUS", DECIDE + "test_extreme_magnitudes[600-euclidean]"),
+        ("squares that underflow in exact costs are bounded", "(radius > -RADIUS) & (radius < RADIUS)",
+         "radius < RADIUS", DECIDE + "test_extreme_magnitudes[-600-euclidean]"),
         ("rows that are not finite are packed as others", "tl.store(x.alive + position, finite.to(tl.int8), used)",
          "tl.store(x.alive + position, used.to(tl.int8), used)", TESTS + "test_left_out_rows[euclidean]"),
         ("a panel ends a row early", "return c, tl.maximum(tl.minimum(end, second + panel), second)",
@@ -62,6 +76,16 @@ FAULTS = {
          "tl.load(a + k)[:, None] - tl.load(b + k)[None, :]", PAIRS.replace("euclidean", "cityblock")),
         ("close pairs widen every bound", "close = most * most * CLOSE > near", "close = most < 0",
          BOUNDS + "test_one_pair_of_equal_rows_does_not_widen_the_bounds_of_others"),
+        ("a tile takes the least length of its columns", "tl.max(square_b, 0)", "tl.min(square_b, 0)", ALL_PRODUCTS),
+        ("squared distances may be 0", "length * length + FLOOR", "length * length",
+         CLOUDS + "[one-row-many-times-euclidean]"),
+        ("a row's own rounding counts once", "size * tl.load(errors", "tl.load(errors", TERM + "[rounded-rows]"),
+        ("rounding of the other rows is forgotten", "common = tl.sum(lost, 0)", "common = 0 * tl.sum(lost, 0)",
+         TERM + "[rounded-rows]"),
+        ("rounding of the sums is forgotten", "relative * value", "0 * value", TERM + "[sums]"),
+        ("truncation is forgotten", " + 2 * (end - begin + 64) / units", "", TERM + "[truncation]"),
+        ("errors of close pairs are forgotten in the sums", "off += tl.load(sums + count + at",
+         "off += 0 * tl.load(sums + count + at", TERM + "[close-pairs]"),
         ("errors of close pairs are forgotten", "value = inverse * tl.where(errors, near, square)",
          "value = inverse * tl.where(errors, 0 * near, square)", ALL_PRODUCTS),
         ("errors of pairs that are not close are forgotten", "tl.load(worst + c).to(tl.float64) * size",
@@ -77,6 +101,8 @@ FAULTS = {
          "for start in range(tl.load(piece_offsets + c) + 1, end, ROWS):", MEANS),
         ("deviations are from the origin", "f - tl.load(mean + column, column < width, other=0.0)[None, :]", "f",
          MEANS),
+        ("rounding of the means is not in the bound", "(f * g + f * mean_g + g * mean_f)", "f * g",
+         BOUNDS + "test_rounding_of_the_means_is_in_the_bound"),
         ("the mean counts zero rows", "counted &= tl.load(x.norms + 2 * position + 1, inside, other=0.0) > 0", "pass",
          ZERO_ROW),
     ],
@@ -104,6 +130,9 @@ FAULTS = {
         ("centres of small classes hold anything", "centres = torch.zeros(", "centres = torch.empty(",
          TESTS + "test_uninitialised_memory_is_never_read[euclidean]"),
         ("a chunk's rounding is forgotten", "+ 0.6 * width / chunk ", "", PRODUCTS),
+        ("rounding of the lengths is forgotten", "+ depth + 4", "+ 4", PRODUCTS),
+        ("how many rows are left is waited for", "slots = max(SLOTS, self.rows)",
+         "slots = max(SLOTS, int(self.counter))", TESTS + "test_nothing_is_waited_for[1-euclidean]"),
         ("rounding inside a chunk is forgotten", "2 * (chunk + 16) + ", "", PRODUCTS),
         ("rows may begin anywhere", "return math.gcd(16, x.stride(0), x.shape[1]) if x.stride(1) == 1 else 1",
          "return 16", TESTS + "test_layouts[euclidean]"),
