@@ -41,6 +41,13 @@ def kept_rows_backend(request, monkeypatch):
 
 
 @pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def bench(monkeypatch, tmp_path):
     """Imports a module of bench/, whose results go to tmp_path."""
     folder = Path(__file__).parent.parent / "bench"

@@ -140,7 +140,8 @@ def toast_loss(
         ignore_index: rows with this label take no part: loss 0 and gradient 0, whatever their logits hold.
         label_smoothing: in [0, 1], of the hard part, as in cross_entropy.
         reduction: "none" gives l in the shape of the labels, "sum" adds, "mean" averages each term over the rows
-            that have it: a weighted as in cross_entropy, b over the rows with a past.
+            that have it: a weighted as in cross_entropy, b over the rows with a past. Where the weights add up to 0 the
+            mean is NaN, as there, and a has gradient 0, which is NaN there.
         return_stats: also return :class:`ToastStats`: cross_entropy against the labels alone (no weight,
             smoothing or blending; 0 in ignored rows), logsumexp and argmax of the logits.
         backend: "auto", "reference", "cpu", "triton" or "cuda".

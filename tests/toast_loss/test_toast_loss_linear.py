@@ -466,7 +466,12 @@ WRONG = {
     "bias for past": (
         lambda: after(nothing).linear(X, WEIGHT, Y, WEIGHT[:, 0]),
         TypeError,
-        "past must be what HardReplay.extend or PredictionMemory.past gave, got a torch.float32 tensor",
+        "past must be what HardReplay.extend gave, got a torch.float32 tensor: linear_bias comes after it",
+    ),
+    "bias for past in evaluation": (
+        lambda: after(lambda c: c.eval()).linear(X, WEIGHT, Y, WEIGHT[:, 0]),
+        TypeError,
+        "linear_bias comes after it",
     ),
     "features of another width": (
         lambda: after(lambda c: c.linear(X, WEIGHT, Y)).linear(X[:, 1:], WEIGHT[:, 1:], Y),
@@ -475,13 +480,13 @@ WRONG = {
     ),
     "logits after features": (
         lambda: after(lambda c: c.linear(X, WEIGHT, Y))(X @ WEIGHT.T, Y),
-        TypeError,
-        "predictions must be TopPredictions where the bank's pool is of features, got None",
+        ValueError,
+        r"a ToastLoss that pools features \(num_features was given, or linear called\) is trained by linear",
     ),
     "features after logits": (
         lambda: after(lambda c: c(X @ WEIGHT.T, Y)).linear(X, WEIGHT, Y),
         ValueError,
-        "a bank that was given logits takes no features",
+        "a bank or loss that was given logits takes no features",
     ),
     "save_pool without num_features": (
         lambda: after(lambda c: c.linear(X, WEIGHT, Y), pool_rows=9, save_pool=True),

@@ -138,6 +138,25 @@ def test_the_page_says_what_the_table_does(folder):
     assert "| TOAST, both stages | base: all data, the usual augmentation | 1.5 | **+3.00" in page
 
 
+def test_other_networks_are_rows_of_one_table(folder):
+    """ResNet with two seeds; TOAST is 1 and 2 points worse. A network that has trials alone has no row."""
+    done = {}
+    of_resnet = study_plan.Plan({**SAME, "backbone": "resnet"}, ("base",), ("ce", "toast"), (0, 1))
+    finish(of_resnet, done)
+    for spec, row in done.items():
+        if spec.method == "toast":
+            row["test_top1"] -= 0.01 + 0.01 * spec.seed
+    vit = study_plan.Plan({**SAME, "backbone": "vit"}, ("base",), ("ce",), (0,)).trials("base", "ce", {})[0]
+    table.append(folder / "results.csv", study_run.COLUMNS, [*done.values(), result(vit)])
+    page = study_report.text(folder, folder.parent / "docs" / "study.md")
+    lines = [line for line in page.splitlines() if line.startswith("| glyphs, 10 classes |")]
+    base = study_plan.REGIMES["base"].title
+    assert lines[0].startswith(f"| glyphs, 10 classes | resnet | 1 | {base} | cross-entropy | lr 0.01, ")
+    assert lines[1].endswith("| 2 | 48.50 ± 0.71 | 1.000 ± 0.000 | -1.50 ± 6.35 | +0.000 ± 0.000 |")
+    assert len(lines) == 2
+    assert page.count("### Scores") == 1
+
+
 def test_trials_that_were_not_chosen_do_not_count(folder):
     of_plan = plan(methods=("ce", "toast", "ce-1.5"))
     rows = table.read(folder / "results.csv")

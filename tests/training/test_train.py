@@ -5,6 +5,8 @@ import re
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -188,6 +190,17 @@ def test_bad_arguments_in_a_process_of_its_own():
     status, output, errors = run_train("--method", "sgd")
     assert (status, output) == (2, "")
     assert "train.py: error: argument --method: invalid choice: 'sgd'" in errors
+
+
+@pytest.mark.parametrize("program", ["train.py", "study.py"])
+def test_packages_that_are_missing_are_named_with_the_command_that_installs_them(program):
+    path = str(PYTHON / program)
+    code = f"sys.argv = [{path!r}, '--help']; sys.path.insert(0, {str(PYTHON)!r}); runpy.run_path(sys.argv[0])"
+    code = f"import runpy, sys; sys.modules.update(rich=None, scipy=None); {code}"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    command = re.escape(f"pip install '{PYTHON.parent}[train]'")
+    assert re.match(f"{program}: error: cannot import rich, scipy, of .*: {command}", run.stderr)
 
 
 def test_an_unreadable_image_is_named(tmp_path, capsys):

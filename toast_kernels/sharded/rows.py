@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..blended_kl.problem import Problem
 from ..softmax_statistics.op import softmax_statistics
-from .tables import Lookup, Slice, as_column, log_probabilities, parts_of, with_masked
+from .tables import Lookup, Slice, as_column, log_probabilities, parts_of
 
 
 class Label(NamedTuple):
@@ -140,8 +140,7 @@ def statistics(problem: Problem, rows: Rows, own: Slice, step: int) -> Tensor:
     parts = parts_of(len(z), step)
     for name, temperature in (("logsumexp", 1.0), ("at_temperature", problem.temperature)):
         if name in names:
-            logsumexp = softmax_statistics(z, temperature)[0].double()
-            found[name] = with_masked(logsumexp, lambda part: z[part], step)
+            found[name] = softmax_statistics(z, temperature)[0].double()
     if rows.past is not None:
         found["past"] = torch.cat([cut(rows.past, part).statistic(z[part], own) for part in parts])
     for i, label in enumerate(rows.labels):

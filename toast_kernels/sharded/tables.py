@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -45,7 +44,7 @@ class Lookup(NamedTuple):
         columns of probabilities, or the number of the columns that share a top-k row's tail."""
         index = self.index
         if self.table.logsumexp is not None:
-            return with_masked(self.table.logsumexp[index].double(), lambda part: self.table.values[index[part]])
+            return self.table.logsumexp[index].double()
         if self.table.indices is None:
             return self.table.values[index].sum(1, dtype=torch.float64)
         unmasked = z != -torch.inf
@@ -95,14 +94,6 @@ def checksums(
     bits = rows.view(_INTEGERS[rows.element_size()]).long()
     places = torch.arange(1, 2 * rows.shape[1], 2, dtype=torch.int64, device=rows.device)
     return ((bits * places).sum(1) & ((1 << 48) - 1)).double()
-
-
-def with_masked(logsumexp: Tensor, logits: Callable[[slice], Tensor], step: int = 1 << 62) -> Tensor:
-    """softmax_statistics' [R], but of rows of nothing but -inf it is -inf, and not NaN: other ranks have classes."""
-    if logsumexp.isnan().any():  # waits for a GPU
-        for part in parts_of(len(logsumexp), step):
-            logsumexp[part].masked_fill_((logits(part) == -torch.inf).all(1), -torch.inf)
-    return logsumexp
 
 
 def log_probabilities(

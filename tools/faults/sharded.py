@@ -102,7 +102,6 @@ FAULTS = {
             "(bits.sum(1) &",
             SAID,
         ),
-        ("a masked slice makes all NaN", "if logsumexp.isnan().any():", "if False:", SPECIAL),
     ],
     "toast_kernels/sharded/labels.py": [
         (
