@@ -69,7 +69,7 @@ void test_multiply(int64_t rows, int64_t columns, int64_t width, int64_t diagona
   pack(columns, b, right);
   const int64_t stride = whole_blocks(columns) + 48;
   Guarded<Real> out(whole_blocks(rows) * stride);
-  multiply(a.data(), rows, b.data(), whole_blocks(columns), width, diagonal, out.data(), stride);
+  multiply(a.data(), rows, b.data(), columns, width, diagonal, out.data(), stride);
   CHECK(a.intact() && b.intact() && out.intact());
   for (int64_t i = 0; i < rows; ++i)
     for (int64_t j = 0; j < stride; ++j) {

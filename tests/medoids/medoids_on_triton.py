@@ -67,9 +67,9 @@ def nominated(x, metric, labels=None):
     labels = torch.zeros(len(x), dtype=torch.int64) if labels is None else labels
     classes = grouped(x, labels, int(labels.max()) + 1, metric)
     cost, bound = classes.nominate()
-    back = classes.order.argsort()
+    back = classes.x.order.argsort()
     most = 1000 if x.dtype == torch.float64 else 93
-    exponent = (1023 + 6 - classes.top).clamp(-most, most)[classes.keys.long()]
+    exponent = (1023 + 6 - classes.top).clamp(-most, most)[classes.x.keys.long()]
     return cost[back].cpu(), bound[back].cpu(), torch.ldexp(torch.ones_like(cost), exponent[back]).cpu()
 
 
@@ -77,22 +77,24 @@ CLOUDS = {
     "gaussian": lambda: logits(70, 60),
     "float64": lambda: logits(60, 60, dtype=torch.float64),
     "bfloat16": lambda: logits(60, 40, dtype=torch.bfloat16),
-    "far from the origin": lambda: logits(60, 20) + 1000,
+    "far-from-the-origin": lambda: logits(60, 20) + 1000,
     "clusters": lambda: (10 * logits(5, 20)).repeat(12, 1) + 1e-3 * logits(60, 20),
     "duplicates": lambda: logits(10, 20).repeat(6, 1),
-    "one outlier": lambda: torch.cat([1e-6 * logits(60, 20), torch.full((1, 20), 1e6)]),
-    "mild outlier": lambda: torch.cat([logits(60, 20), torch.full((1, 20), 1e6)]),
+    "one-row-many-times": lambda: torch.arange(20.0).expand(40, -1),
+    "one-outlier": lambda: torch.cat([1e-6 * logits(60, 20), torch.full((1, 20), 1e6)]),
+    "mild-outlier": lambda: torch.cat([logits(60, 20), torch.full((1, 20), 1e6)]),
     "tiny": lambda: logits(60, 20, dtype=torch.float64) * 1e-90,
     "huge": lambda: logits(60, 20, dtype=torch.float64) * 1e90,
-    "tiny float32": lambda: logits(60, 20) * 1e-25,
+    "tiny-float32": lambda: logits(60, 20) * 1e-25,
     "subnormal": lambda: logits(60, 20) * 1e-39,
-    "exact in float16": lambda: torch.kron(
+    "exact-in-float16": lambda: torch.kron(
         torch.tensor([[1], [1], [-1], [-1]]), (200 * logits(15, 200)).round().clamp(-2047, 2047)
     ),
+    "subnormal-in-float16": lambda: torch.tensor([[1.0], [-1.0]] * 8) * torch.tensor([64.0] + [2.0**-15] * 29),
     "wide": lambda: logits(20, 300),
-    "one value a row": lambda: torch.eye(40) * torch.arange(1, 41)[:, None],
-    "powers of two": lambda: torch.ldexp(torch.ones(60, 30), torch.randint(-40, 40, (60, 30), generator=generator())),
-    "an outlier that the sample misses": lambda: torch.cat([logits(1, 20), logits(1, 20, 1) * 1e30, logits(58, 20)]),
+    "one-value-a-row": lambda: torch.eye(40) * torch.arange(1, 41)[:, None],
+    "powers-of-two": lambda: torch.ldexp(torch.ones(60, 30), torch.randint(-40, 40, (60, 30), generator=generator())),
+    "an-outlier-that-the-sample-misses": lambda: torch.cat([logits(1, 20), logits(1, 20, 1) * 1e30, logits(58, 20)]),
 }
 
 

@@ -42,6 +42,13 @@ def test_thousands_of_small_classes(metric):
     assert class_medoids(x, labels, 2000, metric=metric).equal(scipy_medoids(x, labels, 2000, metric))
 
 
+@every_metric
+def test_a_hundred_thousand_classes_of_at_most_two_rows(metric):
+    labels = torch.arange(150_000) % 100_000
+    medoids = class_medoids(logits(150_000, 3), labels, 100_001, metric=metric)
+    assert medoids.equal(torch.cat([torch.arange(100_000), torch.tensor([-1])]))
+
+
 @every_backend
 @every_metric
 def test_the_decision_flips_where_float64_says(metric, backend):

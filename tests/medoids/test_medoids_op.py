@@ -108,6 +108,6 @@ def test_a_backend_that_is_not_there_says_why(monkeypatch):
 
     monkeypatch.setattr(backends, "_C", None)
     monkeypatch.setattr(backends, "_WHY_NO_CPU_KERNELS", "no module named _C", raising=False)
-    with pytest.raises(RuntimeError, match=r"not available: .*not built .*install a C\+\+ compiler"):
+    with pytest.raises(RuntimeError, match=r"not available: .*not built .*with a C\+\+ compiler reinstall"):
         class_medoids(X, Y, 2, backend="cpu")
     assert class_medoids(X, Y, 2).tolist() == [0, -1]  # "auto" falls back to the reference

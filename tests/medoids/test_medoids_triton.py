@@ -20,6 +20,8 @@ from medoids_on_triton import (
 
 from toast_kernels.medoids import chunks
 
+triton = pytest.importorskip("triton")
+tl = triton.language
 pytestmark = needs_triton
 
 
@@ -43,6 +45,13 @@ def test_widths_around_tile_sizes(metric, width):
 @pytest.mark.parametrize("metric", ["euclidean", "jeffreys"])
 def test_ten_thousand_columns(metric):
     x = logits(4, 10_000)
+    assert one_class(x, metric) == expected_of_one_class(x, metric)
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "cityblock"])
+def test_a_million_columns(metric, monkeypatch):
+    monkeypatch.setattr(backend, "ROW_TILE", (1 << 18, 1 << 18))
+    x = logits(3, 1 << 20)
     assert one_class(x, metric) == expected_of_one_class(x, metric)
 
 
@@ -173,6 +182,20 @@ def test_the_number_of_programs_and_runs_does_not_matter(metric, monkeypatch):
     monkeypatch.setattr(backend._Classes, "_programs", lambda self, a_multiprocessor: 5)
     monkeypatch.setattr(backend, "RUNS", 5)
     assert medoids(x, labels, 2, metric).equal(expected)
+
+
+@every_metric
+@pytest.mark.parametrize("most_panels", [1, 3])
+def test_nothing_is_waited_for(metric, most_panels, panels, monkeypatch):  # noqa: F811
+    """Tensors on "meta" have no values that a host could ask for. Launches are as many as README.md says."""
+    launched = []
+    monkeypatch.setattr(backend._Classes, "_launch", lambda self, kernel, *_, **__: launched.append(kernel))
+    monkeypatch.setattr(backend._Classes, "_programs", lambda self, a_multiprocessor: a_multiprocessor)
+    panels(most_panels)
+    x, labels, mask = (torch.empty(100, *shape, device="meta") for shape in ((20,), (), ()))
+    result = backend.class_medoids(x, labels.long(), mask.bool(), 8, metric, -100)
+    assert (result.device.type, result.shape) == ("meta", (8,))
+    assert len(launched) == (10 + most_panels * (most_panels + 1) if metric in backend.FROM_PAIRS else 13)
 
 
 @on_a_gpu
@@ -309,10 +332,29 @@ def test_more_classes_than_a_third_of_the_rows(metric):
     assert medoids(x, labels, 100, metric).equal(scipy_medoids(x, labels, 100, metric))
 
 
-@pytest.mark.parametrize("num_classes", [32_767, 32_768, 40_000])
+@triton.jit
+def classes_of(numbers, offsets, found, classes, WAYS: tl.constexpr):
+    number = tl.load(numbers + tl.program_id(0))
+    tl.store(found + tl.program_id(0), backend.kernels.class_of(number, offsets, classes, WAYS))
+
+
+@pytest.mark.parametrize("ways", [32, 128])
+@pytest.mark.parametrize("classes", [1, 2, 129, 100_000])
+def test_the_class_of_a_tile(classes, ways):
+    """Of each of some tiles, where classes have 0 to 2 of them."""
+    sizes = random_labels(classes, 3)
+    sizes[classes // 2] = 1
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), sizes.cumsum(0)])
+    numbers = torch.linspace(0, int(offsets[-1]) - 1, 20).long()
+    found = torch.empty(20, dtype=torch.int32, device=DEVICE)
+    classes_of[(20,)](numbers.to(DEVICE), offsets.to(DEVICE), found, classes, ways)
+    assert found.cpu().equal((torch.searchsorted(offsets, numbers, right=True) - 1).int())
+
+
+@pytest.mark.parametrize("num_classes", [32_767, 32_768, 100_000])
 def test_keys_of_16_and_32_bits(num_classes, monkeypatch):
     monkeypatch.setattr(backend, "BLOCK", 1 << 15)
-    monkeypatch.setattr(backend._Classes, "nominate", lambda self: self.offsets)
+    monkeypatch.setattr(backend._Classes, "nominate", lambda self: self.x.offsets)
     monkeypatch.setattr(backend._Classes, "decide", lambda self, *offsets: torch.stack(offsets))
     labels = torch.tensor([num_classes - 1, 0, -100, num_classes - 1])
     offsets = class_medoids(logits(4, 2).to(DEVICE), labels.to(DEVICE), num_classes, backend="triton").tolist()

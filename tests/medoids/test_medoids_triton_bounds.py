@@ -6,7 +6,9 @@ import torch
 from medoid_cases import logits
 from medoids_on_triton import (
     CLOUDS,
+    DEVICE,
     backend,
+    grouped,
     needs_triton,
     nominated,
     panels,  # noqa: F401
@@ -16,7 +18,7 @@ from scipy.spatial.distance import cdist
 from scipy.special import logsumexp
 
 pytestmark = needs_triton
-WIDE_BOUNDS = ("one outlier", "mild outlier", "an outlier that the sample misses")
+WIDE_BOUNDS = ("one-outlier", "mild-outlier", "an-outlier-that-the-sample-misses")
 
 
 def errors(x, metric, labels=None):
@@ -36,7 +38,7 @@ def test_bounds_of_pair_sums_hold(name, metric):
     cost, error, bound = errors(CLOUDS[name](), metric)
     assert bound.isfinite().all() or name in WIDE_BOUNDS
     assert (error <= bound).all()
-    if name in ("gaussian", "far from the origin", "tiny", "huge"):  # and they say something
+    if name in ("gaussian", "far-from-the-origin", "tiny", "huge"):  # and they say something
         assert (bound < (1e-3 if metric == "euclidean" else 3e-5) * cost).all()
 
 
@@ -50,6 +52,15 @@ def test_bounds_of_classes_far_from_each_other(metric, count, panels):  # noqa: 
     cost, error, bound = errors(x, metric, labels)
     assert (error <= bound).all()
     assert (bound < (1e-3 if metric == "euclidean" else 3e-5) * cost).all()
+
+
+@pytest.mark.more
+def test_bounds_of_the_widest_rows_hold(monkeypatch):
+    monkeypatch.setattr(backend, "ROW_TILE", (1 << 18, 1 << 18))
+    monkeypatch.setattr(backend, "CHUNKED", backend.PairTile(16, 1 << 14, 4, 1, 2))
+    _, error, bound = errors(logits(3, backend.MAX_WIDTH - 1), "euclidean")
+    assert bound.isfinite().all()
+    assert (error <= bound).all()
 
 
 def test_one_pair_of_equal_rows_does_not_widen_the_bounds_of_others():
@@ -111,7 +122,10 @@ def test_the_errors_of_all_products_are_in_the_bound(equal_rows):
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "cityblock"])
-@pytest.mark.parametrize("name", ["gaussian", "float64", "bfloat16", "subnormal", "powers of two", "one value a row"])
+@pytest.mark.parametrize(
+    "name",
+    ["gaussian", "float64", "bfloat16", "subnormal", "subnormal-in-float16", "powers-of-two", "one-value-a-row"],
+)
 def test_what_rounding_took_off_is_measured(name, metric, monkeypatch):
     seen, launch = {}, backend._Classes._launch
 
@@ -121,18 +135,47 @@ def test_what_rounding_took_off_is_measured(name, metric, monkeypatch):
 
     monkeypatch.setattr(backend._Classes, "_launch", record)
     x = CLOUDS[name]()
-    factor = nominated(x, metric)[2]
-    centres, packed, squares, rounding = (seen["pack"][i].cpu() for i in (4, 6, 7, 8))
+    width, factor = x.shape[1], nominated(x, metric)[2]
+    centres, packed, squares, rounding = (seen["pack"][i].cpu() for i in (1, 3, 4, 5))
     z = (x.double() - centres[0].double()) * factor[:, None]  # one class, whose rows stay in their order
-    y = packed[: len(x), : x.shape[1]].double()
+    y = packed[: len(x), :width].double()
     off = (z - y).norm(p=2 if metric == "euclidean" else 1, dim=1)
+    if x.dtype != torch.float64:  # subnormal x, centres and differences may be taken as 0
+        off += 3 * 2.0**-126 * factor * (width**0.5 if metric == "euclidean" else width)
     assert (off <= rounding).all()
     if metric == "euclidean":
         lost = y.where(y.abs() < 2.0**-14, 0.0).norm(dim=1)  # where a matrix unit takes them as 0
         assert (off + 2 * lost <= rounding).all()
         assert (rounding <= 1.01 * off + 3e-7 * y.norm(dim=1) + 2.1 * 2.0**-14 * 64**0.5 + 1e-6).all()
         assert torch.allclose(squares.double(), y.square().sum(dim=1), rtol=10 * 2.0**-24, atol=0)
-    assert not packed[: len(x), x.shape[1] :].any()
+    assert not packed[: len(x), width:].any()
+
+
+@pytest.mark.parametrize("term", ["rounded-rows", "products", "close-pairs", "sums", "truncation"])
+def test_each_term_alone_is_in_the_bound(term):
+    """Of one class, a row of which is not finite."""
+    n, unit, relative = 70, 2.0**-20, 1e-5
+    values = torch.rand(5, n, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).float() + 1
+    alive = torch.arange(n) != 40
+    errors = values[0] * (alive if term == "rounded-rows" else 0)
+    worst = values[1, :1] * (term == "products")
+    of_sums, of_close = ((values[2:4] * 1000).long() << 20) * torch.tensor([[term == "sums"], [term == "close-pairs"]])
+    classes = grouped(torch.zeros(n, 1), torch.zeros(n, dtype=torch.int64), 1, "euclidean")
+    classes.x.alive.copy_(alive)
+    cost, bound = classes._empty(2, n)
+    classes._launch(
+        backend.pairs.pair_costs, (1,), classes.x, torch.stack([of_sums, of_close]).to(DEVICE), n,
+        worst.to(DEVICE), errors.to(DEVICE), cost, bound, relative, 1 / unit, BLOCK=64,
+    )  # fmt: skip
+    demanded = {
+        "rounded-rows": errors.double() * (n - 1) + errors.double().sum(),
+        "products": worst.double() * (n - 1),
+        "close-pairs": of_close * unit,
+        "sums": of_sums * unit * relative,
+        "truncation": 2 * (n / backend.WHOLE.tile + 9) * unit,  # of costs and of their errors
+    }[term]
+    assert cost.cpu().equal(of_sums * unit)
+    assert (bound.cpu() >= demanded).all()
 
 
 def tensor_core_product(a, b, chunk):
@@ -160,20 +203,23 @@ HOSTILE = {  # rows whose products are all cut off, or rounded, to the same side
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-@pytest.mark.parametrize(("width", "chunk"), [(2048, 2048), (1 << 16, 1 << 16), (1 << 16, 16), (1 << 17, 128)])
-def test_squared_distances_from_products_err_by_less_than_kappa(name, width, chunk):
-    """Of a row to half of itself, its lengths rounded once a level of a tree of depth 10."""
+@pytest.mark.parametrize(
+    ("width", "chunk", "depth"),
+    [(2048, 2048, 10), (1 << 16, 1 << 16, 10), (1 << 16, 16, 10), (1 << 17, 128, 10), (16, 16, 1000)],
+)
+def test_squared_distances_from_products_err_by_less_than_kappa(name, width, chunk, depth):
+    """Of a row to half of itself, its lengths rounded once a level of a tree."""
     a = HOSTILE[name](width)
     b = a / 2
-    squares = [np.float32((v * v).sum() * (1 - 10 * 2.0**-24)) for v in (a, b)]
+    squares = [np.float32((v * v).sum() * (1 - depth * 2.0**-24)) for v in (a, b)]
     product = np.float32(tensor_core_product(a, b, chunk))
     error = abs(float(squares[0] + squares[1] - 2 * product) - ((a - b) ** 2).sum())
     length = np.linalg.norm(a) + np.linalg.norm(b)
-    assert error <= backend.squared_error(width, chunk, 10) * length**2
+    assert error <= backend.squared_error(width, chunk, depth) * length**2
 
 
 @pytest.mark.parametrize("metric", ["sqeuclidean", "cosine", "jeffreys"])
-@pytest.mark.parametrize("name", ["gaussian", "float64", "bfloat16", "far from the origin", "clusters", "mild outlier"])
+@pytest.mark.parametrize("name", ["gaussian", "float64", "bfloat16", "far-from-the-origin", "clusters", "mild-outlier"])
 def test_bounds_of_costs_from_means_hold(name, metric):
     """Against sums of differences in extended precision."""
     x = CLOUDS[name]()[-60:]
@@ -189,3 +235,13 @@ def test_bounds_of_costs_from_means_hold(name, metric):
     assert (np.abs(cost.numpy() - exact) <= bound.numpy()).all()
     if name == "gaussian":
         assert (bound < 1e-12 * cost).all()
+
+
+def test_rounding_of_the_means_is_in_the_bound():
+    """In whatever order they are added up: the interpreter errs by less. A mean that is off by v changes a cost by at
+    most 2 n |F||v|."""
+    x = CLOUDS["far-from-the-origin"]().double()
+    n, mean = len(x), x.mean(dim=0)
+    rounding = n * 2.0**-53 * mean.norm()
+    bound = nominated(x, "sqeuclidean")[1]
+    assert (bound >= 2 * n * (x - mean).norm(dim=1) * rounding).all()

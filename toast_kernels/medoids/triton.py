@@ -74,7 +74,7 @@ class _Classes:
     def __init__(self, x, labels, mask, num_classes, metric, ignore_index):
         self.metric, self.num_classes, self.device, self.dtype = metric, num_classes, x.device, x.dtype
         self.rows, self.width = x.shape
-        self.x = kernels.Matrix(x, *x.stride(), self.width)
+        matrix = kernels.Matrix(x, *x.stride(), self.width)
         self.align = _alignment(x)
         columns = min(ROW_TILE[1], max(16, triton.next_power_of_2(self.width)))
         self.tile = {"ROWS": min(64, ROW_TILE[0] // columns), "COLUMNS": columns}
@@ -86,22 +86,22 @@ class _Classes:
         first_wrong = torch.full((1,), self.rows, dtype=torch.int64, device=self.device)
         self._launch(
             kernels.make_keys, (_ceil(self.rows, BLOCK // 4),),
-            self.x, labels, labels.stride(0), mask, 0 if mask is None else mask.stride(0), keys, first_wrong,
+            matrix, labels, labels.stride(0), mask, 0 if mask is None else mask.stride(0), keys, first_wrong,
             self.rows, num_classes, ignore_index, ALIGN=self.align, ROWS=BLOCK // 4, COLUMNS=8,
         )  # fmt: skip
         self._refuse(first_wrong, labels, ignore_index)
-        self.keys, self.order = keys.sort(stable=True)
-        self.offsets = self._empty(num_classes + 1, dtype=torch.int64)
+        keys, order = keys.sort(stable=True)
+        offsets = self._empty(num_classes + 1, dtype=torch.int64)
         self.top = self._empty(num_classes, dtype=torch.int32)
         self.worst = self._empty(num_classes, dtype=torch.float32)
         self.counter = self._empty(1, dtype=torch.int64)
         self._launch(
             kernels.find_offsets, (_ceil(num_classes + 1, BLOCK),),
-            self.keys, self.offsets, self.top, self.worst, self.counter, self.rows, num_classes,
+            keys, offsets, self.top, self.worst, self.counter, self.rows, num_classes,
             STEPS=self.rows.bit_length(), BLOCK=BLOCK,
         )  # fmt: skip
-        self.alive = self._empty(self.rows, dtype=torch.int8)
-        self.norms = self._empty(self.rows if metric in ("cosine", "jeffreys") else 1, 2)
+        norms = self._empty(self.rows if metric in ("cosine", "jeffreys") else 1, 2)
+        self.x = kernels.Rows(*matrix, order, keys, offsets, self._empty(self.rows, dtype=torch.int8), norms)
 
     def _refuse(self, first_wrong, labels, ignore_index):
         if self.device.type == "cpu":
@@ -149,7 +149,7 @@ class _Classes:
         sampled = max(16, self.tile["COLUMNS"] // 4)  # columns
         self._launch(
             packing.sample_classes, (self.num_classes, _ceil(self.width, sampled)),
-            self.x, self.order, self.offsets, centres, self.top,
+            self.x, centres, self.top,
             SPARSE=sparse, ALIGN=self.align, SAMPLE=SAMPLE, COLUMNS=sampled,
         )  # fmt: skip
 
@@ -164,22 +164,22 @@ class _Classes:
                 blocks = _ceil(panel, self.tile["ROWS"])
                 self._launch(
                     packing.pack, (blocks if a == b else min(blocks, self._programs(PROGRAMS)),),
-                    self.x, self.order, self.keys, self.offsets, centres, self.top, of_b, squares, errors,
-                    self.alive, *step, SPARSE=sparse, METRIC=self.metric, TILE=tile.tile, **self.on_x,
+                    self.x, centres, self.top, of_b, squares, errors, *step,
+                    SPARSE=sparse, METRIC=self.metric, TILE=tile.tile, **self.on_x,
                 )  # fmt: skip
                 if descriptors:
                     of_a, of_b = (TensorDescriptor.from_tensor(y, [tile.tile, columns]) for y in (of_a, of_b))
                 self._launch(
                     pairs.pair_tiles, (self._programs(tile.programs),),
-                    of_a, of_b, self.keys, self.offsets, offsets[a], squares, sums, self.rows, self.worst,
-                    kappa, units, *step, METRIC=self.metric, CROSS=a != b, TILE=tile.tile, COLUMNS=columns,
-                    CHUNKED=chunked, DESCRIPTORS=descriptors, SYMMETRIC=chunked, FAST_ROOT=_is_cuda(),
+                    self.x, of_a, of_b, offsets[a], squares, sums, self.rows, self.worst, kappa, units, *step,
+                    METRIC=self.metric, CROSS=a != b, TILE=tile.tile, COLUMNS=columns, CHUNKED=chunked,
+                    DESCRIPTORS=descriptors, SYMMETRIC=chunked, FAST_ROOT=_is_cuda(),
                     warps=tile.warps, stages=tile.stages, fused=True,
                 )  # fmt: skip
         cost, bound = self._empty(2, self.rows)
         self._launch(
             pairs.pair_costs, (self.num_classes,),
-            self.offsets, sums, self.rows, self.worst, errors, self.alive, cost, bound, relative, units, BLOCK=BLOCK,
+            self.x, sums, self.rows, self.worst, errors, cost, bound, relative, units, BLOCK=BLOCK,
         )  # fmt: skip
         return cost, bound
 
@@ -200,29 +200,27 @@ class _Classes:
         constants = {"METRIC": self.metric, "PIECE": PIECE, **self.on_x}
         squared = self.metric == "sqeuclidean"
         if squared:
-            self.alive.fill_(1)
+            self.x.alive.fill_(1)
         else:
             self._scan()
         for again in (False, True) if squared else (False,):
             self._launch(
                 means.add_features, (pieces, _ceil(self.width, self.tile["COLUMNS"])),
-                self.x, self.order, self.offsets, offsets, self.norms, self.alive, sums, self.num_classes,
-                AGAIN=again, **(constants | {"warps": 8}),
+                self.x, offsets, sums, self.num_classes, AGAIN=again, **(constants | {"warps": 8}),
             )  # fmt: skip
         self._launch(
-            means.class_means, (self.num_classes, _ceil(width, 64)),
-            self.offsets, offsets, self.norms, self.alive, sums, mean, width, METRIC=self.metric, ROWS=8, COLUMNS=256,
+            means.class_means, (self.num_classes, _ceil(width, 256)),
+            self.x, offsets, sums, mean, width, METRIC=self.metric, ROWS=8, COLUMNS=256,
         )  # fmt: skip
         deviations = self._empty(self.rows, 3)
         self._launch(
             means.deviations, (pieces,),
-            self.x, self.order, self.offsets, offsets, self.norms, mean, deviations, self.num_classes, **constants,
+            self.x, offsets, mean, deviations, self.num_classes, **constants,
         )  # fmt: skip
         cost, bound = self._empty(2, self.rows)
         self._launch(
             means.mean_costs, (self.num_classes,),
-            self.offsets, self.norms, self.alive, deviations, mean, cost, bound, self.width,
-            METRIC=self.metric, BLOCK=BLOCK,
+            self.x, deviations, mean, cost, bound, METRIC=self.metric, BLOCK=BLOCK,
         )  # fmt: skip
         return cost, bound
 
@@ -233,20 +231,19 @@ class _Classes:
         item_count = self._empty(self.num_classes, dtype=torch.int32)
         self._launch(
             decide.select, (self.num_classes,),
-            self.order, self.offsets, self.alive, cost, bound, medoids, items, first_item, item_count, self.counter,
-            self.width, METRIC=self.metric, BLOCK=BLOCK,
+            self.x, cost, bound, medoids, items, first_item, item_count, self.counter,
+            METRIC=self.metric, BLOCK=BLOCK,
         )  # fmt: skip
         duplicate = self._duplicates(items, first_item)
         slots = max(SLOTS, self.rows)
         costs = self._empty(slots)
         self._launch(
             decide.exact_costs, (self._programs(PROGRAMS),),
-            self.x, self.order, self.keys, self.offsets, self.alive, self.norms, items, duplicate, self.counter, costs,
-            slots, METRIC=self.metric, RUNS=RUNS, **self.on_x,
+            self.x, items, duplicate, self.counter, costs, slots, METRIC=self.metric, RUNS=RUNS, **self.on_x,
         )  # fmt: skip
         self._launch(
             decide.decide, (self.num_classes,),
-            self.order, self.offsets, items, first_item, item_count, self.counter, duplicate, costs, medoids, slots,
+            self.x, items, first_item, item_count, self.counter, duplicate, costs, medoids, slots,
             METRIC=self.metric, RUNS=RUNS, BLOCK=128,
         )  # fmt: skip
         return medoids
@@ -254,25 +251,23 @@ class _Classes:
     def _duplicates(self, items, first_item):
         hashes, duplicate = self._empty(self.rows, dtype=torch.int64), self._empty(self.rows, dtype=torch.int8)
         programs = (self._programs(PROGRAMS),)
-        self._launch(decide.hash_items, programs, self.x, self.order, items, self.counter, hashes, **self.on_x)
+        self._launch(decide.hash_items, programs, self.x, items, self.counter, hashes, **self.on_x)
         self._launch(
             decide.find_duplicates, programs,
-            self.x, self.order, self.keys, items, first_item, self.counter, hashes, duplicate,
+            self.x, items, first_item, self.counter, hashes, duplicate,
             ALIGN=self.align, COLUMNS=self.tile["COLUMNS"], BLOCK=BLOCK, warps=4,
         )  # fmt: skip
         return duplicate
 
     def _scan(self):
-        self._launch(
-            kernels.scan_rows, (_ceil(self.rows, self.tile["ROWS"]),),
-            self.x, self.order, self.rows, self.alive, self.norms, METRIC=self.metric, **self.on_x,
-        )  # fmt: skip
+        blocks = _ceil(self.rows, self.tile["ROWS"])
+        self._launch(kernels.scan_rows, (blocks,), self.x, self.rows, METRIC=self.metric, **self.on_x)
 
     def _count_parts(self, part, panels, panel, **constants):
         offsets = self._empty(panels, self.num_classes + 1, dtype=torch.int64)
         self._launch(
             kernels.count_parts, (panels,),
-            self.offsets, offsets, self.num_classes, panel, PART=part, BLOCK=BLOCK, **constants,
+            self.x.offsets, offsets, self.num_classes, panel, PART=part, BLOCK=BLOCK, **constants,
         )  # fmt: skip
         return offsets
 

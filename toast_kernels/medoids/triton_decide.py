@@ -21,19 +21,19 @@ def tie(lowest, size, METRIC: tl.constexpr):
 
 
 @triton.jit
-def load_costs(cost, bound, at, inside, rounding):
-    """(cost, reach) [B]: the exact cost, with its own rounding, differs by at most the reach. An infinite one says
-    nothing."""
+def range_of_costs(x, cost, bound, at, inside, rounding):
+    """(least, most) [B]: between them lies the exact cost, with its own rounding. Of rows that are not alive both are
+    infinite."""
     value = tl.load(cost + at, inside, other=0.0)
     reach = tl.load(bound + at, inside, other=INF) + rounding * tl.abs(value)
-    return value, tl.where(tl.abs(value) + reach < INF, reach, INF)
+    known = tl.abs(value) + reach < INF
+    alive = tl.load(x.alive + at, inside, other=0) != 0
+    return tl.where(alive, tl.where(known, value - reach, -INF), INF), tl.where(alive & known, value + reach, INF)
 
 
 @triton.jit
 def select(
-    order,  # [N]
-    offsets,  # [K + 1]
-    alive,  # [N] int8
+    x,  # Rows
     cost,  # [N] float64
     bound,  # [N] float64
     medoids,  # [K] out: of classes with at most one row that may win
@@ -41,51 +41,49 @@ def select(
     first_item,  # [K] out: the class's first item
     item_count,  # [K] out: how many it has, 0 where the medoid is known
     counter,  # [1], raised to the number of items
-    width,  # D
     METRIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     c = tl.program_id(0)
-    begin = tl.load(offsets + c)
-    end = tl.load(offsets + c + 1)
+    begin = tl.load(x.offsets + c)
+    end = tl.load(x.offsets + c + 1)
     counts = tl.zeros((BLOCK,), tl.int32)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        counts += tl.load(alive + at, at < end, other=0).to(tl.int32)
+        counts += tl.load(x.alive + at, at < end, other=0).to(tl.int32)
     size = tl.sum(counts, 0)
-    rounding = 2 * (size.to(tl.float64) + width + 32) * 2.0**-52
+    rounding = 2 * (size.to(tl.float64) + x.width + 32) * 2.0**-52
     lowest = tl.full((BLOCK,), INF, tl.float64)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        value, reach = load_costs(cost, bound, at, at < end, rounding)
-        lowest = tl.minimum(lowest, tl.where(tl.load(alive + at, at < end, other=0) != 0, value + reach, INF))
+        _, most = range_of_costs(x, cost, bound, at, at < end, rounding)
+        lowest = tl.minimum(lowest, most)
     highest = tie(tl.min(lowest, 0), size, METRIC)
 
     count = tl.zeros((), tl.int32)
     first = end
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        value, reach = load_costs(cost, bound, at, at < end, rounding)
-        kept = (tl.load(alive + at, at < end, other=0) != 0) & ((reach == INF) | (value - reach <= highest))
+        least, _ = range_of_costs(x, cost, bound, at, at < end, rounding)
+        kept = (least <= highest) & (least < INF)
         count += tl.sum(kept.to(tl.int32), 0)
         first = tl.minimum(first, tl.min(tl.where(kept, at, end), 0))
-    tl.store(medoids + c, tl.load(order + first, count > 0, other=-1))
+    tl.store(medoids + c, tl.load(x.order + first, count > 0, other=-1))
     count = tl.where((count == 1) | (size <= 2), 0, count)  # of two rows both have the same cost
     to = tl.atomic_add(counter, count.to(tl.int64), sem="relaxed")
     tl.store(first_item + c, to)
     tl.store(item_count + c, count)
     for start in range(begin, tl.where(count > 0, end, begin), BLOCK):
         at = start + tl.arange(0, BLOCK)
-        value, reach = load_costs(cost, bound, at, at < end, rounding)
-        kept = (tl.load(alive + at, at < end, other=0) != 0) & ((reach == INF) | (value - reach <= highest))
+        least, _ = range_of_costs(x, cost, bound, at, at < end, rounding)
+        kept = (least <= highest) & (least < INF)
         tl.store(items + to + tl.cumsum(kept.to(tl.int32), 0) - 1, at, kept)
         to += tl.sum(kept.to(tl.int32), 0)
 
 
 @triton.jit
 def hash_items(
-    x,  # Matrix [N, D]
-    order,  # [N]
+    x,  # Rows
     items,  # [N]
     counter,  # [1]
     hashes,  # [N] out: int64, the same for equal rows
@@ -97,7 +95,7 @@ def hash_items(
     width = x.width // ALIGN * ALIGN
     for first in range(tl.program_id(0).to(tl.int64) * ROWS, count, tl.num_programs(0).to(tl.int64) * ROWS):
         item = first + tl.arange(0, ROWS)
-        row = tl.load(order + tl.load(items + item, item < count, other=0))
+        row = tl.load(x.order + tl.load(items + item, item < count, other=0))
         hash = tl.zeros((ROWS,), tl.int64)
         for start in range(0, width, COLUMNS):
             column = start + tl.arange(0, COLUMNS)
@@ -112,9 +110,7 @@ def hash_items(
 
 @triton.jit
 def find_duplicates(
-    x,  # Matrix [N, D]
-    order,  # [N]
-    keys,  # [N]
+    x,  # Rows
     items,  # [N]
     first_item,  # [K]
     counter,  # [1]
@@ -128,15 +124,15 @@ def find_duplicates(
     for item in range(tl.program_id(0).to(tl.int64), tl.load(counter), tl.num_programs(0)):
         own = tl.load(items + item)
         hash = tl.load(hashes + item)
-        start = tl.load(first_item + tl.load(keys + own).to(tl.int32))
+        start = tl.load(first_item + tl.load(x.keys + own).to(tl.int32))
         found = item
         while (found == item) & (start < item):
             at = start + tl.arange(0, BLOCK)
             same = (at < item) & (tl.load(hashes + at, at < item, other=0) == hash)
             found = tl.min(tl.where(same, at, item), 0)
             start += BLOCK
-        row = tl.load(order + own + tl.arange(0, 1))
-        other = tl.load(order + tl.load(items + found) + tl.arange(0, 1))
+        row = tl.load(x.order + own + tl.arange(0, 1))
+        other = tl.load(x.order + tl.load(items + found) + tl.arange(0, 1))
         same = (found < item).to(tl.int32)
         for begin in range(0, width * same, COLUMNS):
             column = begin + tl.arange(0, COLUMNS)
@@ -154,12 +150,7 @@ def runs_of(count, slots, RUNS: tl.constexpr):
 
 @triton.jit
 def exact_costs(
-    x,  # Matrix [N, D]
-    order,  # [N]
-    keys,  # [N]
-    offsets,  # [K + 1]
-    alive,  # [N] int8
-    norms,  # [N, 2]
+    x,  # Rows
     items,  # [N]
     duplicate,  # [N] int8
     counter,  # [1]
@@ -176,22 +167,22 @@ def exact_costs(
     runs = runs_of(count, slots, RUNS)
     for number in range(tl.program_id(0).to(tl.int64), count * runs, tl.num_programs(0)):
         own = tl.load(items + number // runs)
-        c = tl.load(keys + own).to(tl.int32)
-        begin = tl.load(offsets + c)
-        end = tl.load(offsets + c + 1)
+        c = tl.load(x.keys + own).to(tl.int32)
+        begin = tl.load(x.offsets + c)
+        end = tl.load(x.offsets + c + 1)
         length = (end - begin + runs - 1) // runs
         begin += number % runs * length
         end = tl.minimum(end, begin + length)
         end = tl.where(tl.load(duplicate + number // runs) != 0, begin, end)
-        own_row = tl.load(order + own + tl.arange(0, 1))
-        own_first, own_second = load_norms(norms, own + tl.arange(0, 1), METRIC)
+        own_row = tl.load(x.order + own + tl.arange(0, 1))
+        own_first, own_second = load_norms(x, own + tl.arange(0, 1), METRIC)
         total = tl.zeros((ROWS,), tl.float64)
         for start in range(begin, end, ROWS):
             position = start + tl.arange(0, ROWS)
             others = (position < end) & (position != own)
-            others &= tl.load(alive + position, position < end, other=0) != 0
-            row = tl.load(order + position, position < end, other=0)
-            first, second = load_norms(norms, tl.minimum(position, end - 1), METRIC)
+            others &= tl.load(x.alive + position, position < end, other=0) != 0
+            row = tl.load(x.order + position, position < end, other=0)
+            first, second = load_norms(x, tl.minimum(position, end - 1), METRIC)
             distance = tl.zeros((ROWS,), tl.float64)
             for start_column in range(0, width, COLUMNS):
                 column = start_column + tl.arange(0, COLUMNS)
@@ -229,8 +220,7 @@ def load_exact(costs, duplicate, item, inside, runs, RUNS: tl.constexpr):
 
 @triton.jit
 def decide(
-    order,  # [N]
-    offsets,  # [K + 1]
+    x,  # Rows
     items,  # [N]
     first_item,  # [K]
     item_count,  # [K]
@@ -252,10 +242,10 @@ def decide(
         for start in range(0, count, BLOCK):
             k = start + tl.arange(0, BLOCK)
             lowest = tl.minimum(lowest, load_exact(costs, duplicate, first + k, k < count, runs, RUNS))
-        highest = tie(tl.min(lowest, 0), tl.load(offsets + c + 1) - tl.load(offsets + c), METRIC)
+        highest = tie(tl.min(lowest, 0), tl.load(x.offsets + c + 1) - tl.load(x.offsets + c), METRIC)
         found = count
         for start in range(0, count, BLOCK):
             k = start + tl.arange(0, BLOCK)
             cost = load_exact(costs, duplicate, first + k, k < count, runs, RUNS)
             found = tl.minimum(found, tl.min(tl.where((k < count) & (cost <= highest), k, count), 0))
-        tl.store(medoids + c, tl.load(order + tl.load(items + first + found)))
+        tl.store(medoids + c, tl.load(x.order + tl.load(items + first + found)))

@@ -1,9 +1,7 @@
 """class_medoids' Triton kernels that put rows in order, and what all its kernels share; README.md has the formulas,
 triton.py launches.
 
-Rows are worked on by position: sorted by class, then by number. order [N] holds the row number at each position, keys
-[N] its class, and class c has the positions offsets[c] to offsets[c + 1] - 1. A class's rows with a value that is not
-finite lie among the others; alive [N] is 0 there.
+Rows are worked on by position: sorted by class, then by number; see Rows.
 """
 
 from typing import Any, NamedTuple
@@ -19,6 +17,21 @@ class Matrix(NamedTuple):
     row_stride: int
     column_stride: int
     width: int
+
+
+class Rows(NamedTuple):
+    """A Matrix and its rows by position. Class c has the positions offsets[c] to offsets[c + 1] - 1; its rows with a
+    value that is not finite lie among the others."""
+
+    data: Any
+    row_stride: int
+    column_stride: int
+    width: int
+    order: Any  # [N] int64, the row number at each position
+    keys: Any  # [N] int16 or int32, its class
+    offsets: Any  # [K + 1] int64
+    alive: Any  # [N] int8, 1 where the row is finite
+    norms: Any  # [N, 2] float64, what features() needs, see scan_rows
 
 
 @triton.jit
@@ -162,13 +175,13 @@ def count_parts(
 
 
 @triton.jit
-def load_norms(norms, position, METRIC: tl.constexpr):
+def load_norms(x, position, METRIC: tl.constexpr):
     """What features() needs of the rows at positions [R]: [R, 1] each."""
     first = tl.zeros(position.shape, tl.float64)
     second = first
     if METRIC == "cosine" or METRIC == "jeffreys":
-        first = tl.load(norms + 2 * position)
-        second = tl.load(norms + 2 * position + 1)
+        first = tl.load(x.norms + 2 * position)
+        second = tl.load(x.norms + 2 * position + 1)
     return first[:, None], second[:, None]
 
 
@@ -188,19 +201,17 @@ def features(value, first, second, METRIC: tl.constexpr):
 
 @triton.jit
 def scan_rows(
-    x,  # Matrix [N, D]
-    order,  # [N]
+    x,  # Rows; alive and norms are out
     rows,  # N
-    alive,  # [N] out: int8, whether the row is finite
-    norms,  # [N, 2] out: float64. cosine: a power of two and 1 / |x| after it, 0 for a zero row; jeffreys: max, log sum
     METRIC: tl.constexpr,
     ALIGN: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
+    """norms. cosine: a power of two, and 1 / |x| after it, 0 for a zero row; jeffreys: max, log sum."""
     position = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     used = position < rows
-    row = tl.load(order + position, used, other=0)
+    row = tl.load(x.order + position, used, other=0)
     width = x.width // ALIGN * ALIGN
     whole = tl.full((ROWS,), 1, tl.int32)
     largest = tl.full((ROWS,), 0 if METRIC == "cosine" else -INF, tl.float64)
@@ -213,7 +224,7 @@ def scan_rows(
             largest = tl.maximum(largest, tl.max(tl.abs(value), 1))
         elif METRIC == "jeffreys":
             largest = tl.maximum(largest, tl.max(tl.where(inside, value, -INF), 1))
-    tl.store(alive + position, whole.to(tl.int8), used)
+    tl.store(x.alive + position, whole.to(tl.int8), used)
 
     if METRIC == "cosine" or METRIC == "jeffreys":
         if METRIC == "cosine":
@@ -233,5 +244,5 @@ def scan_rows(
                 total += tl.sum(tl.where(inside, tl.exp(value - first[:, None]), 0.0), 1)
         positive = tl.where(total > 0, total, 1.0)
         second = tl.where(total > 0, 1 / tl.sqrt(positive), 0.0) if METRIC == "cosine" else tl.log(positive)
-        tl.store(norms + 2 * position, first, used)
-        tl.store(norms + 2 * position + 1, second, used)
+        tl.store(x.norms + 2 * position, first, used)
+        tl.store(x.norms + 2 * position + 1, second, used)

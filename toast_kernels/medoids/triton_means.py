@@ -10,21 +10,17 @@ from .triton_kernels import INF, class_of, features, load_norms, load_tile, wide
 
 
 @triton.jit
-def piece_of(number, piece_offsets, offsets, classes, PIECE: tl.constexpr):
+def piece_of(x, number, piece_offsets, classes, PIECE: tl.constexpr):
     """(class, first position, end) of a piece."""
     c = class_of(number, piece_offsets, classes, 32)
-    begin = tl.load(offsets + c) + (number - tl.load(piece_offsets + c)) * PIECE
-    return c, begin, tl.minimum(tl.load(offsets + c + 1), begin + PIECE)
+    begin = tl.load(x.offsets + c) + (number - tl.load(piece_offsets + c)) * PIECE
+    return c, begin, tl.minimum(tl.load(x.offsets + c + 1), begin + PIECE)
 
 
 @triton.jit
 def add_features(
-    x,  # Matrix [N, D]
-    order,  # [N]
-    offsets,  # [K + 1]
+    x,  # Rows; sqeuclidean, not AGAIN: alive becomes 0 where a value is not finite, and such values are left out
     piece_offsets,  # [K + 1]
-    norms,  # [N, 2]
-    alive,  # [N] int8; sqeuclidean, not AGAIN: out, 0 where a value is not finite, and such values are left out
     sums,  # [pieces, F, D] out: float64, of the features of the rows that are alive; F = 2 for jeffreys
     classes,  # K
     AGAIN: tl.constexpr,  # only pieces with a row that is not
@@ -36,31 +32,31 @@ def add_features(
 ):
     number = tl.program_id(0).to(tl.int64)
     if number < tl.load(piece_offsets + classes):
-        _, begin, end = piece_of(number, piece_offsets, offsets, classes, PIECE)
+        _, begin, end = piece_of(x, number, piece_offsets, classes, PIECE)
         width = x.width // ALIGN * ALIGN
         column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
         out = column < width
         if AGAIN:
             whole_piece = begin + tl.arange(0, PIECE)
-            dead = 1 - tl.min(tl.load(alive + whole_piece, whole_piece < end, other=1).to(tl.int32), 0)
+            dead = 1 - tl.min(tl.load(x.alive + whole_piece, whole_piece < end, other=1).to(tl.int32), 0)
             end = tl.where(dead != 0, end, begin)
             out &= tl.full((COLUMNS,), 1, tl.int32) == dead
         sum_f = tl.zeros((ROWS, COLUMNS), tl.float64)
         sum_g = tl.zeros((ROWS, COLUMNS), tl.float64)
         for start in range(begin, end, ROWS):
             position = start + tl.arange(0, ROWS)
-            row = tl.load(order + position, position < end, other=0)
+            row = tl.load(x.order + position, position < end, other=0)
             inside = (position < end)[:, None] & (column < width)[None, :]
             if METRIC == "sqeuclidean" and not AGAIN:
                 f = widen(load_tile(x, row, column, inside, ALIGN))
                 inside &= tl.abs(f) < INF
                 sum_f += tl.where(inside, f, 0.0)
                 whole = tl.min((tl.abs(f) < INF).to(tl.int32), 1)
-                tl.store(alive + position, whole.to(tl.int8), (position < end) & (whole == 0))
+                tl.store(x.alive + position, whole.to(tl.int8), (position < end) & (whole == 0))
             else:
-                first, second = load_norms(norms, position, METRIC)
+                first, second = load_norms(x, position, METRIC)
                 f, g = features(load_tile(x, row, column, inside, ALIGN), first, second, METRIC)
-                inside &= (tl.load(alive + position, position < end, other=0) != 0)[:, None]
+                inside &= (tl.load(x.alive + position, position < end, other=0) != 0)[:, None]
                 sum_f += tl.where(inside, f, 0.0)
                 sum_g += tl.where(inside, g, 0.0)
         if METRIC == "jeffreys":
@@ -71,20 +67,18 @@ def add_features(
 
 
 @triton.jit
-def weights(norms, alive, position, inside, METRIC: tl.constexpr):
+def weights(x, position, inside, METRIC: tl.constexpr):
     """[B] float64: 1 for rows that count in a mean, 0 for others: zero rows do not for cosine."""
-    counted = tl.load(alive + position, inside, other=0) != 0
+    counted = tl.load(x.alive + position, inside, other=0) != 0
     if METRIC == "cosine":
-        counted &= tl.load(norms + 2 * position + 1, inside, other=0.0) > 0
+        counted &= tl.load(x.norms + 2 * position + 1, inside, other=0.0) > 0
     return counted.to(tl.float64)
 
 
 @triton.jit
 def class_means(
-    offsets,  # [K + 1]
+    x,  # Rows
     piece_offsets,  # [K + 1]
-    norms,  # [N, 2]
-    alive,  # [N] int8
     sums,  # [pieces, W] float64
     means,  # [K, W] out: float64
     width,  # W
@@ -93,11 +87,11 @@ def class_means(
     COLUMNS: tl.constexpr,
 ):
     c = tl.program_id(0).to(tl.int64)
-    end = tl.load(offsets + c + 1)
+    end = tl.load(x.offsets + c + 1)
     counts = tl.zeros((ROWS * COLUMNS,), tl.float64)
-    for start in range(tl.load(offsets + c), end, ROWS * COLUMNS):
+    for start in range(tl.load(x.offsets + c), end, ROWS * COLUMNS):
         position = start + tl.arange(0, ROWS * COLUMNS)
-        counts += weights(norms, alive, position, position < end, METRIC)
+        counts += weights(x, position, position < end, METRIC)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     end = tl.load(piece_offsets + c + 1)
     total = tl.zeros((ROWS, COLUMNS), tl.float64)
@@ -111,11 +105,8 @@ def class_means(
 
 @triton.jit
 def deviations(
-    x,  # Matrix [N, D]
-    order,  # [N]
-    offsets,  # [K + 1]
+    x,  # Rows
     piece_offsets,  # [K + 1]
-    norms,  # [N, 2]
     means,  # [K, F, D] float64
     out,  # [N, 3] out: float64, F . G, |F|^2, |G|^2 with F = f - mean f, G = g - mean g
     classes,  # K
@@ -127,13 +118,13 @@ def deviations(
 ):
     number = tl.program_id(0).to(tl.int64)
     if number < tl.load(piece_offsets + classes):
-        c, begin, end = piece_of(number, piece_offsets, offsets, classes, PIECE)
+        c, begin, end = piece_of(x, number, piece_offsets, classes, PIECE)
         width = x.width // ALIGN * ALIGN
         mean = means + c.to(tl.int64) * width * (2 if METRIC == "jeffreys" else 1)
         for start_row in range(begin, end, ROWS):
             position = start_row + tl.arange(0, ROWS)
-            row = tl.load(order + position, position < end, other=0)
-            first, second = load_norms(norms, position, METRIC)
+            row = tl.load(x.order + position, position < end, other=0)
+            first, second = load_norms(x, position, METRIC)
             dot = tl.zeros((ROWS,), tl.float64)
             ff = tl.zeros((ROWS,), tl.float64)
             gg = tl.zeros((ROWS,), tl.float64)
@@ -158,21 +149,19 @@ def deviations(
 
 @triton.jit
 def mean_costs(
-    offsets,  # [K + 1]
-    norms,  # [N, 2]
-    alive,  # [N] int8
+    x,  # Rows
     deviations,  # [N, 3] float64
     means,  # [K, F, D] float64
     cost,  # [N] out: float64
     bound,  # [N] out: float64, of the cost's error
-    width,  # D
     METRIC: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """E_i = n F_i . G_i + sum of F_j . G_j, but for a factor."""
     c = tl.program_id(0).to(tl.int64)
-    begin = tl.load(offsets + c)
-    end = tl.load(offsets + c + 1)
+    begin = tl.load(x.offsets + c)
+    end = tl.load(x.offsets + c + 1)
+    width = x.width
     sizes = tl.zeros((BLOCK,), tl.float64)
     counts = tl.zeros((BLOCK,), tl.float64)
     dots = tl.zeros((BLOCK,), tl.float64)
@@ -180,8 +169,8 @@ def mean_costs(
     ggs = tl.zeros((BLOCK,), tl.float64)
     for start in range(begin, end, BLOCK):
         position = start + tl.arange(0, BLOCK)
-        sizes += tl.load(alive + position, position < end, other=0).to(tl.float64)
-        weight = weights(norms, alive, position, position < end, METRIC)
+        sizes += tl.load(x.alive + position, position < end, other=0).to(tl.float64)
+        weight = weights(x, position, position < end, METRIC)
         counts += weight
         dots += tl.where(weight > 0, tl.load(deviations + 3 * position, position < end, other=0.0), 0.0)
         ffs += tl.where(weight > 0, tl.load(deviations + 3 * position + 1, position < end, other=0.0), 0.0)
@@ -210,7 +199,7 @@ def mean_costs(
         value = half * (count * dot + dot_sum) + zeros
         terms = half * (count * (f * g + f * mean_g + g * mean_f) + products) + zeros
         if METRIC == "cosine":  # a zero row lies at distance 1 from every other
-            zero = weights(norms, alive, position, inside, METRIC) == 0
+            zero = weights(x, position, inside, METRIC) == 0
             value = tl.where(zero, size - 1, value)
             terms = tl.where(zero, size, terms)
         tl.store(cost + position, value, inside)

@@ -14,17 +14,17 @@ CLOSE = tl.constexpr(64.0)  # pairs whose squared distance is less than so many 
 
 
 @triton.jit
-def tile_of(number, tile_offsets, offsets, classes, first, panel, TILE: tl.constexpr):
+def tile_of(x, number, tile_offsets, classes, first, panel, TILE: tl.constexpr):
     """(class, first position of the rows, of the columns, end) of a tile of a panel's triangles."""
     c = class_of(number, tile_offsets, classes, 128)
-    begin = tl.maximum(tl.load(offsets + c), first)
+    begin = tl.maximum(tl.load(x.offsets + c), first)
     # Tile (i, j), i <= j, of a triangle has number i + j (j + 1) / 2; the root may be off by one where it is whole.
     inner = number - tl.load(tile_offsets + c)
     j = ((tl.sqrt((8 * inner + 1).to(tl.float64)) - 1) / 2).to(tl.int64)
     j = tl.where(j * (j + 1) // 2 > inner, j - 1, j)
     j = tl.where((j + 1) * (j + 2) // 2 <= inner, j + 1, j)
     i = inner - j * (j + 1) // 2
-    return c, begin + i * TILE, begin + j * TILE, tl.minimum(tl.load(offsets + c + 1), first + panel)
+    return c, begin + i * TILE, begin + j * TILE, tl.minimum(tl.load(x.offsets + c + 1), first + panel)
 
 
 @triton.jit
@@ -109,10 +109,9 @@ def add_tile(
 
 @triton.jit
 def pair_tiles(
+    x,  # Rows
     rows,  # packed panel `first`: a descriptor, or [panel, padded]
     columns,  # packed panel `second`
-    keys,  # [N]
-    offsets,  # [K + 1]
     tile_offsets,  # [K + 1] of panel `first`
     squares,  # [N] float32
     sums,  # [2, N] int64, added to: distances between the packed rows, and their errors in tiles with close pairs, in
@@ -138,9 +137,9 @@ def pair_tiles(
     first += tl.zeros((), tl.int64)
     second += tl.zeros((), tl.int64)
     if CROSS:
-        c, end_b = step_of(keys, offsets, classes, first, second, panel)
+        c, end_b = step_of(x, classes, first, second, panel)
         end_a = first + panel
-        begin_a = tl.maximum(tl.load(offsets + tl.minimum(c, classes - 1)), first)
+        begin_a = tl.maximum(tl.load(x.offsets + tl.minimum(c, classes - 1)), first)
         side = (end_b - second + TILE - 1) // TILE
         tiles = (end_a - begin_a + TILE - 1) // TILE * side
     else:
@@ -153,7 +152,7 @@ def pair_tiles(
             start_a = begin_a + number // side * TILE
             start_b = second + number % side * TILE
         else:
-            c, start_a, start_b, end_a = tile_of(number, tile_offsets, offsets, classes, first, panel, TILE)
+            c, start_a, start_b, end_a = tile_of(x, number, tile_offsets, classes, first, panel, TILE)
             end_b = end_a
         at_a = start_a - first
         at_b = start_b - second
@@ -203,12 +202,11 @@ def add_fixed(out, value, units, inside):
 
 @triton.jit
 def pair_costs(
-    offsets,  # [K + 1]
+    x,  # Rows
     sums,  # [2, N] int64
     count,  # N
     worst,  # [K] float32
     errors,  # [N] float32
-    alive,  # [N] int8
     cost,  # [N] out: float64
     bound,  # [N] out: float64, of the cost's error
     relative,  # error of the sums
@@ -216,13 +214,13 @@ def pair_costs(
     BLOCK: tl.constexpr,
 ):
     c = tl.program_id(0)
-    begin = tl.load(offsets + c)
-    end = tl.load(offsets + c + 1)
+    begin = tl.load(x.offsets + c)
+    end = tl.load(x.offsets + c + 1)
     counts = tl.zeros((BLOCK,), tl.float64)
     lost = tl.zeros((BLOCK,), tl.float64)
     for start in range(begin, end, BLOCK):
         at = start + tl.arange(0, BLOCK)
-        counts += tl.load(alive + at, at < end, other=0).to(tl.float64)
+        counts += tl.load(x.alive + at, at < end, other=0).to(tl.float64)
         lost += tl.load(errors + at, at < end, other=0.0).to(tl.float64)
     size = tl.sum(counts, 0)
     common = tl.sum(lost, 0) + tl.load(worst + c).to(tl.float64) * size

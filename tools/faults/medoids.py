@@ -220,6 +220,18 @@ FAULTS = {
             "std::min(rows, j - diagonal)",
             COSTS,
         ),
+        (
+            "a last register that is not full is left out",
+            "(columns - j + lanes - 1) / lanes",
+            "(columns - j) / lanes",
+            COSTS,
+        ),
+        (
+            "only the last of some rows has all products",
+            "std::max<int64_t>(0, i + diagonal + 1 - j)",
+            "std::max<int64_t>(0, i + diagonal + held_rows - j)",
+            COSTS,
+        ),
         ("rows without columns have old products", "(width == 0 ? rows : 0)", "0", COSTS),
     ],
     "csrc/cpu/medoids/euclidean.h": [

@@ -245,8 +245,8 @@ class Products {
         // In a triangle positions are consecutive.
         const int64_t diagonal = triangle ? positions[row] - first_column - column : -rows;
         if (diagonal >= columns) continue;
-        multiply(a.rows.data() + row * width, rows, b.rows.data() + column * width, whole_blocks(columns), width,
-                 diagonal, products, stride);
+        multiply(a.rows.data() + row * width, rows, b.rows.data() + column * width, columns, width, diagonal, products,
+                 stride);
         Real *cost = by_rows.data() + 2 * c * a.count + row, *bound = cost + a.count;
         Real* sums = by_columns.data() + 2 * r * padded_columns + column;
         for (int64_t i = 0; i < rows; ++i) {
