@@ -81,7 +81,8 @@ def pytest_collection_modifyitems(config, items):
 
     config.hook.pytest_deselected(items=[item for item in items if not possible(item)])
     items[:] = filter(possible, items)
-    if not torch.cuda.is_available():
+    by_name = any("::" in argument for argument in config.args)
+    if not torch.cuda.is_available() and not by_name:
         pairwise.mark_others_as_more(items)
     on_cuda = [item for item in items if runs_on(item, "cuda")]
     why_not = None
