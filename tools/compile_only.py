@@ -269,7 +269,9 @@ def read_amdgcn(assembly):
 
 
 def innermost(jumps, lines):
-    """Opcodes of each innermost loop that works, and does not only wait: found by the jumps (to, from) that go back."""
-    bodies = {(to, at): Counter(op for line, op in lines if to <= line <= at) for to, at in sorted(jumps) if to < at}
+    """Opcodes of each innermost loop that works, and does not only wait: found by the jumps (to, from) that go back.
+    Of several to one place, as where the end of a turn is skipped, the last is the loop's."""
+    last = {to: at for to, at in sorted(jumps) if to < at}
+    bodies = {(to, at): Counter(op for line, op in lines if to <= line <= at) for to, at in last.items()}
     work = [span for span, body in bodies.items() if any(count(body, kind) for kind in (GLOBAL_LOAD, EXP, MATRIX))]
     return tuple(bodies[a] for a in work if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in work))

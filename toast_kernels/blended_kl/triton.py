@@ -47,7 +47,7 @@ DENSE = (  # with a past, half of the rows
     (math.inf, Tile("long", 16, 16, 64)),  # 32,768: 79
 )
 TOP_K = (
-    (16384, Tile("long", 16, 2)),  # 4096, 64 of them listed: 73
+    (16384, Tile("long", 16, 2, 56)),  # 4096, 64 of them listed: 73
     (65536, Tile("long", 16, 16, 64)),
     (math.inf, Tile("long", 16, 32)),  # 128,256: 68
 )
