@@ -10,7 +10,7 @@ PART ?=
 RESULTS ?=
 OLDEST_TRITON := triton==3.6.0
 
-.PHONY: train study test ctest cross docs check-more faults bench gpu lint format setup clean
+.PHONY: train study test ctest ctest-more cross docs check-more faults bench gpu lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
@@ -21,11 +21,19 @@ study: setup ## does it help accuracy? the runs of docs/study.md that are missin
 test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 	$(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
-ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UndefinedBehaviorSanitizer
-	$(VENV)/bin/cmake --log-level=WARNING -S . -B build/sanitize -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
-		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON
-	$(VENV)/bin/cmake --build build/sanitize
-	$(VENV)/bin/ctest --test-dir build/sanitize --output-on-failure --parallel 2
+# A folder and what is built there: the C++ kernels and their tests, under sanitizers.
+define run-ctest
+	$(VENV)/bin/cmake --log-level=WARNING -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
+		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON $(2)
+	$(VENV)/bin/cmake --build $(1)
+	$(VENV)/bin/ctest --test-dir $(1) --output-on-failure --parallel 2
+endef
+
+ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UBSan, with the instructions of this processor
+	$(call run-ctest,build/sanitize,-DTOAST_SIMD=OFF -DTOAST_FLAGS_generic=$(if $(filter x86_64,$(shell uname -m)),-march=native))
+
+ctest-more: $(VENV)/.requirements ## the same with each instruction set that the kernels are built for
+	$(call run-ctest,build/sanitize-more,-DTOAST_MORE_TESTS=ON)
 
 cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
 	-$(PY) -m pip install --quiet -r requirements-cross.txt
@@ -34,7 +42,7 @@ cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglan
 docs: setup $(VENV)/.more ## the documentation, into build/docs
 	$(PY) -m sphinx -q -W --keep-going -b html docs build/docs
 
-check-more: docs cross ## what a release wants besides `make test` and `make lint`: documentation, examples, cross builds, the oldest Triton
+check-more: docs cross ctest-more ## what a release wants besides `make test` and `make lint`: documentation, examples, cross builds, all instruction sets, the oldest Triton
 	$(PY) -m pytest -q docs
 	for example in plain_loop cuda_graph_step segmentation many_classes huggingface_trainer lightning_replay accelerate_accumulation; do \
 		echo "examples/$$example.py"; $(PY) examples/$$example.py || exit 1; done
@@ -43,7 +51,9 @@ check-more: docs cross ## what a release wants besides `make test` and `make lin
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
 	$(PY) -m pip install --quiet --no-deps --upgrade --target build/oldest-triton $(OLDEST_TRITON)
-	$(PY) -m pytest -q -m more tests
+	$(PY) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat -e .  # for all GPUs
+	$(PY) -m pytest -n 2 --dist loadfile -q -m more tests
+	$(PY) -m pytest -q tests/compiled/test_cuda_compiles.py
 	PYTHONPATH=build/oldest-triton $(PY) -m pytest -q -m "" tests/compiled/test_compile_targets.py
 
 faults: setup ## break the code in a hundred ways, one at a time, and see a test fail each time (minutes)
@@ -82,8 +92,10 @@ $(VENV)/.more: requirements-more.txt $(VENV)/.requirements
 	$(PY) -m pip install --quiet -r requirements-more.txt
 	touch $@
 
+# The CUDA kernels for one architecture, in half the time; what `pip install` builds has more.
 $(VENV)/.built: $(VENV)/.requirements $(NATIVE)
-	$(PY) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
+	TOAST_CUDA_ARCHITECTURES=$${TOAST_CUDA_ARCHITECTURES-90} \
+		$(PY) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	touch $@
 
 clean:

@@ -19,7 +19,8 @@ struct SoftmaxStatistics {
   int threads = 1;
 };
 
-// A row with a NaN or +inf, or of -inf alone, has entropy NaN. The result does not depend on the number of threads.
+// A row with a NaN or +inf is NaN in both; one of -inf alone has logsumexp -inf and entropy NaN. The result does not
+// depend on the number of threads.
 void softmax_statistics_cpu(const SoftmaxStatistics& problem);
 
 }  // namespace toast

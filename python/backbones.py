@@ -21,7 +21,7 @@ def build(name: str, num_classes: int, channels: int, image_size: int) -> nn.Mod
         import transformers
     except ImportError as error:
         raise BackboneError(
-            f"the backbone {name} needs transformers: pip install 'toast-kernels[backbones]', or use --backbone cnn"
+            f"the backbone {name} needs transformers: pip install 'transformers>=5', or use --backbone cnn"
         ) from error
     return Family(FAMILIES[name](transformers, num_labels=num_classes, channels=channels, size=image_size))
 

@@ -20,6 +20,7 @@ from multiprocessing import connection, get_context
 from pathlib import Path
 
 import backbones
+import extras  # noqa: F401 (before the modules that import those packages)
 import torch
 from image_data import DataError
 from options import REPOSITORY, number

@@ -141,14 +141,15 @@ def text(folder: Path, page: Path) -> str:
         f"that differ in one factor each. `make study` makes the runs that are missing; this page is made of "
         f"`{folder.name}/results.csv`.",
     ]
-    for result in results:
-        parts += _of_plan(result, where if result is results[0] else None)
+    for result in results[:1]:
+        parts += _of_plan(result, where)
+    parts += _others(results[1:])
     parts += _cost(read(folder / "cost.csv"))
     parts += [*_methods(), "## What was not repeated", NOT_REPEATED]
     return "\n\n".join(parts) + "\n"
 
 
-def _of_plan(result: Results, pictures: str | None) -> list[str]:
+def _of_plan(result: Results, pictures: str) -> list[str]:
     same = result.same
     parts = [
         f"## {same['data']}, {same['classes']} classes, {same['backbone']}",
@@ -160,16 +161,48 @@ def _of_plan(result: Results, pictures: str | None) -> list[str]:
     ]
     if not result.regimes:
         return parts
-    if pictures is not None:
-        parts += [f"![differences from cross-entropy by regime and method]({pictures}/benefit.png)"]
-    parts += ["### In short", *_verdicts(result), "### Scores", *_scores(result)]
-    parts += _equal_forward_rows(result)
-    if pictures is not None:
-        parts += [
-            "### Learning curves",
-            f"Validation images, mean of the seeds.\n\n![learning curves by regime]({pictures}/curves.png)",
-        ]
-    return [*parts, "### Settings that were chosen", *_settings(result)]
+    return [
+        *parts,
+        f"![differences from cross-entropy by regime and method]({pictures}/benefit.png)",
+        "### In short",
+        *_verdicts(result),
+        "### Scores",
+        *_scores(result),
+        *_equal_forward_rows(result),
+        "### Learning curves",
+        f"Validation images, mean of the seeds.\n\n![learning curves by regime]({pictures}/curves.png)",
+        "### Settings that were chosen",
+        *_settings(result),
+    ]
+
+
+def _others(results: list[Results]) -> list[str]:
+    """One table of all plans but the first."""
+    rows = []
+    for result in results:
+        same = result.same
+        task = f"{same['data']}, {same['classes']} classes", same["backbone"], same["epochs"]
+        for regime in result.regimes:
+            for method in result.methods(regime):
+                cell = result.cells[regime, method]
+                top1, nll = (_spread([SCORES[s][1] * run[f"test_{s}"] for run in cell.values()], SCORES[s][2])
+                    for s in ("top1", "nll"))  # fmt: skip
+                rows.append(
+                    (*task, REGIMES[regime].title, METHODS[method].title, _own(result, regime, method), len(cell), top1,
+                     nll, *(_from_ce(result, regime, method, score) for score in ("top1", "nll")))
+                )  # fmt: skip
+    if not rows:
+        return []
+    return [
+        "## Other networks and data",
+        "Settings chosen in the same way, under each row's own conditions; test images, and the differences from "
+        "cross-entropy as above.",
+        _table(
+            ("data", "network", "epochs", "regime", "method", "settings", "seeds", "top-1 %", "NLL", "top-1 from ce",
+             "NLL from ce"),
+            rows,
+        ),
+    ]  # fmt: skip
 
 
 def _coverage(result: Results) -> str:
@@ -223,9 +256,7 @@ def _scores(result: Results) -> Iterable[str]:
             row = [METHODS[method].title, len(cell)]
             for score, (_, scale, digits) in SCORES.items():
                 row.append(_spread([scale * run[f"test_{score}"] for run in cell.values()], digits))
-            for score in ("top1", "nll"):
-                difference = result.difference(regime, method, score)
-                row.append("" if method == "ce" or difference is None else difference.shown(*SCORES[score][1:]))
+            row += [_from_ce(result, regime, method, score) for score in ("top1", "nll")]
             plain = result.cells[regime, "ce"]
             both = [seed for seed in cell if seed in plain]
             rows_each = [cell[seed]["forward_rows"] / plain[seed]["forward_rows"] for seed in both]
@@ -235,6 +266,18 @@ def _scores(result: Results) -> Iterable[str]:
         columns = ("", "seeds", *(name for name, *_ in SCORES.values()), "top-1 from ce", "NLL from ce",
             "forward rows / ce's", "training top-1 %")  # fmt: skip
         yield f"**{REGIMES[regime].title[0].upper()}{REGIMES[regime].title[1:]}**\n\n{_table(columns, rows)}"
+
+
+def _from_ce(result: Results, regime: str, method: str, score: str) -> str:
+    difference = result.difference(regime, method, score)
+    return "" if method == "ce" or difference is None else difference.shown(*SCORES[score][1:])
+
+
+def _own(result: Results, regime: str, method: str) -> str:
+    """The settings chosen among the method's own trials."""
+    own = {name for trial in METHODS[method].trials for name in trial}
+    settings = result.settings.get((regime, method), {})
+    return ", ".join(f"{name} {value:g}" for name, value in settings.items() if name in own) or "-"
 
 
 def _equal_forward_rows(result: Results) -> list[str]:
@@ -263,14 +306,7 @@ def _settings(result: Results) -> Iterable[str]:
         f"{result.plan.seeds[0]}, under each regime; learning rate and weight decay are cross-entropy's choice for all."
     )
     methods = [method for method in result.plan.methods if METHODS[method].trials]
-    rows = []
-    for regime in result.regimes:
-        chosen = []
-        for method in methods:
-            own = {name for trial in METHODS[method].trials for name in trial}
-            settings = result.settings.get((regime, method), {})
-            chosen.append(", ".join(f"{name} {value:g}" for name, value in settings.items() if name in own) or "-")
-        rows.append((REGIMES[regime].title, *chosen))
+    rows = [(REGIMES[regime].title, *(_own(result, regime, method) for method in methods)) for regime in result.regimes]
     yield _table(("", *methods), rows)
 
 

@@ -15,6 +15,7 @@ import sys
 from pathlib import Path
 
 import backbones
+import extras  # noqa: F401 (before the modules that import those packages)
 import parallel
 import torch
 from checkpoint import CheckpointError, SaveError

@@ -11,6 +11,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import interpreter
 import optional
+import pairwise
 import pytest
 import torch
 from filelock import FileLock  # torch brings it along
@@ -41,6 +42,13 @@ def kept_rows_backend(request, monkeypatch):
 
 
 @pytest.fixture
+def fresh_compiler():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+@pytest.fixture
 def bench(monkeypatch, tmp_path):
     """Imports a module of bench/, whose results go to tmp_path."""
     folder = Path(__file__).parent.parent / "bench"
@@ -60,6 +68,7 @@ def pytest_runtest_call():
         raise
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest's own looks at markers
 def pytest_collection_modifyitems(config, items):
     """GPU kernels compute in float32: no float64 logits. Where there is no GPU, CUDA's run on the CPU."""
 
@@ -72,6 +81,8 @@ def pytest_collection_modifyitems(config, items):
 
     config.hook.pytest_deselected(items=[item for item in items if not possible(item)])
     items[:] = filter(possible, items)
+    if not torch.cuda.is_available():
+        pairwise.mark_others_as_more(items)
     on_cuda = [item for item in items if runs_on(item, "cuda")]
     why_not = None
     if on_cuda and not config.option.collectonly:

@@ -132,18 +132,11 @@ def _refusal(kernels: Kernels, dtype: torch.dtype, width: int | None, learns: tu
 def missing(backend: str, device: torch.device) -> str | None:
     """Why `backend` cannot run on `device` here and what would mend it, or None if it can."""
     if backend == "cpu" and _C is None:
-        return (
-            f"the C++ kernels are not built ({_WHY_NO_CPU_KERNELS}); "
-            "install a C++ compiler and reinstall toast-kernels with TOAST_CPU=1 to see what stops the build"
-            + _in_sources()
-        )
+        return _not_built("C++", _WHY_NO_CPU_KERNELS, "a C++ compiler", "TOAST_CPU") + _in_sources()
     if backend == "triton":
         return _why_no_triton() or (_why_no_gpu(device) if device.type == "cuda" else None)
     if backend == "cuda" and _cuda is None:
-        return (
-            f"the CUDA kernels are not built ({_WHY_NO_CUDA_KERNELS}); "
-            "install CUDA's compiler, nvcc, and reinstall toast-kernels with TOAST_CUDA=1 to see what stops the build"
-        )
+        return _not_built("CUDA", _WHY_NO_CUDA_KERNELS, "CUDA's compiler, nvcc,", "TOAST_CUDA")
     if backend == "cuda" and device.type == "cuda":
         return "this PyTorch is for AMD's GPUs" if torch.version.hip else _why_no_gpu(device, OLDEST_WITH_CLUSTERS)
     return None
@@ -163,6 +156,13 @@ def interpreted() -> bool:
 # sets, which would import all of torch._dynamo to do so.
 for answer in (missing, interpreted, on_cpu):
     answer._dynamo_marked_constant = True
+
+
+def _not_built(kernels: str, why: str, compiler: str, variable: str) -> str:
+    return (
+        f"the {kernels} kernels are not built ({why}): this build found no compiler or had {variable}=0; "
+        f"with {compiler} reinstall toast-kernels from its sources with {variable}=1 to have them or see what stops it"
+    )
 
 
 def _in_sources() -> str:

@@ -1,6 +1,5 @@
 """MedoidBank: pools an epoch's logits or features, then turns each class's medoid into the class's soft target."""
 
-import warnings
 from dataclasses import replace
 
 import torch
@@ -15,7 +14,7 @@ from .medoids.reference import METRICS
 from .mixup import main_class
 from .pool import Pool
 from .soft_targets import SoftTargets, check_temperature
-from .state import of_another_version, state_rank
+from .state import of_another_version, state_rank, warn
 from .top_predictions import TopPredictions, check_predictions
 from .uncompiled import leave_uncompiled
 
@@ -173,10 +172,9 @@ class MedoidBank(nn.Module):
             )
         if torch._C._current_graph_task_id() != -1:
             if self.pool.capacity is None and not self.pool.at_most:
-                warnings.warn(
+                warn(
                     "rows that come in a backward pass are not pooled, and none came before: in a reentrant checkpoint "
-                    "the forward pass has no gradients; use use_reentrant=False, or keep the loss out of it",
-                    stacklevel=2,
+                    "the forward pass has no gradients; use use_reentrant=False, or keep the loss out of it"
                 )
             return
         if logits.requires_grad:
@@ -227,7 +225,7 @@ class MedoidBank(nn.Module):
         if self.num_features is None and self.save_pool:
             raise ValueError("num_features must be given where save_pool is and features are pooled, got None")
         if self._had_logits and self.num_features is None:
-            raise ValueError("a bank that was given logits takes no features: make another one")
+            raise ValueError("a bank or loss that was given logits takes no features: make another one")
         if features.dim() != 2 or self.num_features not in (None, features.shape[1]):
             expected = "[N, D]" if self.num_features is None else f"[N, D] with D = {self.num_features}"
             raise ValueError(f"features must have shape {expected}, got {list(features.shape)}")
@@ -247,10 +245,9 @@ class MedoidBank(nn.Module):
             raise RuntimeError("the pool is empty: compute() needs an update(logits, target) since the last reset()")
         table = self._of_all_ranks() if self.ranks.size > 1 else self._of_this_process()
         if self.pool_rows is not None and (dropped := self.pool.num_dropped):
-            warnings.warn(
+            warn(
                 f"pool_rows = {self.pool_rows} rows fit into the pool, and {self.pool_rows + dropped} came: the last "
-                f"{dropped} were dropped",
-                stacklevel=3,
+                f"{dropped} were dropped"
             )
         return table
 

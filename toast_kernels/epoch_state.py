@@ -1,6 +1,5 @@
 """EpochState: alpha and the class soft targets of an epoch, in memory that stays where it is."""
 
-import warnings
 from dataclasses import replace
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor, nn
 from .bank import MedoidBank
 from .pool import is_fake
 from .soft_targets import SoftTargets
-from .state import keeping_dtypes, of_another_loss, of_another_version
+from .state import keeping_dtypes, of_another_loss, of_another_version, warn
 from .uncompiled import leave_uncompiled
 
 LARGE_TABLE = 2 * 2**30  # bytes
@@ -40,10 +39,9 @@ class EpochState(nn.Module):
         bank = self.bank
         size = bank.num_classes * (bank.top_k or bank.num_classes) * bank.dtype.itemsize
         if size > LARGE_TABLE and bank.top_k is None:
-            warnings.warn(
+            warn(
                 f"the soft targets of {bank.num_classes} classes take {size / 2**30:.1f} GiB: with top_k=64 they would "
-                f"take {bank.num_classes * 64 * 8 / 2**30:.1g}",
-                stacklevel=4,
+                f"take {bank.num_classes * 64 * 8 / 2**30:.1g}"
             )
         table = SoftTargets.empty(bank.num_classes, bank.num_classes, top_k=bank.top_k, dtype=bank.dtype)
         for name in _TABLE:
@@ -94,10 +92,9 @@ class EpochState(nn.Module):
         self.soft_targets[rows] = new
         if len(new) and "one-hot" in self._may_warn and new.entropy.mean() < NEARLY_ONE_HOT:
             self._may_warn.discard("one-hot")
-            warnings.warn(
+            warn(
                 "the soft targets are nearly one-hot, so that alpha has hardly any effect: raise soft_temperature, "
-                f"now {self.bank.temperature} (for logits of a margin head start with a sixteenth of their scale)",
-                stacklevel=3,
+                f"now {self.bank.temperature} (for logits of a margin head start with a sixteenth of their scale)"
             )
 
     def _state_for(self, logits: Tensor) -> tuple[Tensor, SoftTargets | None]:

@@ -140,19 +140,19 @@ def toast_loss(
         ignore_index: rows with this label take no part: loss 0 and gradient 0, whatever their logits hold.
         label_smoothing: in [0, 1], of the hard part, as in cross_entropy.
         reduction: "none" gives l in the shape of the labels, "sum" adds, "mean" averages each term over the rows
-            that have it: a weighted as in cross_entropy, b over the rows with a past.
+            that have it: a weighted as in cross_entropy, b over the rows with a past. Where the weights add up to 0 the
+            mean is NaN, as there, and a has gradient 0, which is NaN there.
         return_stats: also return :class:`ToastStats`: cross_entropy against the labels alone (no weight,
             smoothing or blending; 0 in ignored rows), logsumexp and argmax of the logits.
         backend: "auto", "reference", "cpu", "triton" or "cuda".
-        process_group: of torch.distributed, or "world": each of its ranks has the logits of some of the classes, in the
-            order of the ranks (a tensor parallel head); see below.
+        process_group: of torch.distributed, or "world", its default group: each rank has the logits of some of the
+            classes, in the order of the ranks (a tensor parallel head); see below.
 
     Returns:
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
         constants. Logits get a gradient; so do class probabilities and, with them, weight, from the reference, which
         "auto" then takes. Where another argument requires grad (weight, lam, alpha, past_weight), and for a second
-        derivative, kernels raise; backend="reference" has them. (torch.autograd.grad, and backward with inputs=, pass
-        over what raises: with create_graph=True they take the gradient for a constant.)
+        derivative (create_graph=True), kernels raise; backend="reference" has them.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.

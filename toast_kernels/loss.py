@@ -2,7 +2,6 @@
 
 import math
 import operator
-import warnings
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
@@ -18,6 +17,7 @@ from .functional import ToastStats, toast_loss
 from .linear import linear_toast_loss
 from .mixup import mixup_triple
 from .replay import PastPredictions
+from .state import warn
 from .top_predictions import TopPredictions
 
 
@@ -198,6 +198,9 @@ class ToastLoss(EpochState):
                 raise TypeError(f"{name} must be a tensor, got {type_of(tensor)}")
         if input.dim() != 2:
             raise ValueError(f"input must have shape [N, D], got {list(input.shape)}")
+        if isinstance(past, Tensor):  # in eval mode too, where past is not looked at
+            came = type_of(past)
+            raise TypeError(f"past must be what HardReplay.extend gave, got {came}: linear_bias comes after it")
         if linear_weight.dim() != 2 or linear_weight.shape[0] != num_classes:
             expected = f"[C, D] with C = {num_classes} (num_classes)"
             raise ValueError(f"linear_weight must have shape {expected}, got {list(linear_weight.shape)}")
@@ -250,12 +253,16 @@ class ToastLoss(EpochState):
         return self.max_alpha > 0 and self._trains()
 
     def _pool(self, rows: Tensor, target, past, predictions: TopPredictions | None = None) -> None:
+        if predictions is None and self.bank.num_features is not None:
+            raise ValueError(
+                "a ToastLoss that pools features (num_features was given, or linear called) is trained by linear: call "
+                "it on logits in eval mode only"
+            )
         if not torch.compiler.is_compiling() and "growing" in self._may_warn:
             self._may_warn.discard("growing")
-            warnings.warn(
+            warn(
                 "ToastLoss keeps a copy of all logits, or features, until set_epoch is called: call it before each "
-                "epoch, or use toast_loss if no class soft targets are wanted",
-                stacklevel=3,
+                "epoch, or use toast_loss if no class soft targets are wanted"
             )
         rows = rows.detach()
         if past is not None:
@@ -292,10 +299,9 @@ class ToastLoss(EpochState):
                     self.bank.reset()
                 elif epoch not in (0, last_epoch) and "empty" in self._may_warn and not self.filled.any():
                     self._may_warn.discard("empty")
-                    warnings.warn(
+                    warn(
                         f"epoch {epoch} has no soft targets: no row was pooled before it. To resume with some, save "
-                        "after set_epoch of the next epoch, or with save_pool",
-                        stacklevel=2,
+                        "after set_epoch of the next epoch, or with save_pool"
                     )
             self.epoch.fill_(epoch)
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))

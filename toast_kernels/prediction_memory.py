@@ -1,7 +1,6 @@
 """PredictionMemory: every training sample's last prediction, for distillation an epoch later."""
 
 import math
-import warnings
 from dataclasses import replace
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from .distributed import Ranks
 from .replay import PastPredictions
 from .soft_targets import SoftTargets, check_temperature
+from .state import warn
 from .top_predictions import TopPredictions
 
 
@@ -67,11 +67,10 @@ class PredictionMemory:
         temperature. A row that is not finite leaves its sample's last one."""
         if not self._warned and Ranks().size > 1:
             self._warned = True
-            warnings.warn(
+            warn(
                 "a PredictionMemory knows the predictions of its own rank only: a sample that another rank had in the "
                 "last epoch (as with a DistributedSampler that shuffles) gets an older prediction or none; give each "
-                "rank the same samples in every epoch",
-                stacklevel=3,
+                "rank the same samples in every epoch"
             )
         rows = self._rows(sample)
         of_classes, settings = self.targets.num_classes, {"dtype": self.targets.values.dtype}

@@ -1,6 +1,8 @@
-"""What the modules with state share: how it keeps its dtypes, and whose state it is."""
+"""What the modules with state share: how it keeps its dtypes, whose state it is, and where a warning points."""
 
 import math
+import sys
+import warnings
 from collections.abc import Callable
 
 import torch.distributed as dist
@@ -27,6 +29,14 @@ def of_another_version(state: dict, prefix: str, errors: list[str]) -> bool:
         "train on from the epoch's start with a fresh loss, whose soft targets are there after one epoch"
     )
     return True
+
+
+def warn(message: str) -> None:
+    """A UserWarning at the line that called into this package, past its own frames and those of nn.Module."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)
 
 
 def state_rank() -> int:

@@ -22,9 +22,9 @@ struct Sums {
 };
 
 template <class Real>
-Sums chunk_sums(const Real* z, std::int64_t n, Real max, Real inverse_t) {
+Sums chunk_sums(const Real* z, std::int64_t n, Real base, Real inverse_t) {
   using V = Vec<Real>;
-  const V shift = V::broadcast(max), inverse = V::broadcast(inverse_t), zero = V::broadcast(0);
+  const V shift = V::broadcast(base), inverse = V::broadcast(inverse_t), zero = V::broadcast(0);
   // In double: beside the maximum's exp(0) = 1 a float would lose the small exponentials, which are all that the
   // entropy of a peaked row is made of.
   WideSum<Real> exponentials, products;
@@ -54,9 +54,10 @@ void run(const SoftmaxStatistics& p) {
     };
     Real max = -std::numeric_limits<Real>::infinity();
     each_chunk([&](const Real* z, std::int64_t n) { max = std::max(max, chunk_max(in_buffer(z), n)); });
+    const Real base = max == -std::numeric_limits<Real>::infinity() ? Real(0) : max;  // exp(-inf - 0) is 0, not NaN
     Sums sums;
     each_chunk([&](const Real* z, std::int64_t n) {
-      const Sums next = chunk_sums(z, n, max, Real(1 / p.temperature));
+      const Sums next = chunk_sums(z, n, base, Real(1 / p.temperature));
       sums.exponentials += next.exponentials;
       sums.products += next.products;
     });

@@ -123,6 +123,12 @@ class Case:
             keywords["past_weight"] = self.past_weight
         return logits, target, keywords
 
+    def leaf_on(self, device):
+        """`arguments` on a device, the logits a leaf that wants a gradient."""
+        logits, target, keywords = self.arguments()
+        keywords = {key: moved(value, device) for key, value in keywords.items()}
+        return logits.to(device).requires_grad_(), moved(target, device), keywords
+
     def upstream(self):
         shape = (self.rows,) if self.reduction == "none" else ()
         return torch.rand(shape, generator=torch.Generator().manual_seed(self.seed + 5), dtype=torch.float64) * 2 - 0.5
@@ -168,3 +174,28 @@ def assert_runs_as_good(actual, naive, truth, case):
         a, b, c = (getattr(x[2], field) for x in (actual, naive, truth))
         assert_as_good_as_naive(a, b, c, what=f"{field} of {case}")
     assert torch.equal(actual[2].argmax, truth[2].argmax), f"argmax of {case}"
+
+
+def assert_a_cuda_graph_replays(case, backend):
+    """The loss and its gradient, for logits that come after the capture."""
+    logits, target, keywords = case.leaf_on("cuda")
+
+    def step():
+        logits.grad = None
+        loss = functional.toast_loss(logits, target, backend=backend, **keywords)
+        (loss * 0.5).backward()
+        return loss
+
+    with torch.cuda.stream(torch.cuda.Stream()):
+        step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    gradient = logits.grad
+    with torch.no_grad():
+        logits.copy_(logits.flip(0))
+    graph.replay()
+    replayed = captured.clone(), gradient.clone()
+    expected = step().detach(), logits.grad
+    assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))

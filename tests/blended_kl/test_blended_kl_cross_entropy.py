@@ -151,12 +151,15 @@ def test_mass_on_a_masked_class_gives_inf_and_the_formulas_gradient(backend):
 
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_mean_over_weights_of_0_is_nan(label_smoothing, backend):
-    logits, target = normal(3, 4, seed=0).float(), torch.tensor([0, 0, 1])
+def test_the_mean_over_weights_of_0_is_nan_and_has_no_gradient(label_smoothing, backend):
+    logits, target = normal(3, 4, seed=0).float().requires_grad_(), torch.tensor([0, 0, 1])
     weight = torch.tensor([0.0, 0.0, 1.0, 2.0])
     settings = {"weight": weight, "label_smoothing": label_smoothing}
     assert F.cross_entropy(logits, target, **settings).isnan()
-    assert toast_loss(logits, target, backend=backend, **settings).isnan()
+    loss = toast_loss(logits, target, backend=backend, **settings)
+    assert loss.isnan()
+    loss.backward()
+    assert logits.grad.equal(torch.zeros(3, 4))
 
 
 def test_half_logits_give_a_float32_loss(kernel):

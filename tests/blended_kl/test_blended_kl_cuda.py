@@ -8,7 +8,18 @@ import blended_kl_cases
 import cuda_kernels
 import pytest
 import torch
-from blended_kl_cases import DTYPES, ENCODINGS, Case, assert_runs_as_good, check, in_truth, moved, name, normal, run
+from blended_kl_cases import (
+    DTYPES,
+    ENCODINGS,
+    Case,
+    assert_a_cuda_graph_replays,
+    assert_runs_as_good,
+    check,
+    in_truth,
+    name,
+    normal,
+    run,
+)
 
 from toast_kernels import SoftTargets, backends, toast_loss
 from toast_kernels.arguments import Arguments
@@ -68,6 +79,7 @@ def test_long_rows_as_on_a_gpu(kernel, all_registers, classes, past):
     check(Case(2, classes, torch.bfloat16, past=past), kernel)
 
 
+@pytest.mark.more
 def test_more_rows_than_a_grid_is_high(kernel):
     check(Case(65_537, 3, torch.float32), kernel)
 
@@ -147,7 +159,7 @@ def test_which_rows_auto_takes_for_held(kernel, what):
     assert held(given) == expected
 
 
-@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.more)])
 def test_many_rows(kernel, reduction):
     check(Case(9001, 5, torch.float32, "dense", "top-k", weighted=True, reduction=reduction), kernel)
 
@@ -163,16 +175,10 @@ def test_a_past_of_logits_far_from_0(kernel):
     assert_runs_as_good(actual, naive, in_truth(logits, target, upstream, keywords), case)
 
 
-def on_gpu(case):
-    logits, target, keywords = case.arguments()
-    keywords = {key: moved(value, "cuda") for key, value in keywords.items()}
-    return logits.cuda().requires_grad_(), target.cuda(), keywords
-
-
 @needs_gpu
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 def test_nothing_waits_for_the_gpu(kernel, reduction):
-    logits, target, keywords = on_gpu(Case(64, 40_000, torch.bfloat16, past="dense", reduction=reduction))
+    logits, target, keywords = Case(64, 40_000, torch.bfloat16, past="dense", reduction=reduction).leaf_on("cuda")
     toast_loss(logits, target, backend=kernel, **keywords).sum().backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -184,33 +190,13 @@ def test_nothing_waits_for_the_gpu(kernel, reduction):
 
 @needs_gpu
 def test_a_cuda_graph_replays_the_loss_and_its_gradient(kernel):
-    logits, target, keywords = on_gpu(Case(64, 40_000, torch.bfloat16, past="dense"))
-
-    def step():
-        logits.grad = None
-        loss = toast_loss(logits, target, backend=kernel, **keywords)
-        (loss * 0.5).backward()
-        return loss
-
-    with torch.cuda.stream(torch.cuda.Stream()):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    gradient = logits.grad
-    with torch.no_grad():
-        logits.copy_(logits.flip(0))
-    graph.replay()
-    replayed = captured.clone(), gradient.clone()
-    expected = step().detach(), logits.grad
-    assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))
+    assert_a_cuda_graph_replays(Case(64, 40_000, torch.bfloat16, past="dense"), kernel)
 
 
 @needs_gpu
 def test_forward_and_backward_hold_one_gradient(kernel):
     # 20 pieces of 2 MB, in which torch allocates
-    logits, target, keywords = on_gpu(Case(512, 40_960, torch.bfloat16, past="dense"))
+    logits, target, keywords = Case(512, 40_960, torch.bfloat16, past="dense").leaf_on("cuda")
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

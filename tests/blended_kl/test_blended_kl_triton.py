@@ -10,6 +10,7 @@ from itertools import product
 
 import pytest
 import torch
+from any_case import any_case
 from blended_kl_cases import (
     DTYPES,
     ENCODINGS,
@@ -90,8 +91,13 @@ def test_the_configurations_that_users_get(classes):
     check(Case(2, classes, past="top-k", reduction="none"), "triton")
 
 
-@pytest.mark.parametrize("classes", [521, 1003, 2051])
-@pytest.mark.parametrize("dtype", FLOATS, ids=name)
+@pytest.mark.parametrize(
+    ("dtype", "classes"),
+    [
+        pytest.param(dtype, classes, id=f"{name(dtype)}-{classes}", marks=() if place % 4 == 0 else pytest.mark.more)
+        for place, (dtype, classes) in enumerate(product(FLOATS, (521, 1003, 2051)))  # each of both in every run
+    ],
+)
 def test_rows_that_begin_anywhere(dtype, classes):
     """Odd rows end to end begin at every offset from a multiple of 16 bytes; and so do those that begin misaligned."""
     case = Case(9, classes, dtype, label_smoothing=0.1, reduction="none")
@@ -329,23 +335,13 @@ def test_no_mass_on_a_row_that_is_masked_whole(configuration):
     torch.testing.assert_close(loss, torch.tensor(40.0).log())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    st.builds(
-        Case,
+    any_case(
         rows=st.integers(0, 9),
         classes=st.integers(1, 256),
         dtype=st.sampled_from(FLOATS),
-        soft=st.sampled_from(ENCODINGS),
-        past=st.sampled_from(ENCODINGS),
         target=st.sampled_from(["labels", "mixup", "probabilities"]),
-        weighted=st.booleans(),
-        alpha=st.sampled_from([0.0, 0.1, 0.8, 1.0]),
-        past_weight=st.sampled_from([0.0, 0.5, 1.0, 2.5]),
-        temperature=st.sampled_from([0.7, 1.0, 2.0, 3.0, 3.5, 4.0, 6.0]),
-        label_smoothing=st.sampled_from([0.0, 0.1, 1.0]),
-        reduction=st.sampled_from(["none", "mean", "sum"]),
-        seed=st.integers(0, 10_000).map(lambda seed: 10 * seed),
     )
 )
 def test_any_combination(configuration, case):

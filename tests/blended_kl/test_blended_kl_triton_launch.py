@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from blended_kl_cases import DTYPES, Case, check, device_of, moved, name, toast_loss
+from blended_kl_cases import DTYPES, Case, assert_a_cuda_graph_replays, check, device_of, moved, name, toast_loss
 
 from toast_kernels import functional
 from toast_kernels.blended_kl import triton as backend
@@ -14,15 +14,8 @@ from toast_kernels.blended_kl.problem import Problem, Table
 from toast_kernels.blended_kl.triton import Tile
 
 FLOATS = DTYPES[1:]
+DEVICE = device_of("triton")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-
-
-def on_device(case):
-    """A case's arguments where Triton's kernels run."""
-    logits, target, keywords = case.arguments()
-    device = device_of("triton")
-    keywords = {key: moved(value, device) for key, value in keywords.items()}
-    return logits.to(device).requires_grad_(), target.to(device), keywords
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
@@ -38,7 +31,7 @@ def test_more_rows_than_one_program_or_group_adds_up(reduction, monkeypatch):
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_under_torch_compile(dtype, reduction):
     """In one graph: the choice of the backend, the launch, and the scaling of the gradient."""
-    logits, target, keywords = on_device(Case(6, 33, dtype, "dense", "top-k", reduction=reduction))
+    logits, target, keywords = Case(6, 33, dtype, "dense", "top-k", reduction=reduction).leaf_on(DEVICE)
 
     def step(logits):
         loss = functional.toast_loss(logits, target, backend="triton", **keywords)
@@ -59,7 +52,7 @@ def test_launches_are_on_the_device_of_the_tensors(monkeypatch):
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.Tensor, "get_device", lambda tensor: 1)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    functional.toast_loss(*on_device(Case(5, 37))[:2], backend="triton")
+    functional.toast_loss(*Case(5, 37).leaf_on(DEVICE)[:2], backend="triton")
     assert entered == [(5, 37)]
 
 
@@ -126,7 +119,7 @@ def test_float64_logits_go_to_the_reference_or_raise(monkeypatch):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_auto_is_triton_and_nothing_waits_for_the_gpu(dtype, reduction):
-    logits, target, keywords = on_device(Case(64, 1000, dtype, "top-k", "dense", reduction=reduction))
+    logits, target, keywords = Case(64, 1000, dtype, "top-k", "dense", reduction=reduction).leaf_on(DEVICE)
     functional.toast_loss(logits, target, **keywords).sum().backward()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -140,34 +133,15 @@ def test_auto_is_triton_and_nothing_waits_for_the_gpu(dtype, reduction):
 
 @needs_gpu
 def test_a_cuda_graph_replays_the_loss_and_its_gradient():
-    logits, target, keywords = on_device(Case(64, 1000, torch.bfloat16, "dense", "dense"))
-
-    def step():
-        logits.grad = None
-        loss = functional.toast_loss(logits, target, **keywords)
-        (loss * 0.5).backward()
-        return loss
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        step()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    gradient = logits.grad
-    with torch.no_grad():
-        logits.copy_(logits.flip(0))
-    graph.replay()
-    replayed = captured.clone(), gradient.clone()
-    expected = step().detach(), logits.grad
-    assert all(torch.equal(one, other) for one, other in zip(replayed, expected, strict=True))
+    assert_a_cuda_graph_replays(Case(64, 1000, torch.bfloat16, "dense", "dense"), "triton")
 
 
 @needs_gpu
 @pytest.mark.parametrize("dtype", FLOATS, ids=name)
 def test_forward_and_backward_hold_one_gradient(dtype):
-    logits, target, keywords = on_device(Case(2048, 5120, dtype, past="dense"))  # torch allocates in pieces of 2 MB
+    logits, target, keywords = Case(2048, 5120, dtype, past="dense").leaf_on(
+        DEVICE
+    )  # torch allocates in pieces of 2 MB
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()

@@ -208,6 +208,7 @@ def test_masked_classes_have_no_share_and_bad_rows_are_marked(backend):
     z = batch.logits[:2].double().numpy() / 3.0
     np.testing.assert_allclose(found.entropy[:2], entr(softmax(z, axis=1)).sum(1), rtol=2e-6, atol=1e-7)
     np.testing.assert_allclose(found.logsumexp[:2], logsumexp(z, axis=1), rtol=2e-7)
+    assert found.logsumexp[4] == -torch.inf
 
 
 @pytest.mark.skipif(not backends._C, reason="the C++ kernels are not built")

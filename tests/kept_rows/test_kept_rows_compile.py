@@ -39,14 +39,11 @@ def every_kind():
     triton.carry_rows(logits(torch.float16), None, None, None, score.half(), new, labels[new:], top_k, 3, -100, 3.0)
 
 
-@pytest.fixture(scope="module")
-def compiled():
-    return compile_all([(chip, every_kind) for chip in CHIPS])
-
-
-@pytest.mark.parametrize("chip", CHIPS)
-def test_compiles_without_spills(compiled, chip):
-    kernels = compiled[chip, every_kind]
+@pytest.mark.parametrize(
+    "chip", [pytest.param(chip, marks=() if chip == "sm_90" else pytest.mark.more) for chip in CHIPS]
+)
+def test_compiles_without_spills(chip):
+    kernels = compile_all([(chip, every_kind)])[chip, every_kind]
     assert not isinstance(kernels, str), kernels
     assert {kernel.name for kernel in kernels} == {"pool_rows_kernel", "carry_rows_kernel"}
     for kernel in kernels:

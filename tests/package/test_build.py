@@ -139,16 +139,34 @@ def test_the_variables_are_0_or_1(source, variable):
 
 
 def test_the_source_distribution_holds_what_the_build_needs(source, tmp_path):
-    run = python(source, "setup.py", "sdist", "--dist-dir", tmp_path)
-    assert run.returncode == 0, run.stderr
-    (archive,) = tmp_path.glob("*.tar.gz")
-    with tarfile.open(archive) as tar:
-        packed = {Path(*Path(name).parts[1:]) for name in tar.getnames()}
+    """Without MANIFEST.in, too."""
     patterns = ("csrc/**/*.*", "toast_kernels/**/*.py", "toast_kernels/py.typed")
     needed = [file for pattern in patterns for file in source.glob(pattern) if file.is_file()]
     needed += [source / name for name in ("setup.py", "pyproject.toml", "CMakeLists.txt", "LICENSE")]
-    missing = {file.relative_to(source) for file in needed} - packed
+    missing = {file.relative_to(source).as_posix() for file in needed} - source_distribution(source, tmp_path)
     assert not missing
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a checkout")
+def test_the_source_distribution_holds_what_its_tests_and_tools_need(tmp_path):
+    """The whole repository, but for what is the repository's own."""
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    copy, own = tmp_path / "copy", (".ci/", ".github/", ".gitignore", ".pre-commit-config.yaml")
+    for file in filter(Path.is_file, map(ROOT.joinpath, tracked.splitlines())):
+        (copy / file.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, copy / file.relative_to(ROOT))
+    packed = source_distribution(copy, tmp_path)
+    missing = {name for name in tracked.splitlines() if not name.startswith(own) and (ROOT / name).exists()} - packed
+    assert not missing
+
+
+def source_distribution(folder, destination):
+    """The names of the files that it holds."""
+    run = python(folder, "setup.py", "sdist", "--dist-dir", destination)
+    assert run.returncode == 0, run.stderr
+    (archive,) = destination.glob("*.tar.gz")
+    with tarfile.open(archive) as tar:
+        return {name.partition("/")[2] for name in tar.getnames()}
 
 
 # What of the standard library stands in which of its headers: a compiler's own includes hide what other libraries miss.

@@ -79,11 +79,18 @@ def test_missing_kernels_are_reported_with_the_reason():
     installed, choices = report("-c", WITHOUT_EXTENSION)
     assert "not built" in installed["C++ kernels"]
     assert "toast_kernels._C halted" in installed["C++ kernels"]  # the import error itself
-    assert "install a C++ compiler" in installed["C++ kernels"]
+    assert "found no compiler or had TOAST_CPU=0; with a C++ compiler reinstall" in installed["C++ kernels"]
     for op in backends.KERNELS:
         backend, why = choices[op, "cpu"]
         assert backend == "reference"
         assert "the C++ kernels cannot be used" in why
+
+
+def test_cuda_kernels_that_were_left_out_are_not_put_down_to_nvcc(monkeypatch, report_here):
+    monkeypatch.setattr(backends, "_cuda", None)
+    monkeypatch.setattr(backends, "_WHY_NO_CUDA_KERNELS", "No module named 'toast_kernels._cuda'")
+    said = report_here()[0]["CUDA kernels"]
+    assert "(No module named 'toast_kernels._cuda'): this build found no compiler or had TOAST_CUDA=0; with" in said
 
 
 def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):

@@ -8,8 +8,9 @@ from memory_of_torch import peak_bytes
 from toast_kernels import linear_toast_loss, toast_loss
 from toast_kernels.sharded.loss import CHUNK
 
+pytestmark = pytest.mark.usefixtures("world_of_one")
 ROWS, CLASSES = 512, 4001
-HELD = 8  # chunks of PyTorch's operations at once
+HELD = 6  # chunks of PyTorch's operations at once
 
 
 @pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -19,6 +19,13 @@ def make_logits(rows=7, classes=13, dtype=torch.float32, seed=0):
     return (3 * torch.randn(rows, classes, generator=generator, dtype=torch.float64)).to(dtype)
 
 
+def of_kind(kind, seed=0):
+    logits = make_logits(seed=seed)
+    if kind == "logits":
+        return SoftTargets.view_logits(logits, 2.0)
+    return SoftTargets.from_logits(logits, 2.0, top_k=3 if kind == "top-k" else None)
+
+
 def true_probs(logits, temperature=1.0):
     return softmax(logits.double().numpy() / temperature, axis=1)
 
@@ -263,13 +270,7 @@ def test_bad_arguments_are_named(call, message):
 
 @pytest.mark.parametrize("kind", ["dense", "top-k", "logits"])
 def test_rows_can_be_taken_and_overwritten(kind):
-    def make(seed):
-        logits = make_logits(seed=seed)
-        if kind == "logits":
-            return SoftTargets.view_logits(logits, 2.0)
-        return SoftTargets.from_logits(logits, 2.0, top_k=3 if kind == "top-k" else None)
-
-    table, other = make(0), make(1)
+    table, other = of_kind(kind), of_kind(kind, seed=1)
     expected = table.dense().clone()
     for rows in (torch.tensor([4, 1, 1]), slice(2, 5), torch.arange(7) % 2 == 0):
         same = table[rows]
@@ -306,12 +307,7 @@ def test_rows_of_another_kind_are_refused(other, message):
 
 @pytest.mark.parametrize("kind", ["dense", "top-k", "logits"])
 def test_state_survives_a_file_and_is_a_copy(kind):
-    logits = make_logits()
-    table = (
-        SoftTargets.view_logits(logits, 2.0)
-        if kind == "logits"
-        else SoftTargets.from_logits(logits, top_k=3 if kind == "top-k" else None)
-    )
+    table = of_kind(kind)
     file = io.BytesIO()
     torch.save(table.state_dict(), file)
     file.seek(0)

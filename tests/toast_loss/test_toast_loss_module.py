@@ -230,6 +230,34 @@ def test_soft_targets_that_are_nearly_one_hot_are_warned_of():
         scaled.set_epoch(1)
 
 
+def test_warnings_point_at_the_users_line():
+    """However many of torch's and the library's own frames lie between."""
+    criterion = exact(num_epochs=3, pool_rows=10)
+    lines = {
+        "until set_epoch": lambda: criterion(*make_rows()),
+        "rows fit into the pool": lambda: criterion.set_epoch(1),
+        "one-hot": lambda: torch.nn.Sequential(Margin())(make_rows()),
+    }
+    for match, call in lines.items():
+        with pytest.warns(UserWarning, match=match) as warned:
+            call()
+        where = {(w.filename, w.lineno) for w in warned if match in str(w.message)}
+        line = Margin.line if match == "one-hot" else call.__code__.co_firstlineno
+        assert where == {(__file__, line)}
+
+
+class Margin(torch.nn.Module):
+    """A user's own module between two of torch's."""
+
+    def forward(self, rows):
+        criterion = exact(num_epochs=3)
+        criterion.set_epoch(0)
+        criterion(64 * F.one_hot(rows[1], CLASSES) + rows[0], rows[1])
+        criterion.set_epoch(1)
+
+    line = forward.__code__.co_firstlineno + 4
+
+
 def test_the_settings_are_shown():
     shown = repr(ToastLoss(CLASSES, alpha=0.3, reduction="sum", top_k=2, metric="cosine", pool_rows=9))
     for text in (

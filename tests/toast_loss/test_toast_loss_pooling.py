@@ -75,8 +75,9 @@ def test_the_graph_is_not_kept_alive():
 def test_training_without_set_epoch_warns_of_the_growing_pool():
     logits, labels = make_rows()
     criterion = exact()
-    with pytest.warns(UserWarning, match="until set_epoch is called"):
+    with pytest.warns(UserWarning, match="until set_epoch is called") as warned:
         criterion(logits, labels)
+    assert warned[0].filename == __file__
     told = exact()
     told.set_epoch(0, 2)
     with warnings.catch_warnings():

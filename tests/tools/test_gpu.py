@@ -19,7 +19,6 @@ from medoid_cases import METRICS
 from test_every_kernel_once import CASES, PLAIN
 
 ROOT = Path(__file__).parents[2]
-ONCE = ROOT / "tests" / "library" / "test_every_kernel_once.py"
 
 
 @pytest.fixture
@@ -60,14 +59,41 @@ def test_limits_and_files(gpu):
         assert step.seconds <= 60 or not step.name.startswith("gate")
 
 
+LACKING = """
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+import pytest
+
+lacking = {"hypothesis", "expecttest", "fontTools", "rich", "liger_kernel", "cut_cross_entropy", "kmedoids", "pykeops"}
+find = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in lacking else find(name, *rest)
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    Path(__file__).with_name("ids").write_text("\\n".join(item.nodeid for item in items))
+"""
+
+
 @pytest.fixture(scope="module")
-def gpu_tests():
-    """The ids of all tests that some step may select."""
-    files = [path for op in ("blended_kl_", "medoids_triton") for path in sorted(ROOT.glob(f"tests/*/test_{op}*.py"))]
-    command = [sys.executable, "-m", "pytest", "-q", "--collect-only", *files, ONCE]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+def on_a_gpu_machine(tmp_path_factory):
+    """A few tests of all, run where packages are missing and pytest has no plugin but pytest-benchmark: what it
+    printed, and the ids of all tests."""
+    folder = tmp_path_factory.mktemp("lacking")
+    (folder / "lacking.py").write_text(LACKING)
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "lacking", "-p", "pytest_benchmark.plugin", "--assert=plain"]
+    some = ["-k", "stride_and_offset or widths_around_vectors and 129", "tests", "bench"]
+    environment = os.environ | {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run([*command, *some], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return [line for line in done.stdout.splitlines() if "::" in line]
+    return done.stdout, (folder / "ids").read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def gpu_tests(on_a_gpu_machine):
+    """The ids of all tests that some step may select."""
+    files = re.compile(r"tests/\w+/test_(blended_kl_|medoids_triton|every_kernel_once)\w*\.py::")
+    return [test for test in on_a_gpu_machine[1] if files.match(test)]
 
 
 def selected(step, tests):
@@ -111,26 +137,12 @@ def test_the_long_suite_has_the_gpu_kernels_tests_once(gpu, gpu_tests):
         assert sum(file in test and bool(re.search(rf"\b{kernel}\b", test)) for test in chosen) >= 3, (file, kernel)
 
 
-LACKING = """
-from importlib.machinery import PathFinder
-
-lacking = {"hypothesis", "expecttest", "fontTools", "rich", "liger_kernel", "cut_cross_entropy", "kmedoids", "pykeops"}
-find = PathFinder.find_spec
-PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in lacking else find(name, *rest)
-"""
-
-
-def test_a_package_that_is_missing_leaves_its_tests_out_by_name(tmp_path):
-    """All of tests/ and bench/ can be read without it, nor are pytest's plugins needed but pytest-benchmark."""
-    (tmp_path / "lacking.py").write_text(LACKING)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "lacking", "-p", "pytest_benchmark.plugin"]
-    some = ["-k", "stride_and_offset or widths_around_vectors", "tests", "bench"]
-    environment = os.environ | {"PYTHONPATH": str(tmp_path), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
-    done = subprocess.run([*command, *some], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^\d+ passed, \d+ skipped", done.stdout, re.MULTILINE)
-    assert "test_blended_kl_layouts.py:165: needs hypothesis" in re.sub(r"py:\d+", "py:165", done.stdout)
-    assert "needs fontTools" in done.stdout
+def test_a_package_that_is_missing_leaves_its_tests_out_by_name(on_a_gpu_machine):
+    """All of tests/ and bench/ can be read without it."""
+    output, _ = on_a_gpu_machine
+    assert re.search(r"^\d+ passed, \d+ skipped", output, re.MULTILINE)
+    assert "test_blended_kl_layouts.py:165: needs hypothesis" in re.sub(r"py:\d+", "py:165", output)
+    assert "needs fontTools" in output
 
 
 def test_a_package_that_torch_misses_leaves_the_test_out_by_name():

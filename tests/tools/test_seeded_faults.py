@@ -9,17 +9,14 @@ import seeded_faults
 
 SAMPLES = (
     ["half() rounds the state", "two rows go to one place"],
-    pytest.param(
-        [
-            "the bound stays in the panels' scale",
-            "the gradient lacks the hard label of a chunk's last class",
-            "a row's next neighbour is left out",
-            "a block's barrier for the cluster's",
-            "vectors of the gradient are one class off",
-            "vectors begin where the row does",
-        ],
-        marks=pytest.mark.more,
-    ),
+    [
+        "the bound stays in the panels' scale",
+        "the gradient lacks the hard label of a chunk's last class",
+        "a row's next neighbour is left out",
+        "a block's barrier for the cluster's",
+        "vectors of the gradient are one class off",
+        "vectors begin where the row does",
+    ],
 )
 
 
@@ -35,6 +32,7 @@ def test_every_fault_still_fits_the_code():
     assert len(done.stdout.splitlines()) == len(seeded_faults.read_faults()) > 80
 
 
+@pytest.mark.more
 @pytest.mark.parametrize("names", SAMPLES, ids=["Python", "C++"])
 def test_a_sample_is_caught(names):
     done = run("--only", *names)
@@ -43,17 +41,14 @@ def test_a_sample_is_caught(names):
         assert f"caught   {name}" in done.stdout
 
 
-def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys):
-    harmless = seeded_faults.Fault(
-        "harmless",
-        "toast_kernels/mixup.py",
-        "import torch\n",
-        "import torch\n\n",
-        "tests/toast_loss/test_toast_loss_state.py::test_casts_leave_the_dtypes",
-    )
-    count = seeded_faults.check([harmless], seeded_faults.Tree(tmp_path))
-    assert count == {"MISSED": 1}
-    assert "MISSED   harmless  ->" in capsys.readouterr().out
+def test_a_fault_is_caught_and_one_that_nothing_notices_is_missed(tmp_path, capsys):
+    (noticed,) = (fault for fault in seeded_faults.read_faults() if fault.name == "half() rounds the state")
+    harmless = ("harmless", "toast_kernels/mixup.py", "import torch\n", "import torch\n\n", noticed.test)
+    count = seeded_faults.check([noticed, seeded_faults.Fault(*harmless)], seeded_faults.Tree(tmp_path))
+    assert count == {"caught": 1, "MISSED": 1}
+    output = capsys.readouterr().out
+    assert "caught   half() rounds the state  ->" in output
+    assert "MISSED   harmless  ->" in output
 
 
 def test_a_test_that_does_not_exist_is_an_error(tmp_path):

@@ -16,6 +16,7 @@ def test_more_than_three_thousand_classes(data):
     assert {name: len(split) for name, split in data.splits().items()} == {"train": 27129, "val": 3250, "test": 8734}
 
 
+@pytest.mark.more
 def test_all_classes_are_those_of_the_training_faces(data):
     whole = glyphs.load(PYTHON.parent / "data", all_classes=True)
     assert len(whole.classes) == 7142

@@ -138,6 +138,25 @@ def test_the_page_says_what_the_table_does(folder):
     assert "| TOAST, both stages | base: all data, the usual augmentation | 1.5 | **+3.00" in page
 
 
+def test_other_networks_are_rows_of_one_table(folder):
+    """ResNet with two seeds; TOAST is 1 and 2 points worse. A network that has trials alone has no row."""
+    done = {}
+    of_resnet = study_plan.Plan({**SAME, "backbone": "resnet"}, ("base",), ("ce", "toast"), (0, 1))
+    finish(of_resnet, done)
+    for spec, row in done.items():
+        if spec.method == "toast":
+            row["test_top1"] -= 0.01 + 0.01 * spec.seed
+    vit = study_plan.Plan({**SAME, "backbone": "vit"}, ("base",), ("ce",), (0,)).trials("base", "ce", {})[0]
+    table.append(folder / "results.csv", study_run.COLUMNS, [*done.values(), result(vit)])
+    page = study_report.text(folder, folder.parent / "docs" / "study.md")
+    lines = [line for line in page.splitlines() if line.startswith("| glyphs, 10 classes |")]
+    base = study_plan.REGIMES["base"].title
+    assert lines[0].startswith(f"| glyphs, 10 classes | resnet | 1 | {base} | cross-entropy | lr 0.01, ")
+    assert lines[1].endswith("| 2 | 48.50 ± 0.71 | 1.000 ± 0.000 | -1.50 ± 6.35 | +0.000 ± 0.000 |")
+    assert len(lines) == 2
+    assert page.count("### Scores") == 1
+
+
 def test_trials_that_were_not_chosen_do_not_count(folder):
     of_plan = plan(methods=("ce", "toast", "ce-1.5"))
     rows = table.read(folder / "results.csv")
@@ -207,8 +226,14 @@ def test_a_killed_study_goes_on(tmp_path, end):
     options = (*SMALL, "--regimes", "base", "--seeds", 0, 1, "--workers", 1)
     with start(tmp_path, *options) as process:
         process.stdout.readline()
+        workers = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True)
         process.send_signal(end)
         process.communicate(timeout=120)
+    deadline = time.monotonic() + 60
+    while any(map(_alive, workers.stdout.split())) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not any(map(_alive, workers.stdout.split())), "workers outlive it"
+
     before = (tmp_path / "results.csv").read_text()
     rows = table.read(tmp_path / "results.csv")
     assert 1 <= len(rows) < 8
@@ -222,21 +247,6 @@ def test_a_killed_study_goes_on(tmp_path, end):
     assert "12 classes" in (tmp_path / "page.md").read_text()
 
 
-def test_workers_do_not_outlive_a_killed_study(tmp_path):
-    with start(tmp_path, *SMALL, "--regimes", "base", "--workers", 1) as process:
-        process.stdout.readline()
-        children = subprocess.run(
-            ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-        ).stdout.split()
-        process.kill()
-        process.communicate(timeout=60)
-    deadline = time.monotonic() + 60
-    while any(_alive(child) for child in children) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert children
-    assert not any(_alive(child) for child in children)
-
-
 def _alive(pid):
     try:
         with open(f"/proc/{pid}/stat") as file:
@@ -246,9 +256,7 @@ def _alive(pid):
 
 
 def test_no_time_no_runs(tmp_path):
-    with start(tmp_path, *SMALL, "--hours", 0) as process:
-        _, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
+    study.run(plan(), tmp_path, PYTHON.parent / "data", workers=1, hours=0)
     assert not (tmp_path / "results.csv").exists()
 
 
@@ -266,6 +274,7 @@ def test_an_image_size_the_networks_cannot_take_is_refused(capsys):
     assert "--image-size must be a multiple of 4, got 18" in capsys.readouterr().err
 
 
+@pytest.mark.more
 def test_the_cost_of_a_step_is_relative_to_cross_entropy(monkeypatch, tmp_path):
     monkeypatch.setattr(study_cost, "METHODS_TIMED", ["ce", "cs-kd"])
     monkeypatch.setattr(study_cost, "ROUNDS", 2)

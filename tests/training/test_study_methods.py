@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from programs import image_data, study_methods, study_regimes, study_run
+from programs import squares, study_methods, study_regimes, study_run
 
 CPU = torch.device("cpu")
 ROWS, CLASSES, EPOCHS = 24, 7, 4
@@ -162,17 +162,7 @@ def test_published_settings_come_first_and_all_have_as_many_trials():
 
 @pytest.fixture(scope="module")
 def data():
-    """Six classes of bright squares, 10 training images each."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(n):
-        labels = torch.arange(n) % 6
-        images = torch.randint(0, 120, (n, 1, 16, 16), generator=generator)
-        for image, label in zip(images, labels.tolist(), strict=True):
-            image[0, 5 * (label // 3) : 5 * (label // 3) + 8, 4 * (label % 3) : 4 * (label % 3) + 7] += 130
-        return image_data.Split(images.byte(), labels)
-
-    return image_data.ImageData("squares", [str(i) for i in range(6)], split(60), split(30), split(30), 16, "glyphs")
+    return squares(60, 30, 30)
 
 
 def spec(method, regime="base", seed=0, **settings):

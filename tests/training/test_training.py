@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from programs import image_data, options, training
+from programs import options, squares, training
 
 CPU = torch.device("cpu")
 SETTINGS = ["--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--alpha", "0.8", "--past-weight", "1"]
@@ -10,25 +10,7 @@ SETTINGS = ["--epochs", "3", "--batch-size", "16", "--lr", "0.01", "--alpha", "0
 
 @pytest.fixture(scope="module")
 def data():
-    """Six classes: a bright square whose place says the class, in noise."""
-    generator = torch.Generator().manual_seed(0)
-
-    def split(n):
-        labels = torch.arange(n) % 6
-        images = torch.randint(0, 120, (n, 1, 16, 16), generator=generator)
-        for image, label in zip(images, labels.tolist(), strict=True):
-            image[0, 5 * (label // 3) : 5 * (label // 3) + 8, 4 * (label % 3) : 4 * (label % 3) + 7] += 130
-        return image_data.Split(images.byte(), labels)
-
-    return image_data.ImageData(
-        name="squares",
-        classes=[f"square {label}" for label in range(6)],
-        train=split(150),
-        val=split(30),
-        test=split(60),
-        input_size=16,
-        augmentation="glyphs",
-    )
+    return squares(150, 30, 60)
 
 
 def make(data, method, *arguments):

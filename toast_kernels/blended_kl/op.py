@@ -78,6 +78,7 @@ def _save(ctx, inputs, output):
 
 @run_as_is
 def _backward(ctx, upstream, *_):
+    reject_second_derivative()
     gradient = None
     if upstream is not None:
         if ctx.in_forward:
@@ -86,8 +87,6 @@ def _backward(ctx, upstream, *_):
         else:
             *arguments, backend = kept(ctx)
             gradient = _gradient_by_op(unflatten(arguments), upstream, backend)
-        if torch.is_grad_enabled():
-            gradient = NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())
     return gradient, *(None,) * (len(ctx.needs_input_grad) - 1)
 
 
@@ -130,11 +129,8 @@ class BlendedKL(torch.autograd.Function):
     @staticmethod
     @run_as_is
     def backward(ctx, upstream):
-        if not torch.is_grad_enabled():
-            return BlendedKL.gradient(ctx, upstream), None, None, None
-        with torch.no_grad():
-            gradient = BlendedKL.gradient(ctx, upstream)
-        return NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_()), None, None, None
+        reject_second_derivative()
+        return BlendedKL.gradient(ctx, upstream), None, None, None
 
     @staticmethod
     def gradient(ctx, upstream):
@@ -155,17 +151,14 @@ class BlendedKL(torch.autograd.Function):
 # Function.apply less its look for torch.func transforms, under which no plan is found.
 with_gradient = super(torch.autograd.Function, BlendedKL).apply
 _has_storage = torch._C._has_storage
-# Whether the backward pass that runs may be run again: retain_graph, create_graph.
+# Whether the backward pass that runs may be run again: retain_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-class NoSecondDerivative(torch.autograd.Function):
-    """Under create_graph=True the gradient must not pass for a constant: differentiating it raises."""
-
-    @staticmethod
-    def forward(ctx, gradient, differentiable):
-        return gradient.view_as(gradient)
-
-    @staticmethod
-    def backward(ctx, _):
-        raise RuntimeError('toast_loss has no second derivative; backend="reference" has')
+def reject_second_derivative() -> None:
+    """Raises in a backward pass whose gradient could be differentiated, lest it pass for a constant."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "create_graph=True is for a second derivative, which toast_loss does not have; "
+            'toast_loss(..., backend="reference") has'
+        )

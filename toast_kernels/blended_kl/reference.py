@@ -96,9 +96,8 @@ def blended_kl(problem: Problem) -> Outputs:
         loss = row_loss.sum() + past_rows.sum()
     else:
         divisor = torch.where(bad, 0, row_weight).sum()
-        mean = torch.where(
-            divisor == 0, torch.nan, row_loss.sum() / divisor
-        )  # smoothing gives mass where weights do not
+        nothing = divisor == 0  # then the mean has no gradient; smoothing may give mass where weights do not
+        mean = torch.where(nothing, torch.nan, row_loss.sum() / torch.where(nothing, 1, divisor))
         loss = mean + past_rows.sum() / has_past.sum().clamp(min=1)
 
     if not problem.need_stats:

@@ -164,5 +164,7 @@ def carry_rows_kernel(
                 others += tl.sum(e, 0).to(tl.float64)
                 products += tl.sum(tl.where(e > 0, e * d, 0.0), 0).to(tl.float64)
             log_sum = tl.log(largest + others)
-            tl.store(logsumexp + rank, top.to(tl.float64) / TEMPERATURE + log_sum)
+            top = top.to(tl.float64)
+            masked = top == float("-inf")  # a row of nothing but -inf, where d is NaN
+            tl.store(logsumexp + rank, tl.where(masked, top, top / TEMPERATURE + log_sum))
             tl.store(entropy + rank, (log_sum - products / (largest + others)).to(tl.float32))

@@ -52,7 +52,7 @@ def gradient_is_written_over_logits(backend: str) -> bool:
 
 
 def allocate(problem: Problem, head: Head, settings: Settings) -> Result:
-    """What `run` gives, with gradients of 0; the rest is not written yet."""
+    """What `run` gives, not written yet but for a loss that is added up, and gradients where there are no rows."""
     x, (num_rows, width), (num_classes, _) = problem.logits, problem.logits.shape, head.weight.shape
     stats = argmax = top_logits = top_indices = logsumexp = None
     if problem.need_stats:
@@ -62,10 +62,11 @@ def allocate(problem: Problem, head: Head, settings: Settings) -> Result:
         top_logits = x.new_empty(num_rows, settings.top_k)
         top_indices = x.new_empty((num_rows, settings.top_k), dtype=torch.int64)
         logsumexp = x.new_empty((len(settings.temperatures), num_rows), dtype=torch.float64)
+    of_head = x.new_empty if num_rows else x.new_zeros
     gradients = (
         x.new_empty(num_rows, width) if settings.need_input else None,
-        x.new_zeros((num_classes, width), dtype=settings.acc_dtype) if settings.need_weight else None,
-        x.new_zeros(num_classes, dtype=settings.acc_dtype) if settings.need_bias else None,
+        of_head((num_classes, width), dtype=settings.acc_dtype) if settings.need_weight else None,
+        of_head(num_classes, dtype=settings.acc_dtype) if settings.need_bias else None,
     )
     if problem.reduction == "none":
         loss = x.new_empty(num_rows, dtype=problem.dtype)
@@ -106,9 +107,9 @@ def run(problem: Problem, head: Head, settings: Settings) -> Result:
         if settings.need_input:
             torch.mm(gradient, weight, out=result.input[rows])
         if settings.need_weight:
-            _add_product(result.weight, gradient, features)
+            add_product(result.weight, gradient, features, is_first=start == 0)
         if settings.need_bias:
-            _add_product(result.bias[:, None], gradient, x.new_ones(len(z), 1))
+            add_product(result.bias[:, None], gradient, x.new_ones(len(z), 1), is_first=start == 0)
         del gradient  # before the next chunk's is allocated
     if problem.reduction == "none":
         return result
@@ -219,17 +220,20 @@ def _write_predictions(result: Result, rows: slice, z: Tensor, temperatures: lis
                 result.logsumexp[i, rows] = logsumexp
 
 
-def _add_product(
+def add_product(
     total: Tensor,  # [C, D]
     gradient: Tensor,  # [R, C]
     features: Tensor,  # [R, D]
+    is_first: bool,
 ) -> None:
-    """total += gradient.T @ features. Where the product has another dtype it is added in blocks of classes, which, with
-    the copies that add_ makes of them, take no more memory than the chunk's logits."""
+    """total += gradient.T @ features, or where it is the first, total = gradient.T @ features. Where the product has
+    another dtype it is added in blocks of classes, which, with the copies that add_ makes of them, take no more memory
+    than the chunk's logits."""
     if total.dtype == gradient.dtype:
-        total.addmm_(gradient.T, features)
+        total.addmm_(gradient.T, features, beta=0 if is_first else 1)
         return
     bytes_a_class = features.shape[1] * (features.element_size() + total.element_size())
     step = max(1, gradient.numel() * gradient.element_size() // max(1, bytes_a_class))
     for block, of_classes in zip(total.split(step), gradient.T.split(step), strict=True):
-        block.add_(torch.mm(of_classes, features))
+        product = torch.mm(of_classes, features)
+        block.copy_(product) if is_first else block.add_(product)

@@ -8,7 +8,7 @@ backward pass runs the chunks again, with the upstream gradient folded in.
 import torch
 from torch import Tensor
 
-from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, keep, kept, kernels
+from ..blended_kl.op import _graph_is_kept, _has_storage, keep, kept, kernels, reject_second_derivative
 from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
 from .chunks import Head, Result, Settings, allocate, run
 
@@ -73,6 +73,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, *_):
+    reject_second_derivative()
     gradients = [None] * 3
     if upstream is not None:
         needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[_HEAD]
@@ -87,8 +88,6 @@ def _backward(ctx, upstream, *_):
             settings = settings._replace(need_input=needs[0], need_weight=needs[1], need_bias=needs[2])
             gradients = _op(*arguments_of_op(problem), weight, bias, *settings)[-3:]
         gradients = [g.to(dtype) if need else None for g, dtype, need in zip(gradients, ctx.dtypes, needs, strict=True)]
-        if torch.is_grad_enabled():
-            gradients = [g if g is None else _without_second_derivative(g) for g in gradients]
     of_x, *of_head = gradients
     count = len(ctx.needs_input_grad)
     return of_x, *(None,) * (count - 1 - len(of_head) - _SETTINGS), *of_head, *(None,) * _SETTINGS
@@ -119,13 +118,11 @@ class LinearBlendedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        reject_second_derivative()
         if not _has_storage(upstream):
             raise NotImplementedError("linear_toast_loss takes one upstream gradient at a time, not is_grads_batched")
-        with torch.no_grad():
-            gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
-            gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        if torch.is_grad_enabled():
-            gradients = [g if g is None else _without_second_derivative(g) for g in gradients]
+        gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
+        gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *gradients, None, None, None
 
 
@@ -150,7 +147,3 @@ def _recomputed(ctx, upstream) -> tuple:
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     settings = ctx.settings._replace(need_input=need_input, need_weight=need_weight, need_bias=need_bias, top_k=0)
     return _run(problem, Head(weight, bias), settings)[-3:]
-
-
-def _without_second_derivative(gradient: Tensor) -> Tensor:
-    return NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())

@@ -28,7 +28,12 @@ class Exchange:
         )
         if is_traced() or torch._C._are_functorch_transforms_active():
             raise RuntimeError(f"{call} over a process group runs eagerly: not in torch.export, make_fx or torch.func")
-        if dist.is_available() and process_group is dist.GroupMember.NON_GROUP_MEMBER:
+        if not (dist.is_available() and dist.is_initialized()):
+            raise ValueError(
+                "process_group must be None where there are no groups: torch.distributed.init_process_group was not "
+                f"called, got {process_group!r}"
+            )
+        if process_group is dist.GroupMember.NON_GROUP_MEMBER:
             raise ValueError("process_group must be a group that this process is a member of")
         self.size = self.ranks.size
         self.rank = self.ranks.rank if self.size > 1 else 0

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, numbers, to_problem
-from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, gradient_in_forward, keep, kept
+from ..blended_kl.op import _graph_is_kept, _has_storage, gradient_in_forward, keep, kept, reject_second_derivative
 from ..blended_kl.problem import Problem, flatten, unflatten
 from ..distributed import ProcessGroup
 from ..functional import ToastStats
 from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
-from ..linear_blended_kl.chunks import Head, _add_product, _cut
+from ..linear_blended_kl.chunks import Head, _cut, add_product
 from .arguments import check_own, check_widths, settings
 from .dtensor import arrived, check_one_group, group_of, local, slice_of, whole
 from .exchange import Exchange
@@ -119,7 +119,7 @@ def run(
                 of_input = torch.empty_like(x)
                 products = torch.empty_like(x[: work.chunk_rows], dtype=problem.dtype)
             if need_weight:
-                of_weight = torch.zeros_like(weight, dtype=work.acc_dtype)
+                of_weight = torch.empty_like(weight, dtype=work.acc_dtype)
             if need_bias:
                 of_bias = torch.zeros_like(bias, dtype=work.acc_dtype)
         exchange.settle()  # from here on a rank that fails still has what it must send
@@ -141,7 +141,7 @@ def run(
                     if need_input:
                         product.copy_(torch.mm(gradient, weight))
                     if need_weight:
-                        _add_product(of_weight, gradient, features)
+                        add_product(of_weight, gradient, features, is_first=part.start == 0)
                     if need_bias:
                         of_bias += gradient.sum(0, dtype=problem.dtype)
             if need_input:
@@ -171,16 +171,11 @@ class ShardedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
+        reject_second_derivative()
         if not _has_storage(upstream):
             raise NotImplementedError(f"{CALL} takes one upstream gradient at a time, not is_grads_batched")
-        with torch.no_grad():
-            gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
-            gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
-        if torch.is_grad_enabled():
-            nothing = upstream.new_empty(0)
-            gradients = [
-                g if g is None else NoSecondDerivative.apply(g, nothing.clone().requires_grad_()) for g in gradients
-            ]
+        gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
+        gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *gradients, *(None,) * 6
 
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, _as_rows, numbers, to_problem
-from ..blended_kl.op import NoSecondDerivative, _graph_is_kept, _has_storage, gradient_in_forward, keep, kept
+from ..blended_kl.op import _graph_is_kept, _has_storage, gradient_in_forward, keep, kept, reject_second_derivative
 from ..blended_kl.problem import Outputs, Problem, flatten, unflatten
 from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
@@ -20,9 +20,10 @@ from .exchange import Exchange
 from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
 from .tables import Slice, checksums
 
-# Logits worked on at a time, in some four copies of their number: what a second-level cache holds, and on a GPU
-# what keeps it busy, or a part of all.
-CHUNK = {"cpu": 1 << 17, "cuda": 1 << 22}
+# Logits worked on at a time, in some four copies of their number: so many that they take longer than some hundred calls
+# of PyTorch (of 2^17, which a second-level cache would hold, up to 1.5 times as long), and on a GPU what keeps it busy,
+# or a part of all.
+CHUNK = {"cpu": 1 << 19, "cuda": 1 << 22}
 PART_OF_ALL = 32
 
 
@@ -165,11 +166,8 @@ class ShardedBlendedKL(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        with torch.no_grad():
-            gradient = _gradient(ctx, upstream)
-        if torch.is_grad_enabled():
-            gradient = NoSecondDerivative.apply(gradient, gradient.new_empty(0).requires_grad_())
-        return gradient, None, None, None, None
+        reject_second_derivative()
+        return _gradient(ctx, upstream), None, None, None, None
 
 
 def _gradient(ctx, upstream: Tensor) -> Tensor:

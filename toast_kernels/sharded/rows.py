@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..blended_kl.problem import Problem
 from ..softmax_statistics.op import softmax_statistics
-from .tables import Lookup, Slice, as_column, log_probabilities, parts_of, with_masked
+from .tables import Dense, Listed, Lookup, Slice, as_column, log_probabilities, parts_of, product
 
 
 class Label(NamedTuple):
@@ -140,8 +140,7 @@ def statistics(problem: Problem, rows: Rows, own: Slice, step: int) -> Tensor:
     parts = parts_of(len(z), step)
     for name, temperature in (("logsumexp", 1.0), ("at_temperature", problem.temperature)):
         if name in names:
-            logsumexp = softmax_statistics(z, temperature)[0].double()
-            found[name] = with_masked(logsumexp, lambda part: z[part], step)
+            found[name] = softmax_statistics(z, temperature)[0].double()
     if rows.past is not None:
         found["past"] = torch.cat([cut(rows.past, part).statistic(z[part], own) for part in parts])
     for i, label in enumerate(rows.labels):
@@ -214,62 +213,59 @@ def _add_chunk(problem, rows, known, own, part, found, scale, gradient):
     dtype, rows = problem.dtype, cut(rows, part)
     z = problem.logits[part].to(dtype)
     log_p = _of_used(rows, log_probabilities(z, 1.0, known.logsumexp[part]))
-    mass = _dense_mass(problem, rows, known, own, part, z)
-    if mass is not None:
-        found[0] += _cross_entropy(mass, log_p)
+    terms = _terms(problem, rows, known, own, part, z)
+    for coefficient, mass in terms:
+        found[0] += product(coefficient, mass.cross_entropy(log_p))
     uniform = _uniform_mass(problem, rows)
     if uniform is not None:
-        found[0] -= _product(uniform, log_p.sum(1))
+        found[0] -= product(uniform, log_p.sum(1))
     columns = [own.local(label.label) for label in rows.labels]
     hard = [torch.where(here, label.hard, 0) for label, (_, here) in zip(rows.labels, columns, strict=True)]
     for label, of_label, (column, here) in zip(rows.labels, hard, columns, strict=True):
         at_label = log_p.gather(1, column[:, None])[:, 0].double()
-        found[0] += _product(-of_label, at_label)
+        found[0] += product(-of_label, at_label)
         if problem.need_stats:
-            found[2] += _product(torch.where(here, -label.share, 0), at_label)
+            found[2] += product(torch.where(here, -label.share, 0), at_label)
     if problem.need_stats and not problem.has_labels:
-        found[2] += _cross_entropy(problem.target[part].to(dtype), log_p)
+        found[2] += Dense(problem.target[part].to(dtype)).cross_entropy(log_p)
 
     g = None
     if gradient is not None:
         of_class = scale.of_class[part]
         g = log_p.exp_().mul_(as_column(of_class * known.mass[part], dtype))
-        if mass is not None:
-            g.addcmul_(mass, as_column(of_class, dtype), value=-1)
+        for coefficient, mass in terms:
+            mass.subtract_from(g, of_class * coefficient)
         if uniform is not None:
             g -= as_column(of_class * uniform, dtype)
         for of_label, (column, _) in zip(hard, columns, strict=True):
             g.scatter_add_(1, column[:, None], as_column(-of_class * of_label, dtype))
-    del log_p, mass
+    del log_p, terms
     if rows.past is not None:
-        temperature, past_weight = problem.temperature, problem.past_weight
+        temperature, past_weight = problem.temperature, problem.past_weight * rows.past.used.double()
         log_p = _of_used(rows, log_probabilities(z, temperature, known.at_temperature[part]))
-        q = rows.past.probabilities(z, known.of_past[part], own)
-        entropies = past_weight * torch.special.entr(q).sum(1)
-        q *= past_weight
-        found[1] += temperature**2 * (_cross_entropy(q, log_p) - entropies)
+        past = rows.past.rows(z, known.of_past[part], own)
+        found[1] += temperature**2 * product(past_weight, past.cross_entropy(log_p) - past.entropy())
         if g is not None:
-            of_past = scale.of_past[part] * temperature
-            mass = past_weight * rows.past.sums(known.of_past[part])
-            g += log_p.exp_().mul_(as_column(of_past * mass, dtype))
-            g.addcmul_(q, as_column(of_past, dtype), value=-1)
+            of_past = scale.of_past[part] * temperature * past_weight
+            mass = of_past * rows.past.sums(known.of_past[part])
+            g += log_p.exp_().mul_(as_column(mass, dtype))
+            past.subtract_from(g, of_past)
     if g is not None:
         gradient[part] = g
 
 
-def _dense_mass(problem, rows, known, own, part, z) -> Tensor | None:
-    """[R, width]: the class term's mass but for what is uniform and the labels' own."""
+def _terms(problem, rows, known, own, part, z) -> list[tuple[Tensor, Dense | Listed]]:
+    """The class term's mass but for what is uniform and the labels' own, and what it is multiplied by, [R] float64."""
     if not problem.has_labels:
-        return _probabilities(problem, own, part, rows)
-    mass = None
-    for i, label in enumerate(rows.labels):
-        if label.row is not None:
-            soft = label.row.probabilities(z, known.of_soft[i][part], own).mul_(as_column(label.soft, z.dtype))
-            mass = soft if mass is None else mass.add_(soft)
+        return [(torch.ones_like(known.logsumexp[part]), Dense(_probabilities(problem, own, part, rows)))]
+    terms = [
+        (label.soft, label.row.rows(z, known.of_soft[i][part], own))
+        for i, label in enumerate(rows.labels)
+        if label.row is not None
+    ]
     if isinstance(rows.smoothing, Tensor):
-        smooth = as_column(sum(label.smooth for label in rows.labels), z.dtype) * rows.smoothing
-        mass = smooth if mass is None else mass.add_(smooth)
-    return mass
+        terms.append((sum(label.smooth for label in rows.labels), Dense(rows.smoothing.to(z.dtype)[None])))
+    return terms
 
 
 def _uniform_mass(problem: Problem, rows: Rows) -> Tensor | None:
@@ -285,18 +281,6 @@ def _probabilities(problem: Problem, own: Slice, part: slice, rows: Rows) -> Ten
     if problem.weight is not None:
         mass *= problem.weight[own.start : own.start + own.width]
     return mass.add_(rows.smoothing)
-
-
-def _product(mass: Tensor, log_p: Tensor) -> Tensor:
-    """With 0 * -inf = 0."""
-    return torch.where(mass != 0, mass * log_p, 0)
-
-
-def _cross_entropy(mass: Tensor, log_p: Tensor) -> Tensor:
-    dot = (mass * log_p).sum(1)
-    if dot.device.type == "cpu" and not dot.isnan().any():  # which 0 * -inf would make
-        return -dot
-    return -_product(mass, log_p).sum(1)
 
 
 def _of_used(rows: Rows, log_p: Tensor) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -27,6 +26,52 @@ class Slice(NamedTuple):
         return torch.where(here, column, 0), here
 
 
+class Dense(NamedTuple):
+    """Mass of the slice's classes."""
+
+    mass: Tensor  # [R, width], or [1, width] for all rows
+
+    def cross_entropy(self, log_p: Tensor) -> Tensor:
+        """[R] - sum mass log_p, with 0 * -inf = 0."""
+        dot = (self.mass * log_p).sum(1)
+        if dot.device.type == "cpu" and not dot.isnan().any():  # which 0 * -inf would make
+            return -dot
+        return -product(self.mass, log_p).sum(1)
+
+    def entropy(self) -> Tensor:
+        """[R] - sum mass log mass. Not by special.entr, which takes 5 times as long on a CPU."""
+        least = torch.finfo(self.mass.dtype).tiny
+        return -(self.mass * self.mass.clamp(min=least).log_()).sum(1)
+
+    def subtract_from(self, gradient: Tensor, coefficient: Tensor) -> None:
+        """gradient [R, width] -= coefficient [R] times the mass."""
+        gradient.addcmul_(self.mass, as_column(coefficient, gradient.dtype), value=-1)
+
+
+class Listed(NamedTuple):
+    """Mass of top-k rows on the slice: the same for all classes, but for masked and for listed ones."""
+
+    tail: Tensor  # [R], of a class
+    column: Tensor  # [R, k] int64 of the listed; 0 for those of other ranks
+    values: Tensor  # [R, k]: their mass; 0 for those of other ranks
+    above: Tensor  # [R, k]: that, less the tail
+    unlisted: Tensor  # [R]: how many classes have the tail
+    masked: Tensor | None  # bool [R, width]
+
+    def cross_entropy(self, log_p: Tensor) -> Tensor:
+        """As Dense's."""
+        all_classes = (log_p if self.masked is None else log_p.masked_fill(self.masked, 0)).sum(1)
+        return -product(self.tail, all_classes) - product(self.above, log_p.gather(1, self.column)).sum(1)
+
+    def entropy(self) -> Tensor:
+        return torch.special.entr(self.values).sum(1) + self.unlisted * torch.special.entr(self.tail)
+
+    def subtract_from(self, gradient: Tensor, coefficient: Tensor) -> None:
+        tail, column = as_column(coefficient * self.tail, gradient.dtype), as_column(coefficient, gradient.dtype)
+        gradient -= tail if self.masked is None else torch.where(self.masked, 0, tail)
+        gradient.scatter_add_(1, self.column, -column * self.above)
+
+
 class Lookup(NamedTuple):
     """A row of a table for each row of logits. A top-k table is whole; of others a rank has its columns."""
 
@@ -41,16 +86,14 @@ class Lookup(NamedTuple):
         return torch.where(self.used, 1 + sum(held), 0)
 
     def statistic(self, z: Tensor, own: Slice) -> Tensor:
-        """[N], of which `total` makes what `probabilities` wants: the logsumexp of the columns of logits, the sum of
+        """[N], of which `total` makes what `rows` wants: the logsumexp of the columns of logits, the sum of
         columns of probabilities, or the number of the columns that share a top-k row's tail."""
         index = self.index
         if self.table.logsumexp is not None:
-            return with_masked(self.table.logsumexp[index].double(), lambda part: self.table.values[index[part]])
+            return self.table.logsumexp[index].double()
         if self.table.indices is None:
             return self.table.values[index].sum(1, dtype=torch.float64)
-        unmasked = z != -torch.inf
-        column, here = own.local(self.table.indices[index].long())
-        return (unmasked.sum(1) - (unmasked.gather(1, column) & here).sum(1)).double()
+        return self._listed(z, torch.ones_like(self.used, dtype=z.dtype), own).unlisted.double()
 
     def total(self, statistics: Tensor) -> Tensor:
         """[N] of the ranks' statistics [world, N]."""
@@ -67,24 +110,41 @@ class Lookup(NamedTuple):
             mass = listed + torch.where(total > 0, (1 - listed).clamp(min=0), 0)
         return torch.where(self.used, mass, 0)
 
-    def probabilities(self, z: Tensor, total: Tensor, own: Slice) -> Tensor:
-        """[N, width] in the dtype of z: a copy."""
-        index = self.index
+    def rows(self, z: Tensor, total: Tensor, own: Slice) -> Dense | Listed:
+        """In the dtype of z: a copy."""
+        index, temperature = self.index, self.table.temperature
+        if self.table.indices is not None:
+            return self._listed(z, total, own)
+        mass = self.table.values[index].to(z.dtype)
         if self.table.logsumexp is not None:
-            values = self.table.values[index].to(z.dtype)
-            probs = log_probabilities(values, self.table.temperature, total).exp_()
-        elif self.table.indices is None:
-            probs = self.table.values[index].to(z.dtype)
-        else:
-            values = self.table.values[index].to(z.dtype)
-            tail = (1 - values.sum(1)).clamp(min=0) / total.clamp(min=1).to(z.dtype)
-            column, here = own.local(self.table.indices[index].long())
-            probs = z.new_zeros(len(z), own.width + 1)  # the last is for what is listed of other ranks' classes
-            probs[:, : own.width] = torch.where(z != -torch.inf, tail[:, None], 0)
-            probs = probs.scatter_(1, torch.where(here, column, own.width), values)[:, : own.width]
-        if probs.device.type == "cpu" and self.used.all():
-            return probs
-        return probs.masked_fill_(~self.used[:, None], 0)
+            mass = log_probabilities(mass, temperature, total).exp_()
+        if mass.device.type != "cpu" or not self.used.all():
+            mass = mass.masked_fill_(~self.used[:, None], 0)
+        return Dense(mass)
+
+    def _listed(self, z: Tensor, total: Tensor, own: Slice) -> Listed:
+        masked = masked_of(z)
+        column, here = own.local(self.table.indices[self.index].long())
+        values = torch.where(self.used[:, None], self.table.values[self.index].to(z.dtype), 0)
+        tail = torch.where(self.used, (1 - values.sum(1)).clamp(min=0) / total.clamp(min=1).to(z.dtype), 0)
+        has_tail, unmasked = here, own.width
+        if masked is not None:
+            has_tail, unmasked = here & ~masked.gather(1, column), own.width - masked.sum(1)
+        values = torch.where(here, values, 0)
+        above = values - torch.where(has_tail, tail[:, None], 0)
+        return Listed(tail, column, values, above, unmasked - has_tail.sum(1), masked)
+
+
+def masked_of(z: Tensor) -> Tensor | None:
+    """bool [R, width], where logits are -inf; None where, as a CPU sees at once, none is."""
+    if z.device.type == "cpu" and (z.amin(1) > -torch.inf).all():
+        return None
+    return z == -torch.inf
+
+
+def product(mass: Tensor, log_p: Tensor) -> Tensor:
+    """With 0 * -inf = 0."""
+    return torch.where(mass != 0, mass * log_p, 0)
 
 
 def checksums(
@@ -95,14 +155,6 @@ def checksums(
     bits = rows.view(_INTEGERS[rows.element_size()]).long()
     places = torch.arange(1, 2 * rows.shape[1], 2, dtype=torch.int64, device=rows.device)
     return ((bits * places).sum(1) & ((1 << 48) - 1)).double()
-
-
-def with_masked(logsumexp: Tensor, logits: Callable[[slice], Tensor], step: int = 1 << 62) -> Tensor:
-    """softmax_statistics' [R], but of rows of nothing but -inf it is -inf, and not NaN: other ranks have classes."""
-    if logsumexp.isnan().any():  # waits for a GPU
-        for part in parts_of(len(logsumexp), step):
-            logsumexp[part].masked_fill_((logits(part) == -torch.inf).all(1), -torch.inf)
-    return logsumexp
 
 
 def log_probabilities(

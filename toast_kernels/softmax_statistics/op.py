@@ -30,7 +30,8 @@ def softmax_statistics(
 ):
     """logsumexp [R] in native.widest and entropy [R] in nats, float32 (float64 for float64 logits); 0 log 0 is 0.
 
-    A NaN or +inf in a row, or nothing but -inf, makes its entropy NaN. The logits go in detached.
+    A row with a NaN or +inf is NaN in both; one of nothing but -inf has logsumexp -inf and, without
+    a softmax, entropy NaN. The logits go in detached.
     """
     backend = choose("softmax_statistics", "auto", logits.device, logits.dtype, logits.shape[1])
     return torch.ops.toast_kernels.softmax_statistics.default(logits.detach(), temperature, backend)

@@ -18,7 +18,7 @@ def softmax_statistics(
         rows = slice(start, start + step)
         z = logits[rows].to(wide)
         top = z.amax(dim=1, keepdim=True)
-        scaled = (z - top) / temperature
+        scaled = (z - torch.where(top == -torch.inf, 0, top)) / temperature
         logsumexp[rows] = top[:, 0].to(widest_dtype) / temperature + scaled.logsumexp(dim=1).to(widest_dtype)
         entropy[rows] = torch.special.entr(scaled.softmax(dim=1)).sum(dim=1)
     return logsumexp, entropy

@@ -20,6 +20,7 @@ PAST = "tests/toast_loss/test_toast_loss_past.py::"
 STATE = "tests/toast_loss/test_toast_loss_state.py::"
 REPLAY_STATE = "tests/replay/test_replay_state.py::"
 BATCHES = "tests/replay/test_replay_batches.py::"
+
 FAULTS = {
     "csrc/cpu/kept_rows.cpp": [
         (
@@ -87,6 +88,12 @@ FAULTS = {
     ],
     "toast_kernels/kept_rows/triton_kernels.py": [
         (
+            "the logsumexp of a row of -inf alone is NaN, Triton",
+            "masked = top ==",
+            "masked = top !=",
+            TESTS + "test_masked_classes_have_no_share_and_bad_rows_are_marked",
+        ),
+        (
             "equal scores go to the last row, Triton",
             "(value == mine) & (other < row)",
             "(value == mine) & (other > row)",
@@ -141,7 +148,7 @@ FAULTS = {
             "e = tl.exp(d) - tl.where(is_largest, 1.0, 0.0) * 0.99999",
             TESTS + "test_a_peaked_row_has_its_small_entropy",
         ),
-        ("the logsumexp lacks the largest logit", "top.to(tl.float64) / TEMPERATURE + log_sum", "log_sum", LAYOUTS),
+        ("the logsumexp lacks the largest logit", "top / TEMPERATURE + log_sum))", "log_sum))", LAYOUTS),
         ("rows beyond the pool are written", "width = tl.where(fits, C, 0)", "width = C", OVERFLOW),
         (
             "labels beyond the pool are written",
@@ -299,40 +306,6 @@ FAULTS = {
             "a pool made in inference mode stays so",
             "@torch.inference_mode(False)\n    @torch.no_grad()\n    def _resize",
             "@torch.no_grad()\n    def _resize",
-            STATE + "test_what_is_made_in_inference_mode_poisons_nothing",
-        ),
-    ],
-    "toast_kernels/state.py": [
-        (
-            "a state of another temperature is loaded",
-            "rel_tol=1e-2",
-            "rel_tol=1e2",
-            STATE + "test_a_state_of_other_settings_says_so",
-        ),
-        (
-            "half() rounds the state",
-            "fn(tensor) if like.dtype == tensor.dtype else tensor.to(like.device)",
-            "fn(tensor)",
-            STATE + "test_casts_leave_the_dtypes",
-        ),
-    ],
-    "toast_kernels/epoch_state.py": [
-        (
-            "to_empty leaves what lay in memory",
-            "if was_meta and not self.alpha.is_meta:",
-            "if False:",
-            STATE + "test_made_on_meta_then_to_empty",
-        ),
-        (
-            "the soft targets are those of buffers that were exchanged",
-            "parts = {name: buffers[name] for name in _TABLE}",
-            "parts = {name: getattr(table or self, name) for name in _TABLE}",
-            STATE + "test_loading_copies_and_leaves_the_pool_alone",
-        ),
-        (
-            "a state made in inference mode stays so",
-            '        with torch.inference_mode(False):\n            self.register_buffer("alpha"',
-            '        if True:\n            self.register_buffer("alpha"',
             STATE + "test_what_is_made_in_inference_mode_poisons_nothing",
         ),
     ],

@@ -4,7 +4,8 @@ LOSS = "tests/sharded/test_sharded_toast_loss.py::"
 LINEAR = "tests/sharded/test_sharded_linear.py::"
 ONE_PROCESS = LOSS + "test_ranks_have_the_loss_of_one_process_and_their_slice_of_its_gradient"
 SPECIAL = LOSS + "test_special_values"
-SAID = LOSS + "test_what_is_wrong_on_a_rank_is_an_error_on_all"
+DTENSORS = "tests/sharded/test_sharded_dtensors.py::"
+SAID = "tests/sharded/test_sharded_failures.py::test_what_is_wrong_on_a_rank_is_an_error_on_all"
 
 FAULTS = {
     "toast_kernels/sharded/exchange.py": [
@@ -13,6 +14,12 @@ FAULTS = {
             "return own if self.size == 1 else self.ranks.all_reduce(own)",
             "return own",
             LINEAR + "test_ranks_have_the_loss_and_gradients_of_one_process",
+        ),
+        (
+            "without a process group a slice is all of the classes",
+            "if not (dist.is_available() and dist.is_initialized()):",
+            "if False:",
+            "tests/sharded/test_sharded_one_process.py::test_no_process_group_yet",
         ),
         ("a rank's own part is taken for the loss", "return parts[:, 1:].sum(0)", "return own", ONE_PROCESS),
         ("a rank that fails keeps it to itself", "if failed:", "if False:", SAID),
@@ -26,6 +33,12 @@ FAULTS = {
         ),
     ],
     "toast_kernels/sharded/loss.py": [
+        (
+            "over ranks a second derivative is 0 in silence",
+            "        reject_second_derivative()\n",
+            "",
+            "tests/sharded/test_sharded_one_process.py::test_no_second_derivative",
+        ),
         (
             "slices begin where equal ones would",
             "slice_ = Slice(sum(widths[: exchange.rank]), width,",
@@ -80,15 +93,27 @@ FAULTS = {
         ),
         (
             "soft targets are softened by each rank alone",
-            "log_probabilities(values, self.table.temperature, total)",
-            "log_probabilities(values, self.table.temperature, self.table.logsumexp[index].double())",
+            "log_probabilities(mass, temperature, total)",
+            "log_probabilities(mass, temperature, self.table.logsumexp[index].double())",
             ONE_PROCESS,
         ),
         (
             "a tail is shared with masked classes",
-            "probs[:, : own.width] = torch.where(z != -torch.inf, tail[:, None], 0)",
-            "probs[:, : own.width] = tail[:, None]",
+            "gradient -= tail if self.masked is None else torch.where(self.masked, 0, tail)",
+            "gradient -= tail",
             SPECIAL,
+        ),
+        (
+            "listed classes have a part of the tail too",
+            "above = values - torch.where(has_tail, tail[:, None], 0)",
+            "above = values",
+            ONE_PROCESS,
+        ),
+        (
+            "the entropy of a past is that of its listed classes",
+            "torch.special.entr(self.values).sum(1) + self.unlisted * torch.special.entr(self.tail)",
+            "torch.special.entr(self.values).sum(1)",
+            ONE_PROCESS,
         ),
         (
             "ranks may differ in what a top-k table holds",
@@ -102,7 +127,6 @@ FAULTS = {
             "(bits.sum(1) &",
             SAID,
         ),
-        ("a masked slice makes all NaN", "if logsumexp.isnan().any():", "if False:", SPECIAL),
     ],
     "toast_kernels/sharded/labels.py": [
         (
@@ -123,13 +147,13 @@ FAULTS = {
             "any placement passes for the classes'",
             "if len(x.placements) != 1 or not x.placements[0].is_shard(dim):",
             "if len(x.placements) != 1:",
-            LOSS + "test_other_placements_are_an_error",
+            DTENSORS + "test_other_placements_are_an_error",
         ),
         (
             "kernels get logits that are not there yet",
             'x.trigger_wait() if hasattr(x, "trigger_wait") else x',
             "x",
-            LOSS + "test_dtensors_that_are_still_under_way",
+            DTENSORS + "test_dtensors_that_are_still_under_way",
         ),
     ],
     "toast_kernels/sharded/linear.py": [

@@ -40,6 +40,7 @@ FAULTS = {
             "double(max) + log_sum",
             SCIPY,
         ),
+        ("a row of -inf alone is NaN", "infinity() ? Real(0) : max;", "infinity() ? max : max;", INFINITY),
         ("rows are taken for contiguous", "i * p.stride + k * kChunk", "i * p.classes + k * kChunk", CPP),
         (
             "the maximum's digits are lost in float",

@@ -3,8 +3,9 @@
 TESTS = "tests/toast_loss/test_toast_loss_linear.py::"
 DENSE = TESTS + "test_with_the_identity_for_a_head_it_is_the_dense_form"
 SOFT = TESTS + "test_soft_targets_are_the_medoids_predictions_and_medoids_those_of_the_features"
-REPLAY = TESTS + "test_replay_of_predictions_is_that_of_logits"
-MEMORY = TESTS + "test_a_memory_of_predictions_is_that_of_logits"
+REPLAY = "tests/toast_loss/test_toast_loss_linear_replay.py::test_replay_of_predictions_is_that_of_logits"
+MEMORY = "tests/toast_loss/test_toast_loss_linear_replay.py::test_a_memory_of_predictions_is_that_of_logits"
+STATE = "tests/toast_loss/test_toast_loss_linear_state.py::"
 RANKS = "tests/toast_loss/test_toast_loss_ranks.py::"
 
 FAULTS = {
@@ -33,7 +34,7 @@ FAULTS = {
             "predictions are not saved with the pool",
             '"predictions": self.predictions, "seen"',
             '"seen"',
-            TESTS + "test_training_resumes_to_the_bit",
+            STATE + "test_training_resumes_to_the_bit",
         ),
     ],
     "toast_kernels/bank.py": [
@@ -65,19 +66,19 @@ FAULTS = {
             "linear: a dry run tells the number of features",
             "if self.pool.is_dry_run(rows):",
             "if False:",
-            TESTS + "test_a_dry_run_leaves_no_trace",
+            STATE + "test_a_dry_run_leaves_no_trace",
         ),
         (
             "linear: a rejected update tells the number of features",
             "                pool = self._new_pool(rows.shape[1])\n",
             "                pool = self.pool = self._new_pool(rows.shape[1])\n",
-            TESTS + "test_a_rejected_update_leaves_the_bank_as_it_was",
+            STATE + "test_a_rejected_update_leaves_the_bank_as_it_was",
         ),
         (
             "linear: features survive reset_parameters",
             "if self.num_features != self._num_features:",
             "if False:",
-            TESTS + "test_reset_parameters_makes_it_as_new",
+            STATE + "test_reset_parameters_makes_it_as_new",
         ),
         (
             "linear: ranks may pool features and logits",
