@@ -44,7 +44,7 @@ class Loss:
     wide: bool = True  # promise: dense logits and targets are read in 128 bits, and no more of them than there are
     realigned: bool = False  # promise: vectors of tables are put together from the two that each lies in
     exps: int = 1  # promise: exponentials a logit, without those of old logits
-    spills: int = 0  # promise: at most
+    spills: int = 0  # promise for sm_90: at most
     op = "blended_kl"
     kernels = ("row_kernel", "short_rows_kernel")
 
