@@ -51,6 +51,7 @@ CHIPS = {
     "gfx942": Chip(("hip", "gfx942", 64), 64 << 10, 64 << 10, 0, 512, 512, 8),
 }
 PARTS = 4
+MOST_THREADS = 1024  # of a block
 REGISTER_GRANULE = 8
 TENSOR_MEMORY = 512  # columns of a multiprocessor, sm_100
 
@@ -121,6 +122,8 @@ class Kernel:
     def blocks(self):
         """Blocks that a multiprocessor holds at a time."""
         chip = CHIPS[self.chip]
+        if self.threads > MOST_THREADS:
+            return 0
         registers = -(-self.registers // REGISTER_GRANULE) * REGISTER_GRANULE
         warps = PARTS * min(chip.warps, chip.registers // max(registers, 1))
         fits = [chip.max_blocks, warps // self.num_warps]
@@ -248,28 +251,39 @@ def cuobjdump(*arguments):
 
 @cache
 def read_amdgcn(assembly):
+    """Of the assembly's text, in which comments say which loop a block of code is in."""
+
     def field(name):
         return int(re.search(rf"^\s+(?:- )?\.{name}:\s+(\d+)", assembly, re.M)[1])
 
-    labels, lines, jumps = {}, [], []
-    for at, line in enumerate(assembly.splitlines()):
-        if match := re.match(r"(\.LBB\w+):", line):
-            labels[match[1]] = at
-        elif match := re.match(r"\t([a-z]+_\w+)(.*)", line):
-            lines.append((at, match[1]))
-            if "branch" in match[1] and (target := labels.get(match[2].split()[0])):
-                jumps.append((target, at))
+    opcodes, loops, block, header, inner = Counter(), {}, None, None, set()
+    for line in assembly.splitlines():
+        if match := re.match(r"(?:\.L|; %)(BB\w+|bb\.\d+):", line):
+            block, header = match[1], None
+        if re.search(r"=>\s*This (Inner )?Loop Header", line):
+            header = block
+            inner |= {block} if "Inner" in line else set()
+        elif match := re.search(r"in Loop: Header=(BB\w+)", line):
+            header = match[1]
+        elif match := re.match(r"\t([a-z]+_\w+)", line):
+            opcodes[match[1]] += 1
+            loops.setdefault(header, Counter())[match[1]] += 1
     return {
         "registers": field("vgpr_count"),
         "spilled": field("vgpr_spill_count"),  # scalar registers spill into lanes of vector registers, not to memory
         "local_bytes": field("private_segment_fixed_size"),
-        "opcodes": Counter(opcode for _, opcode in lines),
-        "loops": innermost(jumps, lines),
+        "opcodes": opcodes,
+        "loops": tuple(body for header, body in loops.items() if header in inner and works(body)),
     }
 
 
 def innermost(jumps, lines):
-    """Opcodes of each innermost loop that works, and does not only wait: found by the jumps (to, from) that go back."""
+    """Opcodes of each innermost loop that works: found by the jumps (to, from) that go back."""
     bodies = {(to, at): Counter(op for line, op in lines if to <= line <= at) for to, at in sorted(jumps) if to < at}
-    work = [span for span, body in bodies.items() if any(count(body, kind) for kind in (GLOBAL_LOAD, EXP, MATRIX))]
+    work = [span for span, body in bodies.items() if works(body)]
     return tuple(bodies[a] for a in work if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in work))
+
+
+def works(body):
+    """Whether a loop does more than wait."""
+    return any(count(body, kind) for kind in (GLOBAL_LOAD, EXP, MATRIX))

@@ -311,6 +311,21 @@ def test_a_past_without_rows(configuration, encoding):
     )
 
 
+@pytest.mark.parametrize("encoding", ENCODINGS[1:])
+def test_rows_that_are_not_filled_may_hold_anything(configuration, encoding):
+    case = Case(6, 70, soft=encoding, past=encoding)
+    results = []
+    for garbage in (0.0, math.nan):
+        logits, target, keywords = case.arguments()
+        for table in (keywords["soft_targets"], keywords["past"]):
+            table.filled[::2] = False
+            for field in (table.values, table.entropy, table.logsumexp):
+                if field is not None:
+                    field[::2] = garbage
+        results.append(run(logits, target, case.upstream(), keywords, "triton")[:2])
+    assert all(torch.equal(*pair) and pair[0].isfinite().all() for pair in zip(*results, strict=True))
+
+
 def test_no_mass_on_a_row_that_is_masked_whole(configuration):
     logits = torch.full((2, 40), -INF)
     logits[1] = 0

@@ -27,6 +27,7 @@ JOBS = [
 ]
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 EXCHANGE = re.compile(r"SHFL|BAR|LDS|STS|ds_|s_barrier|v_\w+_dpp")
+SPILLS_ELSEWHERE = 32  # at most: how many registers the loss takes was measured on sm_90, and is its promise there
 FEW = 16  # loads of at most 8 bytes, or exponentials, of a thread for what belongs to the row: its label, its past, ...
 
 
@@ -44,6 +45,8 @@ def test_compiles_to_what_was_promised(compiled, chip, case):
     kernel = main(case, kernels)
     of_the_op = {Loss: broken_by_loss, Medoids: broken_by_medoids, Statistics: broken_by_statistics}[type(case)]
     spills = getattr(case, "spills", 0)
+    if isinstance(case, Loss) and chip != "sm_90":
+        spills = max(spills, SPILLS_ELSEWHERE)
     broken = [line for any_kernel in kernels for line in broken_by_any(any_kernel, spills)]
     broken += of_the_op(case, kernels if isinstance(case, Medoids) else kernel)
     warps = case.warps if chip == "sm_90" else min(case.warps, 8)

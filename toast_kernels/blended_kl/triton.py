@@ -28,7 +28,7 @@ class Tile(NamedTuple):
 # By what is read beside the logits and by the number of classes, up to. Measured on an H200 in bfloat16 with Triton 3.6
 # on kernels of this design: the speed of loss and gradient, in % of that of a copy of the same bytes.
 PLAIN = (
-    (512, Tile("short", 16, 2)),  # 100 classes: 82
+    (512, Tile("short", 16, 2, 40)),  # 100 classes: 82
     (1024, Tile("held", 32, 1, 64)),  # 1000: 97
     (2048, Tile("held", 32, 2, 48)),
     (4096, Tile("held", 32, 4, 48)),  # 96
@@ -47,7 +47,7 @@ DENSE = (  # with a past, half of the rows
     (math.inf, Tile("long", 16, 16, 64)),  # 32,768: 79
 )
 TOP_K = (
-    (16384, Tile("long", 16, 2)),  # 4096, 64 of them listed: 73
+    (16384, Tile("long", 16, 2, 56)),  # 4096, 64 of them listed: 73
     (65536, Tile("long", 16, 16, 64)),
     (math.inf, Tile("long", 16, 32)),  # 128,256: 68
 )
@@ -78,9 +78,12 @@ def tile_of(problem: Problem, reads: str) -> Tile:
         measured = PLAIN
     if num_classes > 16384 and reads == "single":
         return SINGLE_DENSE if measured is DENSE else SINGLE_PLAIN
-    # With one warp for 1024 classes Triton 3.9 would spill 180 to 330 times.
-    many_registers = reads != "vectors" or problem.need_stats or problem.target_b is not None
-    if measured is DENSE and 512 < num_classes <= 2048 and many_registers:
+    # What was measured needs fewer registers: within its limits Triton 3.9 would spill 20 to 100 times in short rows of
+    # labels, and 180 to 330 in dense ones of 1024 classes and one warp.
+    many_registers = problem.need_stats or problem.target_b is not None
+    if measured is PLAIN and num_classes <= 512 and many_registers:
+        return Tile("short", 16, 2)
+    if measured is DENSE and 512 < num_classes <= 2048 and (many_registers or reads != "vectors"):
         return Tile("held", 16, 2 if num_classes <= 1024 else 4)
     if reads == "shifted" and num_classes > 2048 and measured is DENSE:
         return SHIFTED_DENSE
@@ -120,6 +123,8 @@ class Launch:
         if reads == "single" and stride == num_classes and alike and not (by_weights or self._misaligned(problem)):
             reads = "shifted"
         tile = tile_of(problem, reads)
+        if torch.version.hip:  # warps have 64 lanes and programs 1024 at most; the compiler knows no maxnreg
+            tile = tile._replace(num_warps=min(tile.num_warps, 16), maxnreg=None)
         self.shifted = reads == "shifted" and tile.kind == "long"
         self.misaligned = None  # a Launch for such logits, where this one wants them aligned
         width = vector if self.shifted else math.gcd(align, vector)
@@ -143,8 +148,7 @@ class Launch:
             POWER=int(temperature) if temperature in (1, 2, 3, 4) else 0, ALIGN=align, GROUP=GROUP,
             num_warps=tile.num_warps, enable_fp_fusion=True, **shape,
         )  # fmt: skip
-        # The registers were measured for half types; AMD's compiler knows no such option.
-        if tile.maxnreg is not None and problem.logits.dtype != torch.float32 and not torch.version.hip:
+        if tile.maxnreg is not None and problem.logits.dtype != torch.float32:  # measured for half types
             self.constants["maxnreg"] = tile.maxnreg
         self.memory = problem.logits.new_empty(0, dtype=torch.uint8)  # like it the workspace is allocated
         self.launch = _once

@@ -227,7 +227,7 @@ def row_kernel(
     loss = 0.0
     if target.used:
         if PAST:
-            if target.past != 0:
+            if target.has_past:
                 loss = one_row(
                     inputs, target, outputs, row, logits_row, held, gradient_row, N, C,
                     True, POWER, ALIGN, HELD, FULL, SHIFTED, LANES, VECTORS, WIDTH,

@@ -22,7 +22,8 @@ class Label(NamedTuple):
     y: Any  # int64, 0 where there is none; the row itself with class probabilities
     share: Any  # of the row's class term, float32: 0 where there is none
     hard: Any  # mass at y
-    soft: Any  # factor of row y of the soft targets
+    has_soft: Any  # bool: row y of the soft targets counts. Waits for no divisor, so that what it masks is loaded early
+    soft: Any  # factor of that row
     shift: Any  # of old logits: what their exponentials are relative to
 
 
@@ -35,6 +36,7 @@ class Target(NamedTuple):
     b: Label  # as a where there is no pair
     smooth: Any  # mass of each class by label smoothing, before class weights
     past_row: Any  # int64, 0 where there is none
+    has_past: Any  # bool: that row counts; as Label.has_soft
     past: Any  # factor of that row of past
     past_mass: Any  # the same before what `shift` was rounded by is made up for
     past_shift: Any
@@ -105,13 +107,13 @@ def scales_of(row, active, settings, reduction):
 
 
 @triton.jit
-def shift_of(table, row, scale):
-    """Rows of old logits have probabilities exp((z - shift) / T): the shift, float32, and `scale` times what makes up
-    for its rounding, which shows at logits far from 0. Of other tables 0 and `scale`."""
+def shift_of(table, row, counts, scale):
+    """Rows of old logits have probabilities exp((z - shift) / T): the shift, float32, of rows that count, and `scale`
+    times what makes up for its rounding, which shows at logits far from 0. Of other tables 0 and `scale`."""
     if table.logsumexp is None:
         return scale * 0, scale
     else:
-        shift = tl.load(table.logsumexp + row, mask=scale != 0, other=0.0) * table.temperature
+        shift = tl.load(table.logsumexp + row, mask=counts, other=0.0) * table.temperature
         high = shift.to(tl.float32)
         low = (shift - high.to(tl.float64)).to(tl.float32)
         return high, scale * tl.exp2(-low * (LOG2E / table.temperature))
@@ -125,23 +127,24 @@ def one_label(target, row, active, FIRST: tl.constexpr, inputs, scale, C):
     y, kept, bad = label_of(target, row, active, C, settings.ignore_index)
     share = share_of(labels.lam, row, kept, FIRST)
     scale = tl.where(kept, scale, 0.0)  # a row without a label has no mass, though scale be NaN
-    mass = scale * weighted(share, labels.weight, y, kept)
+    share_by_weight = weighted(share, labels.weight, y, kept)
+    mass = scale * share_by_weight
     hard = mass
     smooth = scale * share
-    soft = scale * 0
+    has_soft, soft = kept, scale * 0
     if inputs.soft.filled is not None:
         alpha = settings.alpha
         if settings.alpha_tensor is not None:
             alpha = tl.load(settings.alpha_tensor).to(tl.float32)
         a = tl.where(tl.load(inputs.soft.filled + y, mask=kept, other=0) != 0, alpha, 0.0)
-        soft = a * mass
+        has_soft, soft = a * share_by_weight != 0, a * mass
         hard = (1 - a) * mass
         smooth = (1 - a) * smooth
     if settings.label_smoothing is not None:
         hard = (1 - settings.label_smoothing) * hard
         smooth = smooth * (settings.label_smoothing / C)
-    shift, soft = shift_of(inputs.soft, y, soft)
-    return Label(y, share, hard, soft, shift), smooth, kept, bad
+    shift, soft = shift_of(inputs.soft, y, has_soft, soft)
+    return Label(y, share, hard, has_soft, soft, shift), smooth, kept, bad
 
 
 @triton.jit
@@ -158,7 +161,7 @@ def target_of(row, active, inputs, past_rows, reduction, C):
         if settings.label_smoothing is not None:
             soft = class_scale * (1 - settings.label_smoothing)
             smooth = class_scale * (settings.label_smoothing / C)
-        a = Label(row, none, none, soft, none)
+        a = Label(row, none, none, active, soft, none)
         b = a
     else:
         a, smooth, used, bad = one_label(labels.target, row, active, True, inputs, class_scale, C)
@@ -168,17 +171,19 @@ def target_of(row, active, inputs, past_rows, reduction, C):
             smooth += smooth_b
             used = used | kept_b
             bad = bad | bad_b
-    past_row, past, past_shift = row, none, none
+    past_row, has_past, past, past_shift = row, active, none, none
     if inputs.past_index is not None:
         past_row, has_past, past_bad = past_row_of(inputs.past_index, inputs.past.filled, past_rows, row, used & ~bad)
         bad = bad | past_bad
         past_weight = settings.past_weight
         if settings.past_weight_tensor is not None:
             past_weight = tl.load(settings.past_weight_tensor).to(tl.float32)
+        past_weight = tl.where(has_past, past_weight, 0.0)
+        has_past = past_weight != 0
         past = tl.where(has_past, past_scale * (past_weight * settings.temperature), 0.0)
     past_mass = past
-    past_shift, past = shift_of(inputs.past, past_row, past)
-    return Target(used & ~bad, bad, a, b, smooth, past_row, past, past_mass, past_shift)
+    past_shift, past = shift_of(inputs.past, past_row, has_past, past)
+    return Target(used & ~bad, bad, a, b, smooth, past_row, has_past, past, past_mass, past_shift)
 
 
 @triton.jit
@@ -238,14 +243,14 @@ def exponentials(x, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
 
 @triton.jit
 def probabilities(
-    table, row, scale, shift, at, vectors, C, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr
+    table, row, counts, shift, at, vectors, C, EXACT: tl.constexpr, ALIGN: tl.constexpr, POLICY: tl.constexpr
 ):
-    """Of the classes `at` in dense rows or rows of old logits, 0 where scale is: float32, as at."""
+    """Of the classes `at` in dense rows or rows of old logits, 0 in rows that do not count: float32, as at."""
     other: tl.constexpr = 0.0 if table.logsumexp is None else -INF
     if vectors is None:
-        value = load(table.data + row * (table.stride // ALIGN * ALIGN), at, C, scale != 0, other, EXACT, POLICY)
+        value = load(table.data + row * (table.stride // ALIGN * ALIGN), at, C, counts, other, EXACT, POLICY)
     else:
-        value = load_realigned(table.data, row * table.stride, at, vectors, C, scale != 0, other, POLICY)
+        value = load_realigned(table.data, row * table.stride, at, vectors, C, counts, other, POLICY)
     if table.logsumexp is None:
         return value
     else:
@@ -265,11 +270,11 @@ def masses_at(
     if inputs.class_tile is not None:
         if soft.data is not None and soft.indices is None:
             a = target.a
-            mass = probabilities(soft, a.y, a.soft, a.shift, at, vectors, C, EXACT, ALIGN, POLICY)
+            mass = probabilities(soft, a.y, a.has_soft, a.shift, at, vectors, C, EXACT, ALIGN, POLICY)
             mass = wide(a.soft, at) * mass
             if labels.target_b is not None:
                 b = target.b
-                mass_b = probabilities(soft, b.y, b.soft, b.shift, at, vectors, C, EXACT, ALIGN, POLICY)
+                mass_b = probabilities(soft, b.y, b.has_soft, b.shift, at, vectors, C, EXACT, ALIGN, POLICY)
                 mass += wide(b.soft, at) * mass_b
         if labels.weight is not None and (labels.target is None or inputs.settings.label_smoothing is not None):
             weight = tl.load(labels.weight + at, mask=at < C, other=0.0).to(tl.float32)
@@ -281,7 +286,7 @@ def masses_at(
                 mass = mass * weight
     if PAST and inputs.past_tile is not None:
         past = probabilities(
-            inputs.past, target.past_row, target.past, target.past_shift, at, vectors, C, EXACT, ALIGN, POLICY
+            inputs.past, target.past_row, target.has_past, target.past_shift, at, vectors, C, EXACT, ALIGN, POLICY
         )  # fmt: skip
     return mass, past
 

@@ -47,6 +47,7 @@ def add_up(loss, outputs, reduction, GROUP: tl.constexpr):
             for start in range(0, groups, GROUP):
                 total += sum_of_block(reduction.group_sums, start, groups, GROUP)
             if reduction.divisors is not None:
-                weight, _ = divisors_of(reduction)
+                # Read in another way than by divisors_of, whose addresses would be kept in registers until here.
+                weight = sum_of_block(reduction.divisors, 0, reduction.parts, GROUP)
                 total = tl.where(weight == 0, INF - INF, total)
             tl.store(outputs.loss, total.to(tl.float32))

@@ -14,7 +14,8 @@ from .triton_parts import Scale, below, exponentials, masses_at, scaled, total_m
 from .triton_reduction import INF
 from .triton_tiles import load, wide
 
-READ_AGAIN = tl.constexpr(256)  # classes of a turn of a loop that is rarely taken
+# Classes of a turn of a loop that is rarely taken. With 256 its registers spilled in rows of 1000, which a warp has.
+READ_AGAIN = tl.constexpr(128)
 
 
 class Sums(NamedTuple):
@@ -248,7 +249,7 @@ def finish(inputs, target, sums, logits_row, top, scale, origin, C, PAST: tl.con
     coef_p = class_sum / sums.p
     coef_e = coef_p
     if PAST:
-        entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.past_mass != 0, other=0.0).to(tl.float32)
+        entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.has_past, other=0.0).to(tl.float32)
         loss += settings.temperature * (past_sum * tl.log(sums.e / e_top) - target.past_mass * entropy)
         if inputs.past.indices is not None:
             loss -= settings.temperature * outside.entropy

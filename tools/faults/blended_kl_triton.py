@@ -21,6 +21,7 @@ LISTS = TESTS + "test_lists_longer_than_a_block"
 ANYWHERE = TESTS + "test_tables_whose_rows_begin_anywhere[bfloat16-2051-same-logits-labels]"
 USERS = TESTS + "test_the_configurations_that_users_get"
 FAR = EXTREMES + "test_logits_far_from_0"
+NOT_FILLED = TESTS + "test_rows_that_are_not_filled_may_hold_anything"
 VERY_FAR = TESTS + "test_logits_very_far_from_0[row-1.0]"
 
 FAULTS = {
@@ -57,6 +58,18 @@ FAULTS = {
             "a = tl.where(tl.load(inputs.soft.filled + y, mask=kept, other=0) != 0, alpha, 0.0)",
             "a = tl.where(kept, alpha, 0.0)",
             WIDTHS + "[rows-float32-3]",
+        ),
+        (
+            "a soft target that is not filled is read",
+            "has_soft, soft = a * share_by_weight != 0, a * mass",
+            "has_soft, soft = kept, a * mass",
+            NOT_FILLED,
+        ),
+        (
+            "a past that is not filled is read",
+            "return r, has_past & (tl.load(past_filled + r, mask=has_past, other=0) != 0), bad",
+            "return r, has_past, bad",
+            NOT_FILLED,
         ),
         (
             "smoothing takes no class weights",
