@@ -30,7 +30,7 @@ class Loss:
     name: str
     rows: int
     classes: int
-    # Promises are what Triton 3.6 and 3.9 need, and up to 4% more.
+    # Promises are what Triton 3.6 and 3.9 need, and up to 5% more.
     instructions_at_most: float  # promise for sm_90: a logit, those for the row and for what is rare included
     warps: int  # promise for sm_90: on a multiprocessor, at least
     dtype: torch.dtype = torch.bfloat16
