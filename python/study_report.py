@@ -228,23 +228,33 @@ def _verdicts(result: Results) -> Iterable[str]:
     )
     lines = []
     for method in result.plan.methods:
-        differences = {
-            score: {regime: result.difference(regime, method, score) for regime in result.regimes}
-            for score in ("top1", "nll")
-        }
-        judged = [d for d in differences["top1"].values() if d and d.pairs >= FEW_SEEDS]
-        if method == "ce" or not judged:
+        regimes = [r for r in result.regimes if (d := result.difference(r, method, "top1")) and d.pairs >= FEW_SEEDS]
+        if method == "ce" or not regimes:
             continue
         words = []
-        for score, better in (("top1", 1), ("nll", -1)):
-            signs = [d.sign * better for d in differences[score].values() if d]
-            name, scale, digits = SCORES[score]
+        for score in ("top1", "nll"):
             overall = result.over_regimes(method, score)
-            mean = f", {overall[0].shown(scale, digits)} on average over {overall[1]}" if overall else ""
-            words.append(f"{name.removesuffix(' %')} better in {signs.count(1)}, worse in {signs.count(-1)}{mean}")
-        lines.append(f"- **{METHODS[method].title}**, of {len(judged)} regimes: {'; '.join(words)}.")
+            mean = f", {overall[0].shown(*SCORES[score][1:])} on average over {overall[1]}" if overall else ""
+            words.append(_better_and_worse(result, method, score) + mean)
+        line = f"- **{METHODS[method].title}**, of {len(regimes)} regimes: {'; '.join(words)}."
+        if other := _as_many_rows(result, method):
+            counts = (_better_and_worse(result, method, score, other) for score in ("top1", "nll"))
+            line += f" Against cross-entropy of as many forward rows: {'; '.join(counts)}."
+        lines.append(line)
     if lines:
         yield "\n".join(lines)
+
+
+def _better_and_worse(result: Results, method: str, score: str, other: str = "ce") -> str:
+    better = 1 if score == "top1" else -1
+    signs = [d.sign * better for r in result.regimes if (d := result.difference(r, method, score, other))]
+    return f"{SCORES[score][0].removesuffix(' %')} better in {signs.count(1)}, worse in {signs.count(-1)}"
+
+
+def _as_many_rows(result: Results, method: str) -> str | None:
+    """Cross-entropy trained for so much longer that as many rows go through the network as with this method."""
+    longer = {METHODS[name].budget: name for name in result.plan.methods if METHODS[name].budget > 1}
+    return longer.get(METHODS[method].rows)
 
 
 def _scores(result: Results) -> Iterable[str]:
@@ -282,10 +292,9 @@ def _own(result: Results, regime: str, method: str) -> str:
 
 def _equal_forward_rows(result: Results) -> list[str]:
     """Each method that replays, against cross-entropy trained on as many forward rows."""
-    longer = {METHODS[name].budget: name for name in result.plan.methods if METHODS[name].budget > 1}
     rows = []
     for method in result.plan.methods:
-        other = longer.get(METHODS[method].rows)
+        other = _as_many_rows(result, method)
         for regime in result.regimes if other else ():
             difference = {score: result.difference(regime, method, score, other) for score in ("top1", "nll")}
             if difference["top1"]:
