@@ -1,5 +1,7 @@
 """linear_toast_loss: toast_loss of a linear layer's output, which is never held whole."""
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -115,10 +117,10 @@ def linear_toast_loss(
         raise ValueError(f"return_top_k must be {expected}, got {return_top_k!r}")
     soft_temperature = check_temperature(soft_temperature)
 
-    x = input.reshape(rows_shape.numel(), width).to(dtype)
+    x = input.reshape(math.prod(rows_shape), width).to(dtype)
     target, past, past_index = _as_rows(target, past, past_index, rows_shape, int(shift), ignore_index)
     # Has the logits' shape and takes the memory of one row.
-    logits = x.new_empty(1, num_classes).expand(len(x), num_classes)
+    logits = x.new_empty(1, num_classes).expand(x.shape[0], num_classes)
     given = Arguments(
         logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
         label_smoothing, reduction, return_stats, backend,

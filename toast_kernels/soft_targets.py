@@ -309,7 +309,7 @@ def default_dtype(source: torch.dtype, top_k: int | None) -> torch.dtype:
 
 def check_temperature(temperature: float) -> float:
     """`temperature` as a float, or an error that says what is wrong with it."""
-    if isinstance(temperature, Tensor) or not (math.isfinite(temperature) and temperature > 0):
+    if isinstance(temperature, Tensor) or not 0 < temperature < math.inf:
         raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
     return float(temperature)
 

@@ -1,10 +1,10 @@
-"""torch.export: an exported loss has the gradients of the eager one, never None."""
+"""torch.export: an exported loss has the gradients of the eager one, never None, for batches of any size."""
 
 import pytest
 import torch
 from blended_kl_cases import BACKENDS, device_of
 
-from toast_kernels import toast_loss
+from toast_kernels import linear_toast_loss, toast_loss
 
 
 class Loss(torch.nn.Module):
@@ -32,3 +32,21 @@ def test_gradients_of_an_exported_loss(backend, reduction, example_learns):
         function(leaf, target).backward()
         gradients.append(leaf.grad)
     torch.testing.assert_close(*gradients)
+
+
+class HeadAndLoss(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = torch.nn.Linear(8, 20)
+
+    def forward(self, x, y):
+        return linear_toast_loss(x, self.head.weight, y, self.head.bias), toast_loss(self.head(x), y)
+
+
+def test_any_number_of_rows():
+    module = HeadAndLoss()
+    rows = {0: torch.export.Dim("rows", min=2, max=800)}
+    program = torch.export.export(module, (torch.randn(64, 8), torch.arange(64) % 20), dynamic_shapes=(rows, rows))
+    for n in (3, 700):
+        batch = torch.randn(n, 8), torch.arange(n) % 20
+        torch.testing.assert_close(program.module()(*batch), module(*batch))

@@ -112,3 +112,14 @@ def test_a_second_derivative_raises_through_the_op_too():
         loss = linear_toast_loss(tensors[0], tensors[1], target, tensors[2])
         with pytest.raises(RuntimeError, match="create_graph=True is for a second derivative"):
             torch.autograd.grad(loss, tensors, create_graph=True)
+
+
+def test_settings_that_change_are_symbols():
+    def loss(x, weight, y, soft_temperature):
+        return linear_toast_loss(x, weight, y, soft_temperature=soft_temperature)
+
+    compiled = torch.compile(loss, dynamic=True, fullgraph=True, backend="eager")
+    weight = torch.randn(20, 8, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    for n in (5, 9):
+        x, y = weight[:n].detach() + 1, torch.arange(n)
+        torch.testing.assert_close(compiled(x, weight, y, 1.0 + n), loss(x, weight, y, 1.0 + n))

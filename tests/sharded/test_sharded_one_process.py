@@ -45,6 +45,19 @@ def test_one_rank_has_the_loss_of_no_group(call, z):
         torch.testing.assert_close(found, wanted)
 
 
+def test_a_row_of_nothing_but_minus_infinity_is_nan(name):
+    z = torch.zeros(4, 5)
+    z[0] = -torch.inf
+    of = {
+        "toast_loss": lambda z, group: toast_loss(z, LABELS, process_group=group),
+        "linear_toast_loss": lambda z, group: linear_toast_loss(LOGITS, z.mT.new_zeros(5, 5), LABELS, z[0],
+            process_group=group),
+    }[name]  # fmt: skip
+    found, wanted = (gradient(lambda x, group=group: of(x, group), z.requires_grad_()) for group in ("world", None))
+    torch.testing.assert_close(found, wanted, equal_nan=True)
+    assert found[1][0].isnan().all()
+
+
 def gradient(function, z):
     loss = function(z)
     return loss.detach(), torch.autograd.grad(loss, z)[0]

@@ -155,10 +155,10 @@ _has_storage = torch._C._has_storage
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def reject_second_derivative() -> None:
+def reject_second_derivative(call: str = "toast_loss") -> None:
     """Raises in a backward pass whose gradient could be differentiated, lest it pass for a constant."""
     if torch.is_grad_enabled():
         raise RuntimeError(
-            "create_graph=True is for a second derivative, which toast_loss does not have; "
-            'toast_loss(..., backend="reference") has'
+            f"create_graph=True is for a second derivative, which {call} does not have; "
+            'toast_loss of whole logits with backend="reference" has'
         )

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..blended_kl.op import _graph_is_kept, _has_storage, keep, kept, kernels, reject_second_derivative
 from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
+from ..uncompiled import run_as_is
 from .chunks import Head, Result, Settings, allocate, run
 
 torch.library.define(
@@ -73,7 +74,7 @@ def _save(ctx, inputs, output):
 
 
 def _backward(ctx, upstream, *_):
-    reject_second_derivative()
+    reject_second_derivative("linear_toast_loss")
     gradients = [None] * 3
     if upstream is not None:
         needs = ctx.needs_input_grad[0], *ctx.needs_input_grad[_HEAD]
@@ -117,8 +118,9 @@ class LinearBlendedKL(torch.autograd.Function):
         return result.loss
 
     @staticmethod
+    @run_as_is
     def backward(ctx, upstream):
-        reject_second_derivative()
+        reject_second_derivative("linear_toast_loss")
         if not _has_storage(upstream):
             raise NotImplementedError("linear_toast_loss takes one upstream gradient at a time, not is_grads_batched")
         gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)

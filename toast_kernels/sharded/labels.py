@@ -40,7 +40,8 @@ def losses(
     gradient = None
     if scale is not None:
         of_class = scale.of_class
-        in_kernel = rows.used & (known.own_logsumexp != -torch.inf)
+        # A slice of -inf alone has no share of a row, unless all of the row is like that, or NaN somewhere.
+        in_kernel = rows.used & ((known.own_logsumexp != -torch.inf) | ~known.logsumexp.isfinite())
         upstream = of_class * known.mass * (known.own_logsumexp - known.logsumexp).exp()
         asked = problem._replace(
             target=torch.where(in_kernel, column, -1),

@@ -171,7 +171,7 @@ class ShardedLinear(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, upstream):
-        reject_second_derivative()
+        reject_second_derivative(CALL)
         if not _has_storage(upstream):
             raise NotImplementedError(f"{CALL} takes one upstream gradient at a time, not is_grads_batched")
         gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
