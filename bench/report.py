@@ -73,9 +73,7 @@ def all_tables():
     top_k = ["eager", "torch.compile", TUNED, "toast_kernels without soft targets"]
     pages = {
         BENCH.parent / "README.md": {
-            "proof": (
-                tables.proof, last_runs("loss_blended"), last_runs("loss_top_k"), last_runs("loss_plain"),
-            ),
+            "proof": (tables.proof, last_runs("loss_blended"), last_runs("loss_plain")),
             "plot": (picture, last_runs("loss_by_classes")),
             "headline": (tables.headline, last_runs("loss_blended") | last_runs("loss_top_k")),
         },

@@ -57,7 +57,8 @@ class Toast(TrainerCallback):
         self.criterion.set_epoch(round(state.epoch))  # before a checkpoint: the pool is not saved
 
     def on_save(self, args, state, control, **kwargs):
-        torch.save(self.criterion.state_dict(), self.file(args, state))
+        if args.should_save:
+            torch.save(self.criterion.state_dict(), self.file(args, state))
 
 
 def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:

@@ -300,8 +300,8 @@ class ToastLoss(EpochState):
                 elif epoch not in (0, last_epoch) and "empty" in self._may_warn and not self.filled.any():
                     self._may_warn.discard("empty")
                     warn(
-                        f"epoch {epoch} has no soft targets: no row was pooled before it. To resume with some, save "
-                        "after set_epoch of the next epoch, or with save_pool"
+                        f"epoch {epoch} has no soft targets: no row was pooled before it. Was train() called? To "
+                        "resume with some, save after set_epoch of the next epoch, or with save_pool"
                     )
             self.epoch.fill_(epoch)
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))
