@@ -108,7 +108,7 @@ FAULTS = {
         ),
         (
             "a second derivative of the chunked loss is 0 in silence",
-            "        reject_second_derivative()\n        if",
+            '        reject_second_derivative("linear_toast_loss")\n        if',
             "        if",
             AUTOGRAD + "test_a_second_derivative_raises",
         ),
