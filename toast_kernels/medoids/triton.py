@@ -187,7 +187,8 @@ class _Classes:
         """(configuration, columns, whether products are summed in chunks of so many)"""
         if self.metric == "cityblock":
             return CITYBLOCK, CITYBLOCK.columns, False
-        chunked = self.width > WHOLE_WIDTH
+        # For compute capability 10 Triton 3.6 does not compile sums over the whole row.
+        chunked = self.width > WHOLE_WIDTH or (_is_cuda() and _compute_capability() >= 100)
         tile = (CHUNKED if chunked else WHOLE) if _has_descriptors() else POINTERS
         return tile, min(tile.columns, max(16, triton.next_power_of_2(self.width))), chunked
 
@@ -303,7 +304,12 @@ def _has_descriptors():
     """The interpreter has them too."""
     if triton.knobs.runtime.interpret:
         return True
-    return _is_cuda() and triton.runtime.driver.active.get_current_target().arch >= 90
+    return _is_cuda() and _compute_capability() >= 90
+
+
+def _compute_capability():
+    """90 for 9.0."""
+    return triton.runtime.driver.active.get_current_target().arch
 
 
 def _ceil(number, divisor):
