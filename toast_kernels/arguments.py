@@ -56,6 +56,8 @@ def check(given: Arguments) -> None:
     _check_scalar("past_weight", given.past_weight, logits)
     _check_soft_targets(given.soft_targets, given.target, logits, num_classes)
     _check_past(given.past, given.past_index, logits, given.temperature)
+    if given.alpha is None:
+        raise ValueError("alpha must be given with soft_targets: their share, in [0, 1], got None")
 
 
 def check_settings(num_classes: int, *, weight: Tensor | None, **settings) -> None:

@@ -170,6 +170,11 @@ WRONG = {
         ValueError,
         r"alpha must be a number or a 0-d tensor, got .* \[1\]",
     ),
+    "soft_targets without alpha": (
+        {"soft_targets": SOFT},
+        ValueError,
+        r"alpha must be given with soft_targets: their share, in \[0, 1\], got None",
+    ),
     "alpha without soft_targets": ({"alpha": 0.5}, ValueError, r"alpha = 0.5 needs soft_targets, got None"),
     "past_weight negative": (
         {"past_weight": -1.0, "past": PAST, "past_index": INDEX},
