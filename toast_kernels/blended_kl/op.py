@@ -23,7 +23,7 @@ _op = torch.ops.toast_kernels.blended_kl.default
 
 @functools.cache
 def kernels(backend: str):
-    """The module of a backend: Launch and scale_."""
+    """The module of a backend: scale_ and, but for the reference, Launch."""
     return importlib.import_module(f".{backend}", __package__)
 
 

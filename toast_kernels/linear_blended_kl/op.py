@@ -6,7 +6,6 @@ backward pass runs the chunks again, with the upstream gradient folded in.
 """
 
 import torch
-from torch import Tensor
 
 from ..blended_kl.op import _graph_is_kept, _has_storage, keep, kept, kernels, reject_second_derivative
 from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
@@ -133,8 +132,7 @@ def _scaled(ctx, upstream) -> list:
     gradients = kept(ctx)
     if _graph_is_kept():
         return [g if g is None else g * upstream for g in gradients]
-    backend = ctx.settings.backend
-    scale_ = Tensor.mul_ if backend == "reference" else kernels(backend).scale_
+    scale_ = kernels(ctx.settings.backend).scale_
     gradients = [g if g is None else g.detach() for g in gradients]
     for gradient in gradients:
         if gradient is not None:
