@@ -19,6 +19,8 @@ class Classifier(lightning.LightningModule):
         self.head = nn.Linear(WIDTH, CLASSES)
         self.criterion = ToastLoss(CLASSES, num_epochs=EPOCHS)
         self.replay = HardReplay()
+        # With DDP: the loss's table is no part of what is broadcast in every step.
+        self._ddp_params_and_buffers_to_ignore = [f"criterion.{name}" for name, _ in self.criterion.named_buffers()]
 
     def on_train_epoch_start(self):
         self.criterion.set_epoch(self.current_epoch)
@@ -32,6 +34,7 @@ class Classifier(lightning.LightningModule):
 
     def on_after_backward(self):
         self.replay.keep(*self.kept)
+        del self.kept  # and with it the graph
 
     def on_train_batch_end(self, *_):
         if self.trainer.is_last_batch:  # before validation and a checkpoint: the pool is not saved
@@ -51,15 +54,12 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def points(seed: int) -> DataLoader:
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(ROWS) % CLASSES
-    centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    data = TensorDataset(centres[y] + torch.randn(ROWS, WIDTH, generator=generator), y)
-    return DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
-
-
 if __name__ == "__main__":
+    torch.manual_seed(0)
+    y = torch.arange(2 * ROWS) % CLASSES
+    x = 2 * torch.randn(CLASSES, WIDTH)[y] + torch.randn(2 * ROWS, WIDTH)
+    training = DataLoader(TensorDataset(x[:ROWS], y[:ROWS]), batch_size=64, shuffle=True, drop_last=True)
+    held_out = DataLoader(TensorDataset(x[ROWS:], y[ROWS:]), batch_size=64)
     trainer = lightning.Trainer(max_epochs=EPOCHS, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.fit(Classifier(), points(1), points(2))
+    trainer.fit(Classifier(), training, held_out)
     print(f"validation loss {trainer.callback_metrics['val_loss']:.3f}")
