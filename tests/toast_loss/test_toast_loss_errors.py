@@ -137,6 +137,16 @@ WRONG = {
         r"ignore_index must be an int, got None",
     ),
     "label_smoothing above 1": ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.1"),
+    "label_smoothing to be learned": (
+        {"label_smoothing": torch.tensor(0.1, requires_grad=True)},
+        ValueError,
+        "label_smoothing must not require grad: nothing gives it a gradient",
+    ),
+    "temperature to be learned": (
+        {"temperature": torch.tensor(3.0, requires_grad=True)},
+        ValueError,
+        "temperature must not require grad: nothing gives it a gradient",
+    ),
     "label_smoothing negative": (
         {"label_smoothing": -0.1},
         ValueError,

@@ -143,7 +143,10 @@ def test_the_page_says_what_the_table_does(folder):
     assert f"top-1 better in 1 (base), worse in 0, **+3.00 ± {half:.2f}** on average over 1" in page
     assert f"NLL better in 1 (base), worse in 0, **-0.210 ± {half / 100:.3f}** on average over 1" in page
     assert "of 1 regimes" in page
-    assert "Against cross-entropy of as many forward rows: top-1 better in 1 (base), worse in 0; NLL better in 1 (base)" in page
+    assert (
+        "Against cross-entropy of as many forward rows: top-1 better in 1 (base), worse in 0; NLL better in 1 (base)"
+        in page
+    )
     assert "| half of the data | 3 | - | - |" in page
     assert "Not there yet: epochs-x4, epochs-x8, quarter," in page
     assert "(../study/benefit.png)" in page

@@ -27,7 +27,9 @@ def linear_blended_kl(problem: Problem, head: Head, settings: Settings) -> Resul
     """The result, its loss with a graph; problem.logits are the features, problem.need_gradient says whether the
     gradients that are needed come with the loss."""
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('linear_toast_loss has no torch.func transforms; toast_loss(..., backend="reference") has')
+        raise RuntimeError(
+            'linear_toast_loss has no torch.func transforms; toast_loss of backend "reference" has grad, jvp, hessian'
+        )
     needs_graph = settings.need_input or settings.need_weight or settings.need_bias
     if not problem.need_gradient:
         settings = settings._replace(need_input=False, need_weight=False, need_bias=False)
