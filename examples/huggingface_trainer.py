@@ -53,26 +53,25 @@ class Toast(TrainerCallback):
             torch.save(self.criterion.state_dict(), self.file(args, state))
 
 
-def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:
+def main() -> None:
     torch.manual_seed(0)
     y = torch.arange(ROWS) % CLASSES
     x = 2 * torch.randn(CLASSES, WIDTH)[y] + torch.randn(ROWS, WIDTH)
     rows = [{"x": x[i], "labels": y[i]} for i in torch.randperm(ROWS)]
-    toast = Toast(ToastLoss(CLASSES, num_epochs=epochs))
-    arguments = TrainingArguments(
-        folder, num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=1e-2,
-        eval_strategy="epoch", save_strategy="epoch", report_to="none", disable_tqdm=True,
-    )  # fmt: skip
-    trainer = Trainer(
-        Classifier(WIDTH, CLASSES), arguments, train_dataset=rows[64:], eval_dataset=rows[:64],
-        compute_loss_func=toast.loss, callbacks=[toast],
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume)
-    return toast.criterion
+    with tempfile.TemporaryDirectory() as folder:
+        for epochs in (2, 4):  # the second run goes on from the first one's checkpoint
+            toast = Toast(ToastLoss(CLASSES, num_epochs=epochs))
+            arguments = TrainingArguments(
+                folder, num_train_epochs=epochs, learning_rate=1e-2, eval_strategy="epoch", save_strategy="epoch",
+                report_to="none", disable_tqdm=True,
+            )  # fmt: skip
+            trainer = Trainer(
+                Classifier(WIDTH, CLASSES), arguments, train_dataset=rows[64:], eval_dataset=rows[:64],
+                compute_loss_func=toast.loss, callbacks=[toast],
+            )  # fmt: skip
+            trainer.train(resume_from_checkpoint=epochs == 4)
+    print(f"resumed, and in epoch {int(toast.criterion.epoch)} of 4")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        train(folder, epochs=2)
-        resumed = train(folder, epochs=4, resume=True)
-        print(f"resumed, and in epoch {int(resumed.epoch)} of 4")
+    main()
