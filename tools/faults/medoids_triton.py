@@ -96,7 +96,7 @@ FAULTS = {
             "norms beyond the last row are read",
             "            first, second = load_norms(x, tl.minimum(position, end - 1), METRIC)\n            dot",
             "            first, second = load_norms(x, position, METRIC)\n            dot",
-            "tests/medoids/test_medoids_triton_memory.py::test_kernels_touch_only_their_arguments",
+            "tests/medoids/test_medoids_triton_addresses.py::test_kernels_touch_only_their_arguments",
         ),
         ("a piece adds rows of the next class",
          "return c, begin, tl.minimum(tl.load(x.offsets + c + 1), begin + PIECE)",
