@@ -66,7 +66,7 @@ bench: setup ## kernel microbenchmarks against their peers, then the READMEs' ta
 	TOAST_BENCH_RESULTS=$(RESULTS) $(PY) bench/report.py
 
 # With the Python that has PyTorch for the GPU, and not the .venv.
-gpu: ## on a machine with a GPU: a test of every kernel, then every benchmark, within nine minutes (PART=gate|loss|medoids|step|tests|checkers, RESULTS=folder)
+gpu: ## on a machine with a GPU: a test of every kernel, then the benchmarks, within nine minutes (PART=gate|loss|medoids|step|linear|tests|checkers, RESULTS=folder)
 	$(PYTHON) tools/gpu.py $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
 
 lint: setup

@@ -23,7 +23,7 @@ _op = torch.ops.toast_kernels.blended_kl.default
 
 @functools.cache
 def kernels(backend: str):
-    """The module of a backend: Launch and scale_."""
+    """The module of a backend: scale_ and, but for the reference, Launch."""
     return importlib.import_module(f".{backend}", __package__)
 
 
@@ -101,7 +101,9 @@ torch.library.register_autograd("toast_kernels::blended_kl", _backward, setup_co
 def traced(problem: Problem, backend: str) -> Outputs:
     """Through the op: what compilers, fake tensors and other dispatch modes see."""
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('toast_loss\'s kernels have no torch.func transforms; backend="reference" has')
+        raise RuntimeError(
+            'toast_loss\'s kernels have no torch.func transforms; backend="reference" has grad, jvp, hessian'
+        )
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(problem.logits).tangent is not None:
         raise NotImplementedError('toast_loss\'s kernels have no forward-mode derivative; backend="reference" has')
     loss, _, stats, argmax = _op(*arguments_of_op(problem), backend)

@@ -128,3 +128,7 @@ def _reject_out_of_range(problem: Problem):
         if bad.any():
             row = int(bad.nonzero()[0])
             raise IndexError(f"{name}[{row}] = {int(index[row])} is out of range [0, {bound}) and not {unused}")
+
+
+def scale_(gradient, upstream):
+    gradient.mul_(upstream)

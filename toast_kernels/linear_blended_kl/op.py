@@ -6,7 +6,6 @@ backward pass runs the chunks again, with the upstream gradient folded in.
 """
 
 import torch
-from torch import Tensor
 
 from ..blended_kl.op import _graph_is_kept, _has_storage, keep, kept, kernels, reject_second_derivative
 from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
@@ -28,7 +27,9 @@ def linear_blended_kl(problem: Problem, head: Head, settings: Settings) -> Resul
     """The result, its loss with a graph; problem.logits are the features, problem.need_gradient says whether the
     gradients that are needed come with the loss."""
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('linear_toast_loss has no torch.func transforms; toast_loss(..., backend="reference") has')
+        raise RuntimeError(
+            'linear_toast_loss has no torch.func transforms; toast_loss of backend "reference" has grad, jvp, hessian'
+        )
     needs_graph = settings.need_input or settings.need_weight or settings.need_bias
     if not problem.need_gradient:
         settings = settings._replace(need_input=False, need_weight=False, need_bias=False)
@@ -133,8 +134,7 @@ def _scaled(ctx, upstream) -> list:
     gradients = kept(ctx)
     if _graph_is_kept():
         return [g if g is None else g * upstream for g in gradients]
-    backend = ctx.settings.backend
-    scale_ = Tensor.mul_ if backend == "reference" else kernels(backend).scale_
+    scale_ = kernels(ctx.settings.backend).scale_
     gradients = [g if g is None else g.detach() for g in gradients]
     for gradient in gradients:
         if gradient is not None:
