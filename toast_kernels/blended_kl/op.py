@@ -6,6 +6,7 @@ and reduction "none", see gradient_in_forward.
 
 import functools
 import importlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -142,11 +143,9 @@ class BlendedKL(torch.autograd.Function):
             problem = unflatten(kept(ctx))
             return _gradient_by_op(problem, upstream, plan.backend) if batched else plan.gradient(problem, upstream)
         (saved,) = ctx.saved_tensors
-        if batched or _graph_is_kept():
+        if batched:
             return saved * upstream
-        gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
-        # A new version: run again, after a hook that raised, it would be scaled twice.
-        plan.scale_(gradient, upstream.resolve_neg())
+        (gradient,) = times_upstream((saved,), upstream, plan.backend)
         return gradient
 
 
@@ -155,6 +154,18 @@ with_gradient = super(torch.autograd.Function, BlendedKL).apply
 _has_storage = torch._C._has_storage
 # Whether the backward pass that runs may be run again: retain_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def times_upstream(gradients: Iterable[Tensor | None], upstream: Tensor, backend: str) -> list[Tensor | None]:
+    """Gradients that came with the loss, times upstream, []: in place, unless the graph is kept to be run again."""
+    upstream = upstream.resolve_neg()
+    if _graph_is_kept():
+        return [g if g is None else g * upstream for g in gradients]
+    gradients = [g if g is None else g.detach() for g in gradients]  # autograd hands over what nobody else holds
+    for gradient in gradients:
+        if gradient is not None:  # a new version: run again, after a hook that raised, it would be scaled twice
+            kernels(backend).scale_(gradient, upstream)
+    return gradients
 
 
 def reject_second_derivative(call: str = "toast_loss") -> None:

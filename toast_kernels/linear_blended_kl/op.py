@@ -7,7 +7,7 @@ backward pass runs the chunks again, with the upstream gradient folded in.
 
 import torch
 
-from ..blended_kl.op import _graph_is_kept, _has_storage, keep, kept, kernels, reject_second_derivative
+from ..blended_kl.op import _has_storage, keep, kept, reject_second_derivative, times_upstream
 from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
 from ..uncompiled import run_as_is
 from .chunks import Head, Result, Settings, allocate, run
@@ -124,28 +124,19 @@ class LinearBlendedKL(torch.autograd.Function):
         reject_second_derivative("linear_toast_loss")
         if not _has_storage(upstream):
             raise NotImplementedError("linear_toast_loss takes one upstream gradient at a time, not is_grads_batched")
-        gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
+        if ctx.in_forward:
+            gradients = times_upstream(kept(ctx), upstream, ctx.settings.backend)
+        else:
+            gradients = _recomputed(ctx, upstream)
         gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *gradients, None, None, None
-
-
-def _scaled(ctx, upstream) -> list:
-    """In place, unless the graph is kept to be run again: what autograd hands over is held by nobody else."""
-    gradients = kept(ctx)
-    if _graph_is_kept():
-        return [g if g is None else g * upstream for g in gradients]
-    scale_ = kernels(ctx.settings.backend).scale_
-    gradients = [g if g is None else g.detach() for g in gradients]
-    for gradient in gradients:
-        if gradient is not None:
-            scale_(gradient, upstream)  # a new version: run again, after a hook that raised, it would be scaled twice
-    return gradients
 
 
 def _recomputed(ctx, upstream) -> tuple:
     *fields, weight, bias = kept(ctx)
     problem = unflatten(fields)
-    problem = problem._replace(upstream=upstream.to(problem.dtype).contiguous(), need_gradient=True, need_stats=False)
+    upstream = upstream.resolve_neg().to(problem.dtype).contiguous()
+    problem = problem._replace(upstream=upstream, need_gradient=True, need_stats=False)
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     settings = ctx.settings._replace(need_input=need_input, need_weight=need_weight, need_bias=need_bias, top_k=0)
     return _run(problem, Head(weight, bias), settings)[-3:]
