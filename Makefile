@@ -86,11 +86,11 @@ setup: $(VENV)/.built
 $(VENV)/.requirements: requirements-dev.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -r requirements-dev.txt
+	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt  # half of it is never imported
 	touch $@
 
 $(VENV)/.more: requirements-more.txt $(VENV)/.requirements
-	$(PY) -m pip install --quiet -r requirements-more.txt
+	$(PY) -m pip install --quiet --no-compile -r requirements-more.txt
 	touch $@
 
 # The CUDA kernels for one architecture, in half the time; what `pip install` builds has more.
