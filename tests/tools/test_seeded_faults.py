@@ -60,4 +60,6 @@ def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys, monkeypatch):
 
 def test_a_test_that_does_not_exist_is_an_error(tmp_path):
     with pytest.raises(SystemExit, match="was not run"):
-        seeded_faults.check([fault("tests/none.py::test_none")], seeded_faults.Tree(tmp_path))
+        seeded_faults.check(
+            [fault("tests/toast_loss/test_toast_loss_state.py::test_none")], seeded_faults.Tree(tmp_path)
+        )
