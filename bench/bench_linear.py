@@ -1,6 +1,6 @@
 """linear_toast_loss beside its peers: time, peak memory and percent of the rate of torch.mm, plain and blended.
 
-pytest bench/bench_linear.py           (make bench, make gpu; bench/results/linear_plain.csv, linear_blended.csv)
+pytest bench/bench_linear.py           (make bench, make gpu PART=linear; results/linear_plain.csv, linear_blended.csv)
 """
 
 import pytest

@@ -54,11 +54,11 @@ struct BlendedKL {
 
   SoftRows soft;
   double alpha = 0;
-  const double* alpha_on_device = nullptr;  // [] instead of alpha, where the kernel runs on a GPU
+  const float* alpha_on_device = nullptr;  // [] instead of alpha, where the kernel runs on a GPU
   SoftRows past;
   const std::int64_t* past_index = nullptr;  // [N]
   double past_weight = 0;                    // lambda
-  const double* past_weight_on_device = nullptr;
+  const float* past_weight_on_device = nullptr;
 
   double temperature = 1;
   std::int64_t ignore_index = -100;

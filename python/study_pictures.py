@@ -15,7 +15,7 @@ from study_regimes import REGIMES
 from study_run import KEY, write_settings
 
 if TYPE_CHECKING:
-    from study_report import Results
+    from study_results import Results
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt

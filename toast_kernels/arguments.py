@@ -46,6 +46,9 @@ def check(given: Arguments) -> None:
         raise ValueError(f"ignore_index must fit into int64, got {ignore_index}")
     _check_target(given.target, logits, ignore_index)
     _check_weight(given.weight, logits, num_classes)
+    for name in ("label_smoothing", "temperature"):
+        if isinstance(value := getattr(given, name), Tensor) and value.requires_grad:
+            raise ValueError(f"{name} must not require grad: nothing gives it a gradient, detach it")
     if not 0 <= given.label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {given.label_smoothing}")
     if given.reduction not in ("none", "mean", "sum"):
@@ -56,11 +59,13 @@ def check(given: Arguments) -> None:
     _check_scalar("past_weight", given.past_weight, logits)
     _check_soft_targets(given.soft_targets, given.target, logits, num_classes)
     _check_past(given.past, given.past_index, logits, given.temperature)
+    if given.alpha is None:
+        raise ValueError("alpha must be given with soft_targets: their share, in [0, 1], got None")
 
 
 def check_settings(num_classes: int, *, weight: Tensor | None, **settings) -> None:
     """Raises for settings of toast_loss that no call can be made with."""
-    device = "cpu" if weight is None else weight.device
+    device = weight.device if isinstance(weight, Tensor) else "cpu"
     nothing = torch.empty(0, num_classes, dtype=torch.float32, device=device)
     labels = torch.empty(0, dtype=torch.int64, device=device)
     without = {"soft_targets": None, "alpha": 0.0, "past": None, "past_index": None, "return_stats": False}

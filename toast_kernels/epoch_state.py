@@ -8,10 +8,9 @@ from torch import Tensor, nn
 from .bank import MedoidBank
 from .pool import is_fake
 from .soft_targets import SoftTargets
-from .state import keeping_dtypes, of_another_loss, of_another_version, warn
+from .state import LARGE, keeping_dtypes, of_another_loss, of_another_version, warn
 from .uncompiled import leave_uncompiled
 
-LARGE_TABLE = 2 * 2**30  # bytes
 _TABLE = ("values", "indices", "entropy", "filled")  # of SoftTargets
 NEARLY_ONE_HOT = 1e-3  # nats of entropy: of 1,000 classes the others share less than 1e-4
 
@@ -24,7 +23,7 @@ class EpochState(nn.Module):
         leave_uncompiled(EpochState, "_move")
         self.max_alpha = max_alpha
         self.bank = bank
-        self._may_warn = {"growing", "one-hot", "empty"}
+        self._may_warn = {"growing", "one-hot", "empty", "backwards"}
         self.register_buffer("weight", weight)
         self._table = self._table_device = None
         with torch.inference_mode(False):
@@ -38,7 +37,7 @@ class EpochState(nn.Module):
     def _make_table(self) -> None:
         bank = self.bank
         size = bank.num_classes * (bank.top_k or bank.num_classes) * bank.dtype.itemsize
-        if size > LARGE_TABLE and bank.top_k is None:
+        if size > LARGE and bank.top_k is None:
             warn(
                 f"the soft targets of {bank.num_classes} classes take {size / 2**30:.1f} GiB: with top_k=64 they would "
                 f"take {bank.num_classes * 64 * 8 / 2**30:.1g}"

@@ -37,7 +37,7 @@ def toast_loss(
     weight: torch.Tensor | None = ...,
     *,
     soft_targets: SoftTargets | None = ...,
-    alpha: float | torch.Tensor = ...,
+    alpha: float | torch.Tensor | None = ...,
     past: SoftTargets | torch.Tensor | None = ...,
     past_index: torch.Tensor | None = ...,
     past_weight: float | torch.Tensor = ...,
@@ -56,7 +56,7 @@ def toast_loss(
     weight: torch.Tensor | None = ...,
     *,
     soft_targets: SoftTargets | None = ...,
-    alpha: float | torch.Tensor = ...,
+    alpha: float | torch.Tensor | None = ...,
     past: SoftTargets | torch.Tensor | None = ...,
     past_index: torch.Tensor | None = ...,
     past_weight: float | torch.Tensor = ...,
@@ -75,7 +75,7 @@ def toast_loss(
     weight: torch.Tensor | None = ...,
     *,
     soft_targets: SoftTargets | None = ...,
-    alpha: float | torch.Tensor = ...,
+    alpha: float | torch.Tensor | None = ...,
     past: SoftTargets | torch.Tensor | None = ...,
     past_index: torch.Tensor | None = ...,
     past_weight: float | torch.Tensor = ...,
@@ -93,7 +93,7 @@ def toast_loss(
     weight: torch.Tensor | None = None,
     *,
     soft_targets: SoftTargets | None = None,
-    alpha: float | torch.Tensor = 0.0,
+    alpha: float | torch.Tensor | None = None,
     past: SoftTargets | torch.Tensor | None = None,
     past_index: torch.Tensor | None = None,
     past_weight: float | torch.Tensor = 1.0,
@@ -131,7 +131,8 @@ def toast_loss(
               label. The class term is ``lam * a(y_a) + (1 - lam) * a(y_b)``.
         weight: ``[C]`` class weights, as in cross_entropy.
         soft_targets: one row of probabilities per class. A class whose row is not filled uses alpha = 0.
-        alpha: share of the soft target, in [0, 1]; a number or a 0-d tensor (torch.compile specialises on numbers).
+        alpha: share of the soft target, in [0, 1], which soft_targets need; a number or a 0-d tensor (torch.compile
+            specialises on numbers).
         past: past predictions Q at this temperature, or the logits ``[M, C]`` they come from.
         past_index: int64 or int32 in the shape of the labels, row of `past` for each row of logits, or -1 for none. May
             be left out when `past` has one row per row of logits.
@@ -175,6 +176,7 @@ def toast_loss(
     IEEE/CAA J. Autom. Sinica 11(11), 2024: soft targets from class medoids, past predictions, combined linearly. The
     convex blend is PS-KD's (ICCV 2021), T^2 KL with T = 3 and lambda = 1 is DLB's (CVPR 2022).
     """
+    alpha = 0.0 if alpha is None and soft_targets is None else alpha
     given = (
         logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
         label_smoothing, reduction, return_stats, backend,

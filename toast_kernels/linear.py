@@ -31,7 +31,7 @@ def linear_toast_loss(
     *,
     weight: Tensor | None = None,
     soft_targets: SoftTargets | None = None,
-    alpha: float | Tensor = 0.0,
+    alpha: float | Tensor | None = None,
     past: SoftTargets | Tensor | None = None,
     past_index: Tensor | None = None,
     past_weight: float | Tensor = 1.0,
@@ -96,6 +96,7 @@ def linear_toast_loss(
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.
         IndexError: on a CPU, a label or past_index out of range. On a GPU the loss is NaN.
     """
+    alpha = 0.0 if alpha is None and soft_targets is None else alpha
     if process_group is not None or is_dtensor(linear_weight):
         from .sharded.linear import sharded_linear_toast_loss  # which needs this module
 

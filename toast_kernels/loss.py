@@ -43,9 +43,9 @@ class ToastLoss(EpochState):
     Args:
         num_classes: C.
         num_epochs: of the training, for :meth:`set_epoch`, which may be given it instead.
-        alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. [PS-KD] In our
-            study 0.1 to 0.3 were mostly better than this published 0.8.
-        past_weight: lambda >= 0. [DLB] In our study 0.3 to 1.
+        alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. 0.1 is what
+            our study chose most often; PS-KD, whose ramp it is, has 0.8.
+        past_weight: lambda >= 0. 0.3 is our study's, too; DLB has 1.
         temperature: T of the past term. [DLB]
         metric, correct_only, min_share, top_k, dtype: of the soft targets, see :class:`MedoidBank`.
         num_features, pool_dtype, pool_rows, max_rows_per_class, seed, save_pool, process_group: of the pool, see there
@@ -80,8 +80,8 @@ class ToastLoss(EpochState):
         num_classes: int,
         *,
         num_epochs: int | None = None,
-        alpha: float = 0.8,
-        past_weight: float = 1.0,
+        alpha: float = 0.1,
+        past_weight: float = 0.3,
         temperature: float = 3.0,
         metric: Metric = "euclidean",
         soft_temperature: float = 1.0,
@@ -141,6 +141,7 @@ class ToastLoss(EpochState):
             logits: [N, C] or [N, C, d1, ...], where each position is a row to pool.
             target: labels; a triple (y_a, y_b, lam); or class probabilities: with alpha > 0 those of Mixup and CutMix,
                 smoothed by label_smoothing or not at all, which :func:`mixup_triple` turns into a triple in training.
+                With alpha = 0 and in eval mode they are taken as they are, and label_smoothing smooths them once more.
             past: what HardReplay.extend or PredictionMemory.past gave.
         """
         if not isinstance(logits, Tensor):
@@ -276,9 +277,10 @@ class ToastLoss(EpochState):
 
             alpha = max_alpha * min((epoch + 1) / num_epochs, 1),     epoch = 0, 1, ...     [PS-KD]
 
-        The first epoch has no soft targets yet. Called again for the epoch it is in (a resumed run), it changes
-        nothing and leaves the pool as it is. It may be called at any step with the next number: where the whole
-        training is shorter than an epoch, "epochs" are what one likes.
+        The first epoch has no soft targets yet (but where another training came before it: make a loss for each).
+        Called again for the epoch it is in (a resumed run), it changes nothing and leaves the pool as it is. It may be
+        called at any step with the next number: where the whole training is shorter than an epoch, "epochs" are what
+        one likes.
 
         On several ranks it is collective: each has to call it, with the same numbers, and gets the same soft targets.
         """
@@ -291,9 +293,16 @@ class ToastLoss(EpochState):
         if num_epochs is None and self.num_epochs is None:
             raise TypeError("num_epochs must be given, to set_epoch or to ToastLoss")
         num_epochs = self.num_epochs if num_epochs is None else _checked_num_epochs(num_epochs)
-        with torch.inference_mode(False), torch.no_grad():
+        on_its_gpu = torch.cuda.device_of(self.alpha)  # NCCL gathers objects by way of the current one
+        with torch.inference_mode(False), torch.no_grad(), on_its_gpu:
             if self.max_alpha > 0:
                 last_epoch = int(self.epoch)
+                if epoch < last_epoch and "backwards" in self._may_warn:
+                    self._may_warn.discard("backwards")
+                    warn(
+                        f"epoch {epoch} comes after epoch {last_epoch}, whose rows and soft targets it takes over: for "
+                        "another training make another loss, or call reset_parameters()"
+                    )
                 self.bank.ranks.agree(epoch=epoch, num_epochs=num_epochs, last_epoch=last_epoch, alpha=self.max_alpha)
                 if epoch != last_epoch and self.bank.has_rows():
                     self._renew(self.bank.compute())
@@ -301,8 +310,8 @@ class ToastLoss(EpochState):
                 elif epoch not in (0, last_epoch) and "empty" in self._may_warn and not self.filled.any():
                     self._may_warn.discard("empty")
                     warn(
-                        f"epoch {epoch} has no soft targets: no row was pooled before it. Was train() called? To "
-                        "resume with some, save after set_epoch of the next epoch, or with save_pool"
+                        f"epoch {epoch} has no soft targets: no row was pooled before it. Was train() called? Epochs "
+                        "count from 0. To resume with some, save after set_epoch of the next epoch, or with save_pool"
                     )
             self.epoch.fill_(epoch)
             self.alpha.fill_(self.max_alpha * min((epoch + 1) / num_epochs, 1))

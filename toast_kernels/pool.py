@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from .kept_rows.op import PoolMemory, pool_rows
-from .state import state_rank
+from .state import LARGE, state_rank, warn
 
 _NAMES = PoolMemory._fields
 
@@ -35,6 +35,7 @@ class Pool:
         self.memory = PoolMemory(zeros(0, width, dtype=dtype), zeros(0), zeros(0), zeros(3))
         self.predictions = None if predictions is None else zeros(0, predictions[0], dtype=predictions[1])
         self.seen = None if most is None else zeros(num_classes)  # rows of each class so far
+        self.may_warn = True
         self.at_most = 0  # rows there may be: on a GPU their number is not known without waiting for it
 
     @property
@@ -122,9 +123,21 @@ class Pool:
             self.at_most = int(self.memory.counts[0])  # without the rows that were ignored there may be room
             needed = self.at_most + new_rows
         if needed > size:
-            self._resize(max(needed, size * 3 // 2), device)  # by half at least, so that copying stays linear
+            size = max(needed, size * 3 // 2)  # by half at least, so that copying stays linear
+            self._warn_of(size)
+            self._resize(size, device)
         elif self.memory.logits.device != device:
             self._resize(size, device)
+
+    def _warn_of(self, capacity: int) -> None:
+        rows = self.memory.logits
+        size = capacity * rows.shape[1] * rows.element_size()
+        if size > LARGE and self.may_warn:
+            self.may_warn = False
+            warn(
+                f"the pool of an epoch's rows, [{capacity}, {rows.shape[1]}] of {rows.dtype}, takes {size / 2**30:.1f} "
+                "GiB and grows: max_rows_per_class=, pool_rows= or ToastLoss.linear bounds it"
+            )
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -8,6 +8,8 @@ from collections.abc import Callable
 import torch.distributed as dist
 from torch import Tensor
 
+LARGE = 2 * 2**30  # bytes that are worth a warning
+
 
 def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """What nn.Module._apply is to put in place of each tensor where `fn` is .half() and the like: the tensor where fn

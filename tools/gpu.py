@@ -1,8 +1,8 @@
 """make gpu: on a machine with a GPU the gate, a test of every kernel, and only behind it the benchmarks and the tables.
 
-    python tools/gpu.py [--part gate|loss|medoids|step|tests|checkers] [--results FOLDER]
+    python tools/gpu.py [--part gate|loss|medoids|step|linear|tests|checkers] [--results FOLDER]
 
-Without a part: the gate and the three suites of benchmarks (loss, medoids, step), within nine minutes. A part takes 150
+Without a part: the gate and three suites of benchmarks (loss, medoids, step), within nine minutes. A part takes 150
 seconds at most; a suite of benchmarks does without the gate where that has passed on the same library and machine. Uses
 the Python it is run with, what is built, if it is, and nothing from a network. What runs out of its time keeps what it
 has: benchmarks the rows they have written, tests the failures they have shown. Exits with 1 unless all passed.
@@ -58,13 +58,17 @@ TESTS = {
     "tests: many": ["-k", MANY, OWN[0]],
     "tests: loss": ["-k", f"_cuda.py or not ({MANY})", *OWN],
     "tests: shared": ["-k", "triton or cuda", *SHARED, *OTHERS],
-    "tests: medoids": [f"tests/medoids/test_medoids_triton{topic}.py" for topic in ("", "_decide", "_bounds")],
+    "tests: medoids": [
+        f"tests/medoids/test_medoids_triton{topic}.py" for topic in ("", "_decide", "_bounds", "_memory")
+    ],
 }
 SUITES = {
     "loss": ("bench_blended_kl", "bench_softmax_statistics"),
     "medoids": ("bench_medoids",),
     "step": ("bench_training_step",),
+    "linear": ("bench_linear",),
 }
+WITHOUT_A_PART = ("loss", "medoids", "step")  # all that nine minutes hold
 PARTS = ("gate", *SUITES, "tests", "checkers")
 CHECKERS = ("memcheck", "racecheck", "synccheck")
 FOUND = 9  # what compute-sanitizer is to exit with if it found something
@@ -82,7 +86,7 @@ def steps(part: str | None, python: str, built: bool, proven: bool, sanitizer: s
         run.append([Step(name, [*pytest, "-x", *choice], 60, gate=True) for name, choice in GATE.items()])
     for suite, names in SUITES.items():
         files = [f"bench/{name}.py" for name in names]
-        if part in (suite, None):
+        if part == suite or (part is None and suite in WITHOUT_A_PART):
             run.append([Step(suite, [*pytest, "-s", "--benchmark-disable-gc", *files], 135)])
     if part == "tests":
         run.append([Step(name, [*pytest, *choice], 135) for name, choice in TESTS.items()])

@@ -92,7 +92,7 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, const Terms<float>&
   const bool writes = lane() == 0;
   const Indices at = indices_of(p, i);
   const float eps = tables ? float(p.label_smoothing) : 0, uniform = tables ? eps / float(p.classes) : 0;
-  const float alpha = float(p.alpha_on_device == nullptr ? p.alpha : *p.alpha_on_device);
+  const float alpha = p.alpha_on_device == nullptr ? float(p.alpha) : *p.alpha_on_device;
   float smooth = 0;
   if (tables && writes)
     for (ScaledRow& scaled : row.scaled) scaled.scale = 0;
@@ -120,8 +120,8 @@ __device__ void make_row(const BlendedKL& p, std::int64_t i, const Terms<float>&
   }
   float past_entropy = 0;
   if (tables && !at.bad && at.past >= 0) {
-    const double weight = p.past_weight_on_device == nullptr ? p.past_weight : *p.past_weight_on_device;
-    const float scale = scales.of_past * (float(weight) * float(p.temperature));
+    const float weight = p.past_weight_on_device == nullptr ? float(p.past_weight) : *p.past_weight_on_device;
+    const float scale = scales.of_past * (weight * float(p.temperature));
     scale_row(p.past, at.past, scale, p.classes, row.scaled[kPast]);
     if (scale != 0) past_entropy = scale * static_cast<const float*>(p.past.entropy)[at.past];
   }

@@ -22,8 +22,8 @@ from blended_kl_cases import (
 )
 
 from toast_kernels import SoftTargets, backends, toast_loss
-from toast_kernels.arguments import Arguments
-from toast_kernels.blended_kl.cuda import held
+from toast_kernels.arguments import Arguments, to_problem
+from toast_kernels.blended_kl.cuda import Launch, held
 
 GPU = torch.cuda.is_available()
 FLOATS = DTYPES[1:]
@@ -162,6 +162,23 @@ def test_which_rows_auto_takes_for_held(kernel, what):
 @pytest.mark.parametrize("reduction", ["mean", pytest.param("sum", marks=pytest.mark.more)])
 def test_many_rows(kernel, reduction):
     check(Case(9001, 5, torch.float32, "dense", "top-k", weighted=True, reduction=reduction), kernel)
+
+
+@pytest.mark.parametrize("of_numbers", [torch.float64, torch.float32, torch.bfloat16], ids=name)
+def test_numbers_in_tensors_of_any_dtype(kernel, of_numbers):
+    """As they come from ToastLoss, or the user, on a GPU."""
+    device = blended_kl_cases.device_of(kernel)
+    logits, target, keywords = Case(6, 131, torch.float32, "dense", "dense", reduction="sum").leaf_on(device)
+    given = Arguments(*(keywords.get(name) for name in Arguments._fields))
+    given = given._replace(logits=logits.detach(), target=target, ignore_index=-100, return_stats=False)
+    problem = to_problem(given, 0.5, 0.25, True)
+    in_tensors = problem._replace(
+        alpha=torch.tensor(0.5, dtype=of_numbers, device=device),
+        past_weight=torch.tensor(0.25, dtype=of_numbers, device=device),
+    )
+    expected, found = (Launch(p)(p) for p in (problem, in_tensors))
+    assert torch.equal(found.loss, expected.loss)
+    assert torch.equal(found.gradient, expected.gradient)
 
 
 def test_a_past_of_logits_far_from_0(kernel):

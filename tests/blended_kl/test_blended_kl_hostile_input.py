@@ -37,8 +37,9 @@ def test_lam_out_of_range_is_refused_as_a_tensor_too(lam):
 @pytest.mark.parametrize("name", ["alpha", "past_weight"])
 def test_a_scalar_on_another_device_is_refused(name):
     soft = SoftTargets.from_logits(torch.randn(5, 5))
+    numbers = {"alpha": 0.5, name: torch.tensor(0.5, device="meta")}
     with pytest.raises(ValueError, match=f"{name} must be on the device of logits"):
-        toast_loss(LOGITS, TARGET, soft_targets=soft, past=LOGITS, **{name: torch.tensor(0.5, device="meta")})
+        toast_loss(LOGITS, TARGET, soft_targets=soft, past=LOGITS, **numbers)
 
 
 def test_function_transforms_raise_and_do_not_drop_the_gradient():

@@ -140,9 +140,9 @@ void test_settings_on_the_device() {
     const Plan plan = spread(problem.p, 32, 2);
     run(problem, plan, 2, seed);
     Outputs given(problem);
-    Guarded<double> settings(2);
-    settings[0] = std::exchange(problem.p.alpha, 0.123);
-    settings[1] = std::exchange(problem.p.past_weight, 0.123);
+    Guarded<float> settings(2);
+    settings[0] = float(std::exchange(problem.p.alpha, 0.123));
+    settings[1] = float(std::exchange(problem.p.past_weight, 0.123));
     problem.p.alpha_on_device = &settings[0];
     problem.p.past_weight_on_device = &settings[1];
     run(problem, plan, 2, seed);

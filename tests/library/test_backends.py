@@ -30,7 +30,7 @@ def cell(op, backend):
         return ""
     kernels = KERNELS[op][backend]
     dtypes = [str(dtype).removeprefix("torch.") for dtype in kernels.dtypes]
-    auto = f'; "auto" from {kernels.auto_from:,} classes' if kernels.auto_from else ""
+    auto = f'; "auto" for some rows from {kernels.auto_from:,} classes' if kernels.auto_from else ""
     return ("all four" if len(dtypes) == len(FLOATS) else ", ".join(dtypes)) + auto
 
 

@@ -1,11 +1,22 @@
 """Operands of kinds that PyTorch's own losses take: uint8 labels, and views whose memory holds the negative."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 from blended_kl_cases import BACKENDS, device_of, normal, toast_loss
 
-from toast_kernels import HardReplay, MedoidBank, SoftTargets, ToastLoss, backends, class_medoids, functional
+from toast_kernels import (
+    HardReplay,
+    MedoidBank,
+    SoftTargets,
+    ToastLoss,
+    backends,
+    class_medoids,
+    functional,
+    linear_toast_loss,
+)
 
 LOGITS, LABELS = normal(6, 5, seed=1).float(), torch.tensor([0, 4, 2, 255, 1, 2])
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
@@ -85,12 +96,16 @@ def test_negated_operands(operand, backend):
 
 @each_backend
 @pytest.mark.parametrize("reduction", ["none", "mean"])
-def test_negated_upstream(reduction, backend):
+@pytest.mark.parametrize("linear", [False, True], ids=["logits", "linear"])
+def test_negated_upstream(linear, reduction, backend):
     device = device_of(backend)
     gradients = []
+    function = functional.toast_loss
+    if linear:
+        function = functools.partial(linear_toast_loss, linear_weight=torch.eye(LOGITS.shape[1], device=device))
     for view in (torch.clone, negated):
-        leaf = LOGITS.to(device).requires_grad_()
-        loss = functional.toast_loss(leaf, (torch.arange(6) % 5).to(device), reduction=reduction, backend=backend)
+        leaf = LOGITS.to(device, copy=True).requires_grad_()
+        loss = function(leaf, target=(torch.arange(6) % 5).to(device), reduction=reduction, backend=backend)
         loss.backward(view(torch.full(loss.shape, 0.75, device=device)))
         gradients.append(leaf.grad)
     assert torch.equal(*gradients)

@@ -48,6 +48,9 @@ WRONG = {
         {"weight": torch.ones(C).requires_grad_()}, ValueError,
         "weight must not require grad: linear_toast_loss gives it no gradient",
     ),
+    "soft_targets without alpha": (
+        {"soft_targets": SoftTargets.empty(C, C)}, ValueError, "alpha must be given with soft_targets"
+    ),
     "alpha that requires grad": (
         {"alpha": torch.tensor(0.5, requires_grad=True), "soft_targets": SoftTargets.empty(C, C)}, ValueError,
         "alpha must not require grad",

@@ -39,6 +39,17 @@ def test_growing_copies_a_linear_number_of_rows():
     assert len(bank.pool.logits) <= 3000
 
 
+def test_a_large_pool_that_grows_is_warned_of_once(monkeypatch):
+    monkeypatch.setattr("toast_kernels.pool.LARGE", 20 * CLASSES * 2)
+    logits, labels = make_rows(40)
+    with pytest.warns(UserWarning, match=rf"\[21, {CLASSES}\] of torch.float16, takes .* GiB and grows"):
+        bank = filled_bank(logits, labels, batch=21)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        bank.update(logits, labels)
+        filled_bank(logits, labels, pool_rows=40)
+
+
 def test_a_growing_pool_has_no_room_for_ignored_rows():
     logits, labels = make_rows(600)
     labels[torch.arange(600) % 10 != 3] = -100

@@ -137,6 +137,16 @@ WRONG = {
         r"ignore_index must be an int, got None",
     ),
     "label_smoothing above 1": ({"label_smoothing": 1.1}, ValueError, r"label_smoothing must be in \[0, 1\], got 1.1"),
+    "label_smoothing to be learned": (
+        {"label_smoothing": torch.tensor(0.1, requires_grad=True)},
+        ValueError,
+        "label_smoothing must not require grad: nothing gives it a gradient",
+    ),
+    "temperature to be learned": (
+        {"temperature": torch.tensor(3.0, requires_grad=True)},
+        ValueError,
+        "temperature must not require grad: nothing gives it a gradient",
+    ),
     "label_smoothing negative": (
         {"label_smoothing": -0.1},
         ValueError,
@@ -169,6 +179,11 @@ WRONG = {
         {"alpha": torch.ones(1), "soft_targets": SOFT},
         ValueError,
         r"alpha must be a number or a 0-d tensor, got .* \[1\]",
+    ),
+    "soft_targets without alpha": (
+        {"soft_targets": SOFT},
+        ValueError,
+        r"alpha must be given with soft_targets: their share, in \[0, 1\], got None",
     ),
     "alpha without soft_targets": ({"alpha": 0.5}, ValueError, r"alpha = 0.5 needs soft_targets, got None"),
     "past_weight negative": (

@@ -215,6 +215,21 @@ def test_a_later_epoch_without_any_soft_target_is_warned_of():
         other.set_epoch(2)  # it has those of epoch 1
 
 
+def test_an_epoch_before_the_last_is_warned_of():
+    criterion = exact(num_epochs=3)
+    for epoch in range(3):
+        criterion.set_epoch(epoch)
+        criterion(*make_rows())
+    with pytest.warns(UserWarning, match="epoch 0 comes after epoch 2, whose rows and soft targets it takes over"):
+        criterion.set_epoch(0)
+    criterion.reset_parameters()
+    assert not criterion.soft_targets.filled.any()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion.set_epoch(0)
+        criterion.set_epoch(0)
+
+
 def test_soft_targets_that_are_nearly_one_hot_are_warned_of():
     logits, labels = make_rows()
     with warnings.catch_warnings():
@@ -298,6 +313,7 @@ BAD_CALLS = {
     "smoothing": (lambda: ToastLoss(CLASSES, label_smoothing=2.0), r"label_smoothing must be in \[0, 1\], got 2"),
     "reduction": (lambda: ToastLoss(CLASSES, reduction="x"), "reduction must be .* got 'x'"),
     "weight": (lambda: ToastLoss(CLASSES, weight=torch.ones(3)), r"weight must have shape .* got \[3\]"),
+    "no weight": (lambda: ToastLoss(CLASSES, weight=[1.0] * 4), "weight must be a floating-point tensor, got list"),
     "num_epochs": (lambda: ToastLoss(CLASSES).set_epoch(0), "num_epochs must be given, to set_epoch or to ToastLoss"),
     "metric": (lambda: ToastLoss(CLASSES, metric="hamming"), "metric must be one of 'euclidean', .*, got 'hamming'"),
     "pool_dtype": (lambda: ToastLoss(CLASSES, pool_dtype=torch.float8_e5m2), "pool_dtype must be one of torch.float64"),

@@ -40,8 +40,9 @@ def plain_loss(logits, labels, soft, alpha, past=None, temperature=3.0, past_wei
 
 
 def exact(**settings):
-    """A loss whose pool and soft targets round nothing."""
-    return ToastLoss(CLASSES, pool_dtype=torch.float64, **{"dtype": torch.float64, **settings})
+    """A loss whose pool and soft targets round nothing, and weigh much."""
+    settings = {"alpha": 0.8, "past_weight": 1.0, "dtype": torch.float64, **settings}
+    return ToastLoss(CLASSES, pool_dtype=torch.float64, **settings)
 
 
 def equal(found, expected):  # alpha is a float32 tensor

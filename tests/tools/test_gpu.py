@@ -41,6 +41,7 @@ def test_parts(gpu):
     assert names(steps(gpu, "gate", built=True, proven=True)) == [gate]
     assert names(steps(gpu, "step", built=True)) == [gate, ["step"], ["tables"]]
     assert names(steps(gpu, "step", built=True, proven=True)) == [["step"], ["tables"]]
+    assert names(steps(gpu, "linear", built=True, proven=True)) == [["linear"], ["tables"]]
     assert names(steps(gpu, "tests", built=True)) == [["tests: many", "tests: loss", "tests: shared", "tests: medoids"]]
     small = ["small: triton", "small: cuda", "small: medoids"]
     assert names(steps(gpu, "checkers", built=True)) == [small, ["memcheck", "racecheck", "synccheck"]]

@@ -29,6 +29,7 @@ import study_methods  # noqa: E402, F401
 import study_plan  # noqa: E402, F401
 import study_regimes  # noqa: E402, F401
 import study_report  # noqa: E402, F401
+import study_results  # noqa: E402, F401
 import study_run  # noqa: E402, F401
 import study_table  # noqa: E402, F401
 import train  # noqa: E402, F401

@@ -9,7 +9,18 @@ import time
 
 import pytest
 import torch
-from programs import PYTHON, digits, image_data, study, study_cost, study_methods, study_plan, study_report, study_run
+from programs import (
+    PYTHON,
+    digits,
+    image_data,
+    study,
+    study_cost,
+    study_methods,
+    study_plan,
+    study_report,
+    study_results,
+    study_run,
+)
 from programs import study_table as table
 
 SAME = {"data": "glyphs", "classes": 10, "image_size": 16, "backbone": "cnn", "batch_size": 16, "epochs": 1}
@@ -98,13 +109,13 @@ def test_a_table_keeps_its_whole_lines_and_types(tmp_path):
 
 def test_the_interval_is_students():
     """For 1, 2, 6: mean 3, standard deviation sqrt(7), t(0.975; 2) = 4.302653 (printed tables)."""
-    difference = study_report.Difference.of([1.0, 2.0, 6.0])
+    difference = study_results.Difference.of([1.0, 2.0, 6.0])
     assert difference.mean == 3
     assert difference.half == pytest.approx(4.302653 * math.sqrt(7) / math.sqrt(3), rel=1e-6)
     assert difference.sign == 0
-    assert study_report.Difference.of([3.0]).half is None
-    assert study_report.Difference.of([-1.0, -1.1, -0.9]).sign == -1
-    assert study_report.Difference.of([-1.0, -1.1]).sign == 0  # too few seeds for a verdict
+    assert study_results.Difference.of([3.0]).half is None
+    assert study_results.Difference.of([-1.0, -1.1, -0.9]).sign == -1
+    assert study_results.Difference.of([-1.0, -1.1]).sign == 0  # too few seeds for a verdict
 
 
 @pytest.fixture
@@ -129,10 +140,13 @@ def test_the_page_says_what_the_table_does(folder):
     assert f"**+3.00 ± {half:.2f}**" in page
     assert "| TOAST, both stages | 3 | 63.00 ± 11.00 |" in page
     assert "| 1.50 |" in page
-    assert f"top-1 better in 1, worse in 0, **+3.00 ± {half:.2f}** on average over 1" in page
-    assert f"NLL better in 1, worse in 0, **-0.210 ± {half / 100:.3f}** on average over 1" in page
+    assert f"top-1 better in 1 (base), worse in 0, **+3.00 ± {half:.2f}** on average over 1" in page
+    assert f"NLL better in 1 (base), worse in 0, **-0.210 ± {half / 100:.3f}** on average over 1" in page
     assert "of 1 regimes" in page
-    assert "Against cross-entropy of as many forward rows: top-1 better in 1, worse in 0; NLL better in 1" in page
+    assert (
+        "Against cross-entropy of as many forward rows: top-1 better in 1 (base), worse in 0; NLL better in 1 (base)"
+        in page
+    )
     assert "| half of the data | 3 | - | - |" in page
     assert "Not there yet: epochs-x4, epochs-x8, quarter," in page
     assert "(../study/benefit.png)" in page
@@ -164,7 +178,7 @@ def test_trials_that_were_not_chosen_do_not_count(folder):
     losers = [row for row in rows if row["method"] == "toast" and row["seed"] == 0][1:]
     for row in losers:
         row["test_top1"] = 0.99
-    results = study_report.Results(SAME, rows)
+    results = study_results.Results(SAME, rows)
     assert results.difference("base", "toast", "top1").mean == pytest.approx(0.03)
     assert results.plan.methods == of_plan.methods
 
@@ -176,7 +190,7 @@ def test_an_average_over_regimes_is_taken_seed_by_seed():
     for spec, row in done.items():
         if spec.method == "toast":
             row["test_top1"] += 0.01 * (1 + spec.seed if spec.regime == "base" else 3 - spec.seed)
-    difference, regimes = study_report.Results(SAME, list(done.values())).over_regimes("toast", "top1")
+    difference, regimes = study_results.Results(SAME, list(done.values())).over_regimes("toast", "top1")
     assert (regimes, difference.pairs) == (2, 3)
     assert (difference.mean, difference.half) == (pytest.approx(0.02), pytest.approx(0, abs=1e-12))
 

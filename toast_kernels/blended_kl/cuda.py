@@ -14,16 +14,25 @@ class Launch:
     """Runs problems of one layout."""
 
     def __init__(self, problem: Problem):
+        problem = _with_float32_numbers(problem)
         self.allocate = Allocation(problem)
         self.layout = backends._cuda.BlendedKL(*layout(problem, self.allocate(problem)))
         self.workspace_size = backends._cuda.workspace_size(problem.logits.shape[0])
 
     def __call__(self, problem: Problem) -> Outputs:
+        problem = _with_float32_numbers(problem)
         outputs = self.allocate(problem)
         workspace = problem.logits.new_empty(self.workspace_size, dtype=torch.float64)
         stream = _stream(problem.logits)
         backends._cuda.blended_kl(self.layout, problem, outputs, workspace.data_ptr(), stream)
         return outputs
+
+
+def _with_float32_numbers(problem: Problem) -> Problem:
+    """With alpha and past_weight as the kernel reads them, where they are tensors."""
+    numbers = {"alpha": problem.alpha, "past_weight": problem.past_weight}
+    tensors = {name: x.float() for name, x in numbers.items() if isinstance(x, torch.Tensor)}
+    return problem._replace(**tensors) if tensors else problem
 
 
 def held(given) -> bool:

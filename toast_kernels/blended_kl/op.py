@@ -6,6 +6,7 @@ and reduction "none", see gradient_in_forward.
 
 import functools
 import importlib
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ _op = torch.ops.toast_kernels.blended_kl.default
 
 @functools.cache
 def kernels(backend: str):
-    """The module of a backend: Launch and scale_."""
+    """The module of a backend: scale_ and, but for the reference, Launch."""
     return importlib.import_module(f".{backend}", __package__)
 
 
@@ -101,7 +102,9 @@ torch.library.register_autograd("toast_kernels::blended_kl", _backward, setup_co
 def traced(problem: Problem, backend: str) -> Outputs:
     """Through the op: what compilers, fake tensors and other dispatch modes see."""
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('toast_loss\'s kernels have no torch.func transforms; backend="reference" has')
+        raise RuntimeError(
+            'toast_loss\'s kernels have no torch.func transforms; backend="reference" has grad, jvp, hessian'
+        )
     if forward_ad._current_level >= 0 and forward_ad.unpack_dual(problem.logits).tangent is not None:
         raise NotImplementedError('toast_loss\'s kernels have no forward-mode derivative; backend="reference" has')
     loss, _, stats, argmax = _op(*arguments_of_op(problem), backend)
@@ -140,19 +143,29 @@ class BlendedKL(torch.autograd.Function):
             problem = unflatten(kept(ctx))
             return _gradient_by_op(problem, upstream, plan.backend) if batched else plan.gradient(problem, upstream)
         (saved,) = ctx.saved_tensors
-        if batched or _graph_is_kept():
+        if batched:
             return saved * upstream
-        gradient = saved.detach()  # autograd hands a tensor over that nobody else holds
-        # A new version: run again, after a hook that raised, it would be scaled twice.
-        plan.scale_(gradient, upstream.resolve_neg())
+        (gradient,) = times_upstream((saved,), upstream, plan.backend)
         return gradient
 
 
 # Function.apply less its look for torch.func transforms, under which no plan is found.
 with_gradient = super(torch.autograd.Function, BlendedKL).apply
-_has_storage = torch._C._has_storage
+_has_storage = getattr(torch._C, "_has_storage", lambda tensor: True)  # no public interface, as the next
 # Whether the backward pass that runs may be run again: retain_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def times_upstream(gradients: Iterable[Tensor | None], upstream: Tensor, backend: str) -> list[Tensor | None]:
+    """Gradients that came with the loss, times upstream, []: in place, unless the graph is kept to be run again."""
+    upstream = upstream.resolve_neg()
+    if _graph_is_kept():
+        return [g if g is None else g * upstream for g in gradients]
+    gradients = [g if g is None else g.detach() for g in gradients]  # autograd hands over what nobody else holds
+    for gradient in gradients:
+        if gradient is not None:  # a new version: run again, after a hook that raised, it would be scaled twice
+            kernels(backend).scale_(gradient, upstream)
+    return gradients
 
 
 def reject_second_derivative(call: str = "toast_loss") -> None:

@@ -73,7 +73,7 @@ class Plan:
         self.differentiable = logits.requires_grad and grad
         in_forward = self.differentiable and gradient_in_forward(logits, given.reduction)
         self.need_gradient = in_forward and self.backend != "reference"
-        self.launch = self.scale_ = None
+        self.launch = None
         self.rest = None  # where nothing else changes from call to call: the Problem but for its logits and labels
         self.backward_launches = {}  # by strides: hooks may give back other ones than autograd was given
 
@@ -89,7 +89,6 @@ class Plan:
                     return reference.blended_kl(problem._replace(**values))
                 if not self.eager:
                     return traced(problem, self.backend)
-                self.scale_ = kernels(self.backend).scale_
                 self.launch = kernels(self.backend).Launch(problem)
                 if _is_plain(problem, given):
                     self.rest = problem[2:]

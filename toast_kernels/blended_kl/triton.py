@@ -152,7 +152,7 @@ class Launch:
             self.constants["maxnreg"] = tile.maxnreg
         self.memory = problem.logits.new_empty(0, dtype=torch.uint8)  # like it the workspace is allocated
         self.launch = _once
-        self.kernel = self.normalisers = None  # kept launches
+        self.kept = None  # launches of both kernels, set at once: threads may share this
 
     def __call__(self, problem: Problem) -> declared.Outputs:
         """With an upstream gradient the loss is multiplied by it too."""
@@ -169,37 +169,42 @@ class Launch:
         workspace = None
         if problem.reduction != "none":
             workspace = self.memory.new_empty(self.workspace_size)
-        if self.kernel is None:
-            self._launch_whole(problem, labels, soft, alpha, past, past_weight, outputs, workspace)
-            self.launch = KernelLaunch
+        kept = self.kept
+        if kept is None:
+            launch, self.launch = self.launch, KernelLaunch
+            kept = self._launch_whole(launch, problem, labels, soft, alpha, past, past_weight, outputs, workspace)
+            if launch is KernelLaunch:
+                self.kept = kept
             return outputs
+        normalisers, kernel = kept
 
         # The tensors and floats of _launch_whole's arguments, in the same order.
         pieces = []
         if workspace is not None:
             start = workspace.data_ptr()
             pieces = [start + offset for offset in self.offsets]
-            self.normalisers(*_values(*labels, problem.past_index, past.filled), *pieces[:2])
+            normalisers(*_values(*labels, problem.past_index, past.filled), *pieces[:2])
         if not self.mean:
             pieces = pieces[1:]
         given = _values(
             problem.logits, *labels, *soft, *past, problem.past_index, *alpha, *past_weight, problem.upstream,
             *self.floats, *outputs,
         )  # fmt: skip
-        self.kernel(*given, *pieces)
+        kernel(*given, *pieces)
         return outputs
 
-    def _launch_whole(self, problem, labels, soft, alpha, past, past_weight, outputs, workspace):
+    def _launch_whole(self, launch, problem, labels, soft, alpha, past, past_weight, outputs, workspace):
+        """What `launch` makes of each kernel."""
         (num_rows, num_classes), upstream = problem.logits.shape, problem.upstream
         past_rows = 0 if past.values is None else len(past.values)
-        reduction = Reduction(None, self.parts, None, None, None)
+        reduction, normalisers = Reduction(None, self.parts, None, None, None), None
         if workspace is not None:
             sums, *pieces = [
                 workspace[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
                 for start, (shape, dtype) in zip(self.offsets, self.pieces, strict=True)
             ]
             reduction = Reduction(sums if self.mean else None, self.parts, *pieces)
-            self.normalisers = self.launch(
+            normalisers = launch(
                 normalisers_kernel, (self.parts,),
                 labels, problem.past_index, past.filled, past_rows, sums, reduction.finished, len(reduction.finished),
                 num_rows, num_classes, problem.ignore_index, BLOCK=NORMALISER_ROWS, num_warps=8,
@@ -212,9 +217,10 @@ class Launch:
             problem.logits, problem.logits.stride(0), labels, _with_layout(soft), _with_layout(past),
             problem.past_index, settings, *self.flags,
         )  # fmt: skip
-        self.kernel = self.launch(
+        kernel = launch(
             self.function, self.grid, inputs, outputs, reduction, past_rows, num_rows, num_classes, **self.constants
         )
+        return normalisers, kernel
 
     def _misaligned(self, problem):
         tables = [table for table in self._tables(problem) if table.values is not None and table.indices is None]

@@ -6,9 +6,8 @@ backward pass runs the chunks again, with the upstream gradient folded in.
 """
 
 import torch
-from torch import Tensor
 
-from ..blended_kl.op import _graph_is_kept, _has_storage, keep, kept, kernels, reject_second_derivative
+from ..blended_kl.op import _has_storage, keep, kept, reject_second_derivative, times_upstream
 from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
 from ..uncompiled import run_as_is
 from .chunks import Head, Result, Settings, allocate, run
@@ -28,7 +27,9 @@ def linear_blended_kl(problem: Problem, head: Head, settings: Settings) -> Resul
     """The result, its loss with a graph; problem.logits are the features, problem.need_gradient says whether the
     gradients that are needed come with the loss."""
     if torch._C._are_functorch_transforms_active():
-        raise RuntimeError('linear_toast_loss has no torch.func transforms; toast_loss(..., backend="reference") has')
+        raise RuntimeError(
+            'linear_toast_loss has no torch.func transforms; toast_loss of backend "reference" has grad, jvp, hessian'
+        )
     needs_graph = settings.need_input or settings.need_weight or settings.need_bias
     if not problem.need_gradient:
         settings = settings._replace(need_input=False, need_weight=False, need_bias=False)
@@ -123,29 +124,19 @@ class LinearBlendedKL(torch.autograd.Function):
         reject_second_derivative("linear_toast_loss")
         if not _has_storage(upstream):
             raise NotImplementedError("linear_toast_loss takes one upstream gradient at a time, not is_grads_batched")
-        gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
+        if ctx.in_forward:
+            gradients = times_upstream(kept(ctx), upstream, ctx.settings.backend)
+        else:
+            gradients = _recomputed(ctx, upstream)
         gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *gradients, None, None, None
-
-
-def _scaled(ctx, upstream) -> list:
-    """In place, unless the graph is kept to be run again: what autograd hands over is held by nobody else."""
-    gradients = kept(ctx)
-    if _graph_is_kept():
-        return [g if g is None else g * upstream for g in gradients]
-    backend = ctx.settings.backend
-    scale_ = Tensor.mul_ if backend == "reference" else kernels(backend).scale_
-    gradients = [g if g is None else g.detach() for g in gradients]
-    for gradient in gradients:
-        if gradient is not None:
-            scale_(gradient, upstream)  # a new version: run again, after a hook that raised, it would be scaled twice
-    return gradients
 
 
 def _recomputed(ctx, upstream) -> tuple:
     *fields, weight, bias = kept(ctx)
     problem = unflatten(fields)
-    problem = problem._replace(upstream=upstream.to(problem.dtype).contiguous(), need_gradient=True, need_stats=False)
+    upstream = upstream.resolve_neg().to(problem.dtype).contiguous()
+    problem = problem._replace(upstream=upstream, need_gradient=True, need_stats=False)
     need_input, need_weight, need_bias = ctx.needs_input_grad[:3]
     settings = ctx.settings._replace(need_input=need_input, need_weight=need_weight, need_bias=need_bias, top_k=0)
     return _run(problem, Head(weight, bias), settings)[-3:]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, numbers, to_problem
-from ..blended_kl.op import _graph_is_kept, _has_storage, gradient_in_forward, keep, kept, reject_second_derivative
+from ..backends import choose
+from ..blended_kl.op import _has_storage, gradient_in_forward, keep, kept, reject_second_derivative, times_upstream
 from ..blended_kl.problem import Problem, flatten, unflatten
 from ..distributed import ProcessGroup
 from ..functional import ToastStats
@@ -174,15 +175,13 @@ class ShardedLinear(torch.autograd.Function):
         reject_second_derivative(CALL)
         if not _has_storage(upstream):
             raise NotImplementedError(f"{CALL} takes one upstream gradient at a time, not is_grads_batched")
-        gradients = _scaled(ctx, upstream) if ctx.in_forward else _recomputed(ctx, upstream)
+        if ctx.in_forward:
+            backend = choose("blended_kl", "auto", upstream.device, ctx.dtypes[0])
+            gradients = times_upstream(kept(ctx), upstream, backend)
+        else:
+            gradients = _recomputed(ctx, upstream)
         gradients = [g if g is None else g.to(dtype) for g, dtype in zip(gradients, ctx.dtypes, strict=True)]
         return *gradients, *(None,) * 6
-
-
-def _scaled(ctx, upstream: Tensor) -> list:
-    if _graph_is_kept():
-        return [g if g is None else g * upstream for g in kept(ctx)]
-    return [g if g is None else g.detach().mul_(upstream) for g in kept(ctx)]
 
 
 def _recomputed(ctx, upstream: Tensor) -> list:

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..arguments import Arguments, _as_rows, numbers, to_problem
-from ..blended_kl.op import _graph_is_kept, _has_storage, gradient_in_forward, keep, kept, reject_second_derivative
+from ..backends import choose
+from ..blended_kl.op import _has_storage, gradient_in_forward, keep, kept, reject_second_derivative, times_upstream
 from ..blended_kl.problem import Outputs, Problem, flatten, unflatten
 from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
@@ -175,9 +176,8 @@ def _gradient(ctx, upstream: Tensor) -> Tensor:
         raise NotImplementedError("over a process group toast_loss takes one upstream gradient at a time")
     if ctx.in_forward:
         (gradient,) = kept(ctx)
-        if _graph_is_kept():
-            return gradient * upstream
-        return gradient.detach().mul_(upstream)
+        backend = choose("blended_kl", "auto", gradient.device, gradient.dtype)
+        return times_upstream((gradient,), upstream, backend)[0]
     problem = unflatten(kept(ctx))._replace(upstream=upstream.double(), need_stats=False)
     rows = rows_of(problem, ctx.own)
     return differentiate(problem, rows, ctx.known, ctx.own, coefficients(problem, rows))[1]

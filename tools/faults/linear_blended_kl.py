@@ -89,21 +89,21 @@ FAULTS = {
     ],
     "toast_kernels/linear_blended_kl/op.py": [
         (
-            "what was handed over is scaled again",
-            "    if _graph_is_kept():",
-            "    if False:",
+            "the gradients of the chunks do not see the upstream",
+            "times_upstream(kept(ctx), upstream, ctx.settings.backend)",
+            "kept(ctx)",
             AUTOGRAD + "test_upstream_and_retain_graph",
         ),
         (
-            "the chunked loss ignores the upstream",
-            "            scale_(gradient, upstream)  #",
-            "            pass  #",
-            AUTOGRAD + "test_upstream_and_retain_graph",
+            "an upstream in negative memory is read as it lies where the chunks run again",
+            "upstream = upstream.resolve_neg().to(problem.dtype)",
+            "upstream = upstream.to(problem.dtype)",
+            "tests/library/test_operands.py::test_negated_upstream",
         ),
         (
             "the chunks run again without the upstream",
-            "upstream=upstream.to(problem.dtype).contiguous()",
-            "upstream=None",
+            "problem._replace(upstream=upstream,",
+            "problem._replace(upstream=None,",
             AUTOGRAD + "test_upstream_and_retain_graph",
         ),
         (

@@ -84,7 +84,7 @@ FAULTS = {
             STUDY + "test_of_equal_accuracies_the_lower_nll_is_chosen",
         ),
     ],
-    "python/study_report.py": [
+    "python/study_results.py": [
         (
             "study: the normal's interval for Student's",
             "stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)",
