@@ -235,12 +235,14 @@ class Launch:
 def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):
     """(kernel, rows of a program, constants that say so), for vectors of so many logits."""
     size = tile.logits * 32 * tile.num_warps
-    if tile.kind == "short":
-        width = 8 * vector  # eight lanes work on a row, and a thread on one row
-        row = max(triton.next_power_of_2(num_classes), width)
-        rows = min(4 * tile.num_warps, size // row)
-        return short_rows_kernel, rows, dict(ROWS=rows, SEGMENTS=row // width, WIDTH=width)
     lanes = (64 if torch.version.hip else 32) * tile.num_warps
+    if tile.kind == "short":
+        row = triton.next_power_of_2(num_classes)
+        width = max(8, row * lanes // size) * vector  # that many lanes work on a row, and a thread on one row
+        row = max(row, width)
+        rows = min(lanes // 8, size // row)
+        whole = num_classes // width * width
+        return short_rows_kernel, rows, dict(FULL=whole, ROWS=rows, SEGMENTS=row // width, WIDTH=width)
     if shifted:  # by whole vectors, of which AMD's more lanes want more
         size = max(size, lanes * vector)
     vector = min(vector, size // lanes)
