@@ -8,10 +8,10 @@ from triton.language.target_info import is_cuda
 
 from .triton_reduction import INF
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Of [ROWS, SEGMENTS, WIDTH] or [SEGMENTS, ROWS, WIDTH], and of LANES and VECTORS. A warp's lanes shall lie along WIDTH
 # and then along rows, so that a row's sums are made in few lanes (of a row in LANES, in each by itself): after the last
 # axis, Triton 3.6 takes the first, and later ones the second.
-INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 ROW_AXIS = tl.constexpr(0 if triton.__version__.startswith("3.6.") else 1)
 
 
