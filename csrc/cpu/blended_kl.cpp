@@ -265,6 +265,7 @@ class Kernel {
                                  : std::max({std::int64_t(1), kGrain / (p_.classes + kRow), p_.rows / (16 * threads)});
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      const FlushDenormals<Real> flush;
       Scratch<Real>& own = scratch[thread_number()];
       Statistics again;
 #pragma omp for schedule(dynamic, 1)
@@ -303,6 +304,7 @@ class Kernel {
     for (std::int64_t i = 0; i < p_.rows; ++i) rows[i] = rows_.row(i);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      const FlushDenormals<Real> flush;
       Scratch<Real>& own = scratch[thread_number()];
       Statistics again;
 #pragma omp for schedule(static)

@@ -52,6 +52,8 @@ FAULTS = {
             "_mm256_cmp_ps(x.lo, least.lo, _CMP_TRUE_UQ)",
             AVX2,
         ),
+        ("denormals are not flushed", "_mm_setcsr(before_ | 0x8000)", "_mm_setcsr(before_)", CPP),
+        ("denormals of others are flushed too", "~FlushDenormals() { _mm_setcsr(before_); }", "", CPP),
         ("a mask is a lane too long", "__mmask16((1u << n) - 1)", "__mmask16((2u << n) - 1)", AVX512),
         ("a mask of eight lanes is one too long", "_mm256_set1_epi32(n), _mm", "_mm256_set1_epi32(n + 1), _mm", AVX2),
         ("the upper half of a maximum is lost", "_mm256_max_ps(a.hi, b.hi)", "a.hi", AVX2),
