@@ -195,13 +195,13 @@ FAULTS = {
             "a label without a share has a share of an infinite weight",
             "if (share == 0) continue;  // whose weight may be infinite",
             "",
-            NO_SHARE + "[inf-sum-cpu]",
+            NO_SHARE + "[cpu-sum-inf]",
         ),
         (
             "the mean is divided by the weight of a label without a share",
             " && share_of(i, which) != 0)\n          class_rows_",
             ")\n          class_rows_",
-            NO_SHARE + "[inf-mean-cpu]",
+            NO_SHARE + "[cpu-mean-inf]",
         ),
         (
             "masked classes are not looked for",

@@ -30,8 +30,8 @@ FAULTS = {
         ),
         (
             "a signalling NaN is cut off to infinity",
-            "_mm256_blendv_epi8(_mm256_set1_epi32(0x7fc0), _mm256_srli_epi32(sum, 16), number)",
-            "_mm256_srli_epi32(_mm256_blendv_epi8(bits, sum, number), 16)",
+            "_mm256_or_si256(sum, nan)",
+            "sum",
             "ctest kept_rows.avx2",
         ),
         ("small float16 are not subnormal", "magnitude < 0x1p-14f", "magnitude < 0x1p-24f", CPP),
