@@ -44,9 +44,10 @@ docs: setup $(VENV)/.more ## the documentation, into build/docs
 
 check-more: docs cross ctest-more ## what a release wants besides `make test` and `make lint`: documentation, examples, cross builds, all instruction sets, the oldest Triton
 	$(PY) -m pytest -q docs
-	for example in plain_loop cuda_graph_step segmentation many_classes huggingface_trainer lightning_replay accelerate_accumulation; do \
+	for example in plain_loop cuda_graph_step segmentation many_classes huggingface_trainer lightning_replay; do \
 		echo "examples/$$example.py"; $(PY) examples/$$example.py || exit 1; done
 	for example in ddp tensor_parallel; do $(PY) -m torch.distributed.run --nproc-per-node 2 examples/$$example.py || exit 1; done
+	$(PY) -m accelerate.commands.launch --num_processes 2 --cpu examples/accelerate_accumulation.py
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff
@@ -85,11 +86,11 @@ setup: $(VENV)/.built
 $(VENV)/.requirements: requirements-dev.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
-	$(PY) -m pip install --quiet -r requirements-dev.txt
+	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt  # half of it is never imported
 	touch $@
 
 $(VENV)/.more: requirements-more.txt $(VENV)/.requirements
-	$(PY) -m pip install --quiet -r requirements-more.txt
+	$(PY) -m pip install --quiet --no-compile -r requirements-more.txt
 	touch $@
 
 # The CUDA kernels for one architecture, in half the time; what `pip install` builds has more.

@@ -1,9 +1,7 @@
 """ToastLoss with Accelerate: gradient accumulation, and a state that save_state and load_state carry.
 
-accelerate launch examples/accelerate_accumulation.py  (needs accelerate; plain python does too)
+accelerate launch --num_processes 2 examples/accelerate_accumulation.py     (needs accelerate; --cpu without GPUs)
 """
-
-import tempfile
 
 import torch
 from accelerate import Accelerator
@@ -13,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from toast_kernels import ToastLoss
 
 CLASSES, WIDTH, ROWS, EPOCHS = 20, 16, 640, 3
+FOLDER = "runs/accelerate"  # the same for all processes
 
 
 def main() -> None:
@@ -27,10 +26,9 @@ def main() -> None:
     criterion = ToastLoss(CLASSES, num_epochs=EPOCHS).to(accelerator.device)
     accelerator.register_for_checkpointing(criterion)
 
-    folder = tempfile.TemporaryDirectory()
     for epoch in range(EPOCHS):
         criterion.set_epoch(epoch)  # each micro-batch's rows are pooled, and so are all ranks'
-        accelerator.save_state(folder.name)  # after set_epoch: the pool is not saved
+        accelerator.save_state(FOLDER)  # after set_epoch: the pool is not saved
         for x, y in loader:
             with accelerator.accumulate(model):
                 loss = criterion(model(x), y)
@@ -39,7 +37,7 @@ def main() -> None:
                 optimizer.zero_grad()
         accelerator.print(f"epoch {epoch}: last loss {loss.item():.3f}")
 
-    accelerator.load_state(folder.name)  # the start of the last epoch
+    accelerator.load_state(FOLDER)  # the start of the last epoch
     accelerator.end_training()
 
 

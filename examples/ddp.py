@@ -3,6 +3,8 @@
 torchrun --nproc-per-node 2 examples/ddp.py
 """
 
+import os
+
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -15,8 +17,10 @@ CLASSES, WIDTH, ROWS, EPOCHS = 20, 16, 640, 3
 
 
 def main() -> None:
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    device = torch.device("cuda", dist.get_rank()) if torch.cuda.is_available() else torch.device("cpu")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's collectives use the current device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.manual_seed(0)
     y = torch.arange(ROWS) % CLASSES
     data = TensorDataset(2 * torch.randn(CLASSES, WIDTH)[y] + torch.randn(ROWS, WIDTH), y)

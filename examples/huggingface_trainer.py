@@ -4,10 +4,11 @@ python examples/huggingface_trainer.py                 (needs transformers and a
 """
 
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from toast_kernels import ToastLoss
@@ -15,19 +16,9 @@ from toast_kernels import ToastLoss
 CLASSES, WIDTH, ROWS = 20, 16, 640
 
 
-def points(seed: int) -> list[dict]:
-    centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    noise = torch.randn(ROWS, WIDTH, generator=torch.Generator().manual_seed(seed))
-    return [{"x": centres[i % CLASSES] + noise[i], "labels": i % CLASSES} for i in range(ROWS)]
-
-
-class Classifier(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.head = nn.Linear(WIDTH, CLASSES)
-
-    def forward(self, x: Tensor, labels: Tensor | None = None) -> dict:
-        return {"logits": self.head(x)}
+class Classifier(nn.Linear):
+    def forward(self, x, labels=None):
+        return {"logits": super().forward(x)}
 
 
 class Toast(TrainerCallback):
@@ -39,16 +30,17 @@ class Toast(TrainerCallback):
     def file(self, args, state) -> Path:
         return Path(args.output_dir) / f"checkpoint-{state.global_step}" / "toast_loss.pt"
 
-    def loss(self, outputs: dict, labels: Tensor, num_items_in_batch=None) -> Tensor:
+    def loss(self, outputs, labels, num_items_in_batch=None):
         loss = self.criterion(outputs["logits"], labels)
-        if num_items_in_batch is None:
-            return loss
         # Trainer adds up what accumulated batches return, so each returns its share of all their rows.
-        return loss * labels.ne(-100).sum() / num_items_in_batch
+        return loss if num_items_in_batch is None else loss * labels.ne(-100).sum() / num_items_in_batch
 
     def on_train_begin(self, args, state, control, **kwargs):
-        if self.file(args, state).exists():
-            self.criterion.load_state_dict(torch.load(self.file(args, state), weights_only=True))
+        file = self.file(args, state)
+        if file.exists():
+            self.criterion.load_state_dict(torch.load(file, weights_only=True))
+        elif state.global_step:  # a callback is not told where resume_from_checkpoint is
+            warnings.warn(f"the run resumes, but there is no {file}: the loss starts anew", stacklevel=2)
 
     def on_epoch_begin(self, args, state, control, **kwargs):
         self.criterion.set_epoch(int(state.epoch))
@@ -61,24 +53,25 @@ class Toast(TrainerCallback):
             torch.save(self.criterion.state_dict(), self.file(args, state))
 
 
-def train(folder: str, epochs: int, resume: bool = False) -> ToastLoss:
-    criterion = ToastLoss(CLASSES, num_epochs=epochs)
-    toast = Toast(criterion)
-    arguments = TrainingArguments(
-        folder, num_train_epochs=epochs, per_device_train_batch_size=64, learning_rate=1e-2,
-        eval_strategy="epoch", save_strategy="epoch", report_to="none", disable_tqdm=True,
-        use_cpu=not torch.cuda.is_available(),
-    )  # fmt: skip
-    trainer = Trainer(
-        Classifier(), arguments, train_dataset=points(1), eval_dataset=points(2), compute_loss_func=toast.loss,
-        callbacks=[toast],
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume)
-    return criterion
+def main() -> None:
+    torch.manual_seed(0)
+    y = torch.arange(ROWS) % CLASSES
+    x = 2 * torch.randn(CLASSES, WIDTH)[y] + torch.randn(ROWS, WIDTH)
+    rows = [{"x": x[i], "labels": y[i]} for i in torch.randperm(ROWS)]
+    with tempfile.TemporaryDirectory() as folder:
+        for epochs in (2, 4):  # the second run goes on from the first one's checkpoint
+            toast = Toast(ToastLoss(CLASSES, num_epochs=epochs))
+            arguments = TrainingArguments(
+                folder, num_train_epochs=epochs, learning_rate=1e-2, eval_strategy="epoch", save_strategy="epoch",
+                report_to="none", disable_tqdm=True,
+            )  # fmt: skip
+            trainer = Trainer(
+                Classifier(WIDTH, CLASSES), arguments, train_dataset=rows[64:], eval_dataset=rows[:64],
+                compute_loss_func=toast.loss, callbacks=[toast],
+            )  # fmt: skip
+            trainer.train(resume_from_checkpoint=epochs == 4)
+    print(f"resumed, and in epoch {int(toast.criterion.epoch)} of 4")
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        train(folder, epochs=2)
-        resumed = train(folder, epochs=4, resume=True)
-        print(f"resumed, and in epoch {int(resumed.epoch)} of 4")
+    main()

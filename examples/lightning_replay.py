@@ -6,7 +6,7 @@ python examples/lightning_replay.py                    (needs lightning)
 import lightning
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, random_split
 
 from toast_kernels import HardReplay, ToastLoss
 
@@ -19,6 +19,8 @@ class Classifier(lightning.LightningModule):
         self.head = nn.Linear(WIDTH, CLASSES)
         self.criterion = ToastLoss(CLASSES, num_epochs=EPOCHS)
         self.replay = HardReplay()
+        # With DDP: the loss's table is no part of what is broadcast in every step.
+        self._ddp_params_and_buffers_to_ignore = [f"criterion.{name}" for name, _ in self.criterion.named_buffers()]
 
     def on_train_epoch_start(self):
         self.criterion.set_epoch(self.current_epoch)
@@ -27,13 +29,10 @@ class Classifier(lightning.LightningModule):
         x, y, past = self.replay.extend(*batch)
         logits = self.head(x)
         loss, stats = self.criterion(logits, y, past, return_stats=True)
-        self.kept = x, y, logits, stats.cross_entropy
-        return loss
+        return {"loss": loss, "kept": (x, y, logits, stats.cross_entropy)}
 
-    def on_after_backward(self):
-        self.replay.keep(*self.kept)
-
-    def on_train_batch_end(self, *_):
+    def on_train_batch_end(self, outputs, *_):
+        self.replay.keep(*outputs["kept"])  # after backward
         if self.trainer.is_last_batch:  # before validation and a checkpoint: the pool is not saved
             self.criterion.set_epoch(self.current_epoch + 1)
 
@@ -51,15 +50,11 @@ class Classifier(lightning.LightningModule):
         return torch.optim.AdamW(self.parameters(), lr=1e-2)
 
 
-def points(seed: int) -> DataLoader:
-    generator = torch.Generator().manual_seed(seed)
-    y = torch.arange(ROWS) % CLASSES
-    centres = 2 * torch.randn(CLASSES, WIDTH, generator=torch.Generator().manual_seed(0))
-    data = TensorDataset(centres[y] + torch.randn(ROWS, WIDTH, generator=generator), y)
-    return DataLoader(data, batch_size=64, shuffle=True, drop_last=True)
-
-
 if __name__ == "__main__":
+    torch.manual_seed(0)
+    y = torch.arange(2 * ROWS) % CLASSES
+    x = 2 * torch.randn(CLASSES, WIDTH)[y] + torch.randn(2 * ROWS, WIDTH)
+    training, held_out = random_split(TensorDataset(x, y), [ROWS, ROWS])
     trainer = lightning.Trainer(max_epochs=EPOCHS, logger=False, enable_checkpointing=False, enable_progress_bar=False)
-    trainer.fit(Classifier(), points(1), points(2))
+    trainer.fit(Classifier(), DataLoader(training, 64, shuffle=True, drop_last=True), DataLoader(held_out, 64))
     print(f"validation loss {trainer.callback_metrics['val_loss']:.3f}")

@@ -3,6 +3,7 @@
 torchrun --nproc-per-node 2 examples/tensor_parallel.py
 """
 
+import os
 from dataclasses import replace
 
 import torch
@@ -16,9 +17,11 @@ CLASSES, WIDTH, ROWS, EPOCHS, TEMPERATURE = 1000, 32, 4000, 3, 3.0
 
 
 def main() -> None:
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's collectives use the current device
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     rank, world = dist.get_rank(), dist.get_world_size()
-    device = torch.device("cuda", rank) if torch.cuda.is_available() else torch.device("cpu")
     torch.manual_seed(0)  # the same rows and features on every rank
     y = torch.arange(ROWS, device=device) % CLASSES
     x = 2 * torch.randn(CLASSES, WIDTH, device=device)[y] + torch.randn(ROWS, WIDTH, device=device)

@@ -21,43 +21,48 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-FIRST = {"ce": "#555555", "ce-1.5": "#888888", "ce-2": "#bbbbbb", "toast": "#c8501e"}  # the others: by their number
-PANELS = {"top1": ("top-1, points: right is better", 100), "nll": ("NLL: left is better", 1)}
+OWN = {"ce": "#555555", "ce-1.5": "#888888", "ce-2": "#bbbbbb", "stage2": "#1b4d3e", "toast": "#c8501e"}
+PANELS = (  # score, its factor, whether against cross-entropy of as many forward rows, title
+    ("top1", 100, False, "top-1, points: right is better"),
+    ("nll", 1, False, "NLL: left is better"),
+    ("top1", 100, True, "top-1 at as many forward rows, points"),
+)
 
 
 def benefit(results: Results, path: Path) -> None:
-    """Test top-1 and NLL less cross-entropy's, with t intervals, a line a method, grouped by regime."""
-    methods = [method for method in results.plan.methods if method != "ce"]
-    colours = _colours(methods)
-    height = 1.2 + 0.16 * len(results.regimes) * (len(methods) + 2)
-    figure, panels = plt.subplots(1, 2, figsize=(12, height), sharey=True, layout="constrained")
-    for panel, (score, (title, scale)) in zip(panels, PANELS.items(), strict=True):
-        for group, regime in enumerate(results.regimes):
-            for line, method in enumerate(methods):
-                difference = results.difference(regime, method, score)
-                if difference is None:
-                    continue
-                panel.errorbar(
-                    scale * difference.mean,
-                    -(group * (len(methods) + 2) + line),
-                    xerr=None if difference.half is None else scale * difference.half,
-                    fmt="o" if difference.half is not None else "x",
-                    color=colours[method],
-                    markersize=4,
-                    capsize=2,
-                    linewidth=1.3,
-                    label=METHODS[method].title,
-                )
+    """Test scores less cross-entropy's, with t intervals: a line a method, grouped by regime."""
+    regimes = [regime for regime in results.regimes if len(results.methods(regime)) > 1]
+    lines = [(regime, method) for regime in regimes for method in results.methods(regime) if method != "ce"]
+    place = {line: -index - regimes.index(line[0]) for index, line in enumerate(lines)}  # with a gap between regimes
+    colours = _colours(results.plan.methods)
+    height = 1.6 + 0.16 * (len(lines) + len(regimes))
+    figure, panels = plt.subplots(1, len(PANELS), figsize=(14, height), sharey=True, layout="constrained")
+    for panel, (score, scale, as_many_rows, title) in zip(panels, PANELS, strict=True):
+        for regime, method in lines:
+            other = results.of_as_many_rows(method) if as_many_rows else "ce"
+            difference = other and results.difference(regime, method, score, other)
+            if not difference:
+                continue
+            panel.errorbar(
+                scale * difference.mean,
+                place[regime, method],
+                xerr=None if difference.half is None else scale * difference.half,
+                fmt="o" if difference.half is not None else "x",
+                color=colours[method],
+                markersize=4,
+                capsize=2,
+                linewidth=1.3,
+                label=METHODS[method].title,
+            )
         panel.axvline(0, color="#555555", linewidth=1)
         panel.set_title(title, fontsize=10)
         panel.grid(alpha=0.25, axis="x")
         panel.spines[["top", "right", "left"]].set_visible(False)
-    middles = [-(group * (len(methods) + 2) + (len(methods) - 1) / 2) for group in range(len(results.regimes))]
-    panels[0].set_yticks(middles, [REGIMES[regime].title for regime in results.regimes])
-    for panel in panels:
         panel.tick_params(axis="y", length=0)
+    of_regimes = [[y for line, y in place.items() if line[0] == regime] for regime in regimes]
+    panels[0].set_yticks(list(map(statistics.fmean, of_regimes)), [REGIMES[regime].title for regime in regimes])
     by_title = {title: handle for handle, title in zip(*panels[0].get_legend_handles_labels(), strict=True)}
-    figure.legend(by_title.values(), by_title, frameon=False, loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(by_title.values(), by_title, frameon=False, loc="outside lower center", ncols=4, fontsize=9)
     same = results.same
     figure.suptitle(
         f"{same['data']}, {same['classes']} classes: test scores less cross-entropy's with the same seed, "
@@ -104,7 +109,8 @@ def curves(results: Results, rows: list[dict], path: Path) -> None:
 
 def _colours(methods) -> dict[str, str | tuple]:
     """The same for a method in every picture."""
-    return {method: FIRST.get(method, plt.cm.tab10(list(METHODS).index(method))) for method in methods}
+    others = [method for method in METHODS if method not in OWN]
+    return {method: OWN[method] if method in OWN else plt.cm.tab10(others.index(method)) for method in methods}
 
 
 def _save(figure: Figure, path: Path) -> None:

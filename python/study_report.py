@@ -141,7 +141,7 @@ def _verdicts(result: Results) -> Iterable[str]:
             mean = f", {overall[0].shown(*SCORES[score][1:])} on average over {overall[1]}" if overall else ""
             words.append(_better_and_worse(result, method, score) + mean)
         line = f"- **{METHODS[method].title}**, of {len(regimes)} regimes: {'; '.join(words)}."
-        if other := _as_many_rows(result, method):
+        if other := result.of_as_many_rows(method):
             counts = (_better_and_worse(result, method, score, other) for score in ("top1", "nll"))
             line += f" Against cross-entropy of as many forward rows: {'; '.join(counts)}."
         lines.append(line)
@@ -157,12 +157,6 @@ def _better_and_worse(result: Results, method: str, score: str, other: str = "ce
         regimes = [regime for regime in signs if signs[regime] == sign]
         counts.append(f"{word} in {len(regimes)}" + f" ({', '.join(regimes)})" * bool(regimes))
     return f"{SCORES[score][0].removesuffix(' %')} {', '.join(counts)}"
-
-
-def _as_many_rows(result: Results, method: str) -> str | None:
-    """Cross-entropy trained for so much longer that as many rows go through the network as with this method."""
-    longer = {METHODS[name].budget: name for name in result.plan.methods if METHODS[name].budget > 1}
-    return longer.get(METHODS[method].rows)
 
 
 def _scores(result: Results) -> Iterable[str]:
@@ -202,7 +196,7 @@ def _equal_forward_rows(result: Results) -> list[str]:
     """Each method that replays, against cross-entropy trained on as many forward rows."""
     rows = []
     for method in result.plan.methods:
-        other = _as_many_rows(result, method)
+        other = result.of_as_many_rows(method)
         for regime in result.regimes if other else ():
             difference = {score: result.difference(regime, method, score, other) for score in ("top1", "nll")}
             if difference["top1"]:

@@ -83,6 +83,11 @@ class Results:
         pairs = [ours[seed][f"test_{score}"] - theirs[seed][f"test_{score}"] for seed in ours if seed in theirs]
         return Difference.of(pairs) if pairs else None
 
+    def of_as_many_rows(self, method: str) -> str | None:
+        """Cross-entropy trained for so much longer that as many rows go through the network as with this method."""
+        longer = {METHODS[name].budget: name for name in self.plan.methods if METHODS[name].budget > 1}
+        return longer.get(METHODS[method].rows)
+
     def over_regimes(self, method: str, score: str) -> tuple[Difference, int] | None:
         """Of each seed's mean over the regimes in which both have all seeds, and the number of these regimes."""
         seeds = self.plan.seeds

@@ -141,6 +141,7 @@ class ToastLoss(EpochState):
             logits: [N, C] or [N, C, d1, ...], where each position is a row to pool.
             target: labels; a triple (y_a, y_b, lam); or class probabilities: with alpha > 0 those of Mixup and CutMix,
                 smoothed by label_smoothing or not at all, which :func:`mixup_triple` turns into a triple in training.
+                With alpha = 0 and in eval mode they are taken as they are, and label_smoothing smooths them once more.
             past: what HardReplay.extend or PredictionMemory.past gave.
         """
         if not isinstance(logits, Tensor):

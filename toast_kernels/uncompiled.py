@@ -28,7 +28,7 @@ def _only_eager(method):
 def run_as_is(function):
     """A decorator: where a compiled function calls this one in Python (as a backward pass in it does), torch.compile
     leaves it and all that it calls alone. Costs nothing and imports nothing; before PyTorch 2.7 it does nothing."""
-    frames = torch._C._dynamo.eval_frame
+    frames = getattr(getattr(torch._C, "_dynamo", None), "eval_frame", None)  # no public interface
     if hasattr(frames, "set_code_exec_strategy"):
         skip = frames._FrameAction.SKIP
         frames.set_code_exec_strategy(function.__code__, frames._FrameExecStrategy(skip, skip))

@@ -58,7 +58,9 @@ TESTS = {
     "tests: many": ["-k", MANY, OWN[0]],
     "tests: loss": ["-k", f"_cuda.py or not ({MANY})", *OWN],
     "tests: shared": ["-k", "triton or cuda", *SHARED, *OTHERS],
-    "tests: medoids": [f"tests/medoids/test_medoids_triton{topic}.py" for topic in ("", "_decide", "_bounds")],
+    "tests: medoids": [
+        f"tests/medoids/test_medoids_triton{topic}.py" for topic in ("", "_decide", "_bounds", "_memory")
+    ],
 }
 SUITES = {
     "loss": ("bench_blended_kl", "bench_softmax_statistics"),

@@ -126,6 +126,16 @@ def test_no_weight_on_a_masked_class_is_no_mass(backend):
     assert toast_loss(logits, torch.tensor([2]), weightless, reduction="sum", backend=backend) == 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, INF])
+def test_a_logit_that_is_no_number_or_infinite_spoils_a_row_without_weight(bad, backend):
+    logits, weight = normal(3, 7, seed=1).float(), torch.ones(7)
+    logits[1, 4], weight[2] = bad, 0
+    found = toast_loss(logits, torch.tensor([1, 2, 2]), weight, reduction="none", backend=backend)
+    expected = F.cross_entropy(logits, torch.tensor([1, 2, 2]), weight, reduction="none")
+    assert found.isnan().tolist() == expected.isnan().tolist() == [False, True, False]
+
+
 @pytest.mark.parametrize("temperature", [1.0, 2.5, 3.0])
 @pytest.mark.parametrize("encoding", ENCODINGS[1:])
 def test_kl_where_both_probabilities_underflow(kernel, encoding, temperature):

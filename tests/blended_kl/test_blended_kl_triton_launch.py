@@ -110,6 +110,24 @@ def test_a_launch_is_kept_for_problems_of_its_layout(case, reduction, upstream):
             torch.testing.assert_close(one, other, rtol=0, atol=0, equal_nan=True)
 
 
+def test_threads_share_a_launch(monkeypatch):
+    """Two more calls, as of another thread, come before each kernel of the first."""
+    problem, once = problem_of(Case(5, 37, reduction="mean"), False), backend._once
+
+    def interrupted(*arguments, **keywords):
+        monkeypatch.setattr(backend, "_once", once)
+        shared.launch = once
+        between.extend(shared(problem).loss for _ in range(2))
+        return once(*arguments, **keywords)
+
+    expected, between = backend.Launch(problem)(problem).loss, []
+    monkeypatch.setattr(backend, "_once", interrupted)
+    shared = backend.Launch(problem)
+    found = [shared(problem).loss, *between, shared(problem).loss]
+    assert len(found) == 6
+    assert all(torch.equal(loss, expected) for loss in found)
+
+
 def test_float64_logits_go_to_the_reference_or_raise(monkeypatch):
     with pytest.raises(ValueError, match='backend "triton" computes in float32, and the logits are float64'):
         toast_loss(torch.zeros(2, 5, dtype=torch.float64), torch.tensor([0, 1]), backend="triton")

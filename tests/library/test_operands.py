@@ -104,7 +104,7 @@ def test_negated_upstream(linear, reduction, backend):
     if linear:
         function = functools.partial(linear_toast_loss, linear_weight=torch.eye(LOGITS.shape[1], device=device))
     for view in (torch.clone, negated):
-        leaf = LOGITS.to(device).requires_grad_()
+        leaf = LOGITS.to(device, copy=True).requires_grad_()
         loss = function(leaf, target=(torch.arange(6) % 5).to(device), reduction=reduction, backend=backend)
         loss.backward(view(torch.full(loss.shape, 0.75, device=device)))
         gradients.append(leaf.grad)

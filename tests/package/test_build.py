@@ -77,6 +77,16 @@ def test_without_a_compiler_the_package_installs_and_runs_on_its_reference(sourc
     assert "TOAST_CPU=1" in report
 
 
+@pytest.mark.skipif(not (ROOT / ".github").exists(), reason="not a checkout")
+def test_a_wheel_without_kernels_fails_its_test(source):
+    workflow = (ROOT / ".github" / "workflows" / "wheels.yml").read_text()
+    command = re.search(r"CIBW_TEST_COMMAND: >-\n((?: {12}.+\n)+)", workflow)[1].replace("\n", " ")
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    run = subprocess.run(command, shell=True, cwd=source, env=environment, capture_output=True, text=True, timeout=120)
+    assert run.returncode != 0
+    assert "the C++ kernels are not built" in run.stderr
+
+
 def test_kernels_can_be_left_out_on_purpose(source):
     run = python(source, "setup.py", "build_ext", TOAST_CPU="0")
     assert run.returncode == 0, run.stderr

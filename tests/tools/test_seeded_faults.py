@@ -41,19 +41,25 @@ def test_a_sample_is_caught(names):
         assert f"caught   {name}" in done.stdout
 
 
-def test_a_fault_is_caught_and_one_that_nothing_notices_is_missed(tmp_path, capsys):
-    (noticed,) = (fault for fault in seeded_faults.read_faults() if fault.name == "half() rounds the state")
-    harmless = ("harmless", "toast_kernels/mixup.py", "import torch\n", "import torch\n\n", noticed.test)
-    count = seeded_faults.check([noticed, seeded_faults.Fault(*harmless)], seeded_faults.Tree(tmp_path))
-    assert count == {"caught": 1, "MISSED": 1}
-    output = capsys.readouterr().out
-    assert "caught   half() rounds the state  ->" in output
-    assert "MISSED   harmless  ->" in output
+def test_a_fault_is_caught(tmp_path, capsys):
+    (noticed,) = (one for one in seeded_faults.read_faults() if one.name == "half() rounds the state")
+    assert seeded_faults.check([noticed], seeded_faults.Tree(tmp_path)) == {"caught": 1}
+    assert "caught   half() rounds the state  ->" in capsys.readouterr().out
+
+
+def fault(test):
+    return seeded_faults.Fault("any", "toast_kernels/mixup.py", "import torch\n", "", test)
+
+
+def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys, monkeypatch):
+    tree = seeded_faults.Tree(tmp_path)
+    monkeypatch.setattr(tree, "test", lambda test, native: ("passed", ""))
+    assert seeded_faults.check([fault("a test")], tree) == {"MISSED": 1}
+    assert "MISSED   any  ->  a test" in capsys.readouterr().out
 
 
 def test_a_test_that_does_not_exist_is_an_error(tmp_path):
-    fault = seeded_faults.Fault(
-        "any", "toast_kernels/mixup.py", "import torch\n", "", "tests/toast_loss/test_toast_loss_state.py::test_none"
-    )
     with pytest.raises(SystemExit, match="was not run"):
-        seeded_faults.check([fault], seeded_faults.Tree(tmp_path))
+        seeded_faults.check(
+            [fault("tests/toast_loss/test_toast_loss_state.py::test_none")], seeded_faults.Tree(tmp_path)
+        )

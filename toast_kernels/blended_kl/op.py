@@ -151,7 +151,7 @@ class BlendedKL(torch.autograd.Function):
 
 # Function.apply less its look for torch.func transforms, under which no plan is found.
 with_gradient = super(torch.autograd.Function, BlendedKL).apply
-_has_storage = torch._C._has_storage
+_has_storage = getattr(torch._C, "_has_storage", lambda tensor: True)  # no public interface, as the next
 # Whether the backward pass that runs may be run again: retain_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 

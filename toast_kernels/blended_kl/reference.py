@@ -88,7 +88,7 @@ def blended_kl(problem: Problem) -> Outputs:
             past_rows = temperature**2 * past_rows
             past_rows = torch.where(has_past, past_rows, 0)
     poison = torch.where(bad, torch.nan, row_weight.new_ones(()))  # the gradient too
-    row_loss = torch.where(z.isnan().any(1), torch.nan, row_loss * poison)
+    row_loss = torch.where((z < torch.inf).all(1), row_loss * poison, torch.nan)
 
     if problem.reduction == "none":
         loss = row_loss + past_rows

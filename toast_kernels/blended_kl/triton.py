@@ -152,7 +152,7 @@ class Launch:
             self.constants["maxnreg"] = tile.maxnreg
         self.memory = problem.logits.new_empty(0, dtype=torch.uint8)  # like it the workspace is allocated
         self.launch = _once
-        self.kernel = self.normalisers = None  # kept launches
+        self.kept = None  # launches of both kernels, set at once: threads may share this
 
     def __call__(self, problem: Problem) -> declared.Outputs:
         """With an upstream gradient the loss is multiplied by it too."""
@@ -169,37 +169,42 @@ class Launch:
         workspace = None
         if problem.reduction != "none":
             workspace = self.memory.new_empty(self.workspace_size)
-        if self.kernel is None:
-            self._launch_whole(problem, labels, soft, alpha, past, past_weight, outputs, workspace)
-            self.launch = KernelLaunch
+        kept = self.kept
+        if kept is None:
+            launch, self.launch = self.launch, KernelLaunch
+            kept = self._launch_whole(launch, problem, labels, soft, alpha, past, past_weight, outputs, workspace)
+            if launch is KernelLaunch:
+                self.kept = kept
             return outputs
+        normalisers, kernel = kept
 
         # The tensors and floats of _launch_whole's arguments, in the same order.
         pieces = []
         if workspace is not None:
             start = workspace.data_ptr()
             pieces = [start + offset for offset in self.offsets]
-            self.normalisers(*_values(*labels, problem.past_index, past.filled), *pieces[:2])
+            normalisers(*_values(*labels, problem.past_index, past.filled), *pieces[:2])
         if not self.mean:
             pieces = pieces[1:]
         given = _values(
             problem.logits, *labels, *soft, *past, problem.past_index, *alpha, *past_weight, problem.upstream,
             *self.floats, *outputs,
         )  # fmt: skip
-        self.kernel(*given, *pieces)
+        kernel(*given, *pieces)
         return outputs
 
-    def _launch_whole(self, problem, labels, soft, alpha, past, past_weight, outputs, workspace):
+    def _launch_whole(self, launch, problem, labels, soft, alpha, past, past_weight, outputs, workspace):
+        """What `launch` makes of each kernel."""
         (num_rows, num_classes), upstream = problem.logits.shape, problem.upstream
         past_rows = 0 if past.values is None else len(past.values)
-        reduction = Reduction(None, self.parts, None, None, None)
+        reduction, normalisers = Reduction(None, self.parts, None, None, None), None
         if workspace is not None:
             sums, *pieces = [
                 workspace[start : start + math.prod(shape) * dtype.itemsize].view(dtype).view(shape)
                 for start, (shape, dtype) in zip(self.offsets, self.pieces, strict=True)
             ]
             reduction = Reduction(sums if self.mean else None, self.parts, *pieces)
-            self.normalisers = self.launch(
+            normalisers = launch(
                 normalisers_kernel, (self.parts,),
                 labels, problem.past_index, past.filled, past_rows, sums, reduction.finished, len(reduction.finished),
                 num_rows, num_classes, problem.ignore_index, BLOCK=NORMALISER_ROWS, num_warps=8,
@@ -212,9 +217,10 @@ class Launch:
             problem.logits, problem.logits.stride(0), labels, _with_layout(soft), _with_layout(past),
             problem.past_index, settings, *self.flags,
         )  # fmt: skip
-        self.kernel = self.launch(
+        kernel = launch(
             self.function, self.grid, inputs, outputs, reduction, past_rows, num_rows, num_classes, **self.constants
         )
+        return normalisers, kernel
 
     def _misaligned(self, problem):
         tables = [table for table in self._tables(problem) if table.values is not None and table.indices is None]
@@ -229,12 +235,14 @@ class Launch:
 def _shape(tile: Tile, num_classes: int, vector: int, shifted: bool):
     """(kernel, rows of a program, constants that say so), for vectors of so many logits."""
     size = tile.logits * 32 * tile.num_warps
-    if tile.kind == "short":
-        width = 8 * vector  # eight lanes work on a row, and a thread on one row
-        row = max(triton.next_power_of_2(num_classes), width)
-        rows = min(4 * tile.num_warps, size // row)
-        return short_rows_kernel, rows, dict(ROWS=rows, SEGMENTS=row // width, WIDTH=width)
     lanes = (64 if torch.version.hip else 32) * tile.num_warps
+    if tile.kind == "short":
+        row = triton.next_power_of_2(num_classes)
+        width = max(8, row * lanes // size) * vector  # that many lanes work on a row, and a thread on one row
+        row = max(row, width)
+        rows = min(lanes // 8, size // row)
+        whole = num_classes // width * width
+        return short_rows_kernel, rows, dict(FULL=whole, ROWS=rows, SEGMENTS=row // width, WIDTH=width)
     if shifted:  # by whole vectors, of which AMD's more lanes want more
         size = max(size, lanes * vector)
     vector = min(vector, size // lanes)

@@ -27,9 +27,9 @@ from .triton_parts import (
 )
 from .triton_passes import held_logits, held_row, long_row
 from .triton_reduction import INF, add_up
-from .triton_rows import READ_AGAIN, Gradient, Sums, finish, gradient_tile
-from .triton_sparse import label_gradients, store_labels
-from .triton_tiles import ROW_AXIS, along, load, sums_along, wide
+from .triton_rows import Gradient, Sums, finish, gradient_tile
+from .triton_sparse import hard_mass
+from .triton_tiles import along, load, maxima_along, minima_along, sums_along, there, wide, widened
 
 
 @triton.jit(do_not_specialize=["past_rows", "counters", "N"])
@@ -85,6 +85,7 @@ def short_rows_kernel(
     POWER: tl.constexpr,  # T where it is a small integer, else 0
     ALIGN: tl.constexpr,  # divides C and the strides of logits and dense tables
     GROUP: tl.constexpr,  # programs whose losses one of them adds up
+    FULL: tl.constexpr,  # classes of whole segments
     ROWS: tl.constexpr,
     SEGMENTS: tl.constexpr,
     WIDTH: tl.constexpr,
@@ -92,17 +93,19 @@ def short_rows_kernel(
     """Rows of at most SEGMENTS * WIDTH classes, ROWS a program. Without top-k rows."""
     PAST: tl.constexpr = inputs.past_index is not None
     STATS: tl.constexpr = outputs.stats is not None
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     active = row < N
+    logits_row = inputs.logits + tl.minimum(row, N - 1).to(tl.int64) * (inputs.stride // ALIGN * ALIGN)
+    row = row.to(tl.int64)
     C = C // ALIGN * ALIGN  # tells the compiler what may be loaded at once
     target = target_of(row, active, inputs, past_rows, reduction, C)
-    logits_row = inputs.logits + row * (inputs.stride // ALIGN * ALIGN)
     at = along(SEGMENTS) * WIDTH + tl.arange(0, WIDTH)[None, None, :]
-    z = load(logits_row, at, C, active, -INF, False, "")  # which waits for no label
+    mine = there(at, C, FULL)
+    z = widened(tl.load(wide(logits_row, at) + at, mask=mine, other=-INF))  # which waits for no label
     mass, past = masses_at(inputs, target, at, None, C, PAST, False, ALIGN, "")
-    highest = tl.max(tl.max(z, 2), 1 - ROW_AXIS)
+    highest = maxima_along(z)
     top = tl.where(highest == -INF, 0.0, highest)
-    scale = scale_of(top, inputs.settings.temperature, PAST, POWER)
+    scale = scale_of(top, PAST, POWER)
     x = scaled(z, scale)
     p, e = exponentials(x, inputs.settings.temperature, PAST, POWER)
     all_mass = total_mass(inputs, target, mass, past, at, PAST)
@@ -132,19 +135,24 @@ def short_rows_kernel(
             cross_entropy = sums_along(tl.where(score != 0, score * surprise, 0.0))
         tl.store(outputs.stats + row, tl.where(target.used, cross_entropy, wrong), mask=active)
         tl.store(outputs.stats + N + row, top + log_p, mask=active)
-        of_highest = tl.min(tl.min(tl.where(z == wide(highest, at), at, C), 2), 1 - ROW_AXIS)
-        of_nan = tl.min(tl.min(tl.where(z != z, at, C), 2), 1 - ROW_AXIS)
+        of_highest = minima_along(tl.where(z == wide(highest, at), at, C))
+        of_nan = minima_along(tl.where(z != z, at, C))
         tl.store(outputs.argmax + row, tl.where(of_nan < C, of_nan, of_highest).to(tl.int64), mask=active)
     if outputs.gradient is not None:
         gradient_row = outputs.gradient + row * C
         coef_p = tl.where(target.used, gradient.coef_p, wrong)
         coef_e = tl.where(target.used, gradient.coef_e, wrong)
         gradient = Gradient(scale, coef_p, coef_e, gradient.outside, gradient.z_a, gradient.z_b)
-        at_a, at_b = label_gradients(inputs, target, gradient, C, PAST, POWER, ALIGN)
         g = gradient_tile(inputs, e, p, all_mass, gradient, at, PAST, POWER)
-        g = tl.where(wide(target.used | target.bad, at), g, 0.0)  # whatever the logits of ignored rows hold
-        tl.store(wide(gradient_row, at) + at, g, mask=(at < C) & wide(active, at))
-        store_labels(inputs, target, gradient_row, at_a, at_b)
+        if inputs.labels.target is not None:
+            g -= hard_mass(target.a, SEGMENTS, WIDTH)
+            if inputs.labels.target_b is not None:
+                g -= hard_mass(target.b, SEGMENTS, WIDTH)
+        place = wide(gradient_row, at) + at
+        counts = target.used | target.bad
+        tl.store(place, g, mask=mine & wide(counts, at))
+        # Whatever the logits of ignored rows hold. A select would take two instructions a class, in bfloat16.
+        tl.store(place, tl.zeros_like(g), mask=mine & wide(active & ~counts, at))
     if reduction.partial is not None:
         add_up(tl.sum(loss, 0), outputs, reduction, GROUP)
 
@@ -177,9 +185,10 @@ def skipped_row(
     """An ignored row: 0, with the statistics of its logits; a row with a label or past_index out of range: NaN."""
     loss = tl.where(target.bad, INF - INF, 0.0)
     if outputs.gradient is not None:
-        for start in range(0, C, READ_AGAIN):
-            at = start + tl.arange(0, READ_AGAIN)
-            tl.store(gradient_row + at, tl.zeros([READ_AGAIN], tl.float32) + loss, mask=at < C)
+        BLOCK: tl.constexpr = LANES * VECTORS * WIDTH
+        for start in range(0, BLOCK if HELD else C, BLOCK):
+            at = start + tl.arange(0, BLOCK)
+            tl.store(gradient_row + at, tl.zeros([BLOCK], tl.float32) + loss, mask=there(at, C, FULL))
     if outputs.stats is not None:
         logits_alone = Inputs(
             inputs.logits, inputs.stride, inputs.labels, inputs.soft, inputs.past, inputs.past_index, inputs.settings,

@@ -55,7 +55,7 @@ def label_of(target, row, active, C, ignore_index):
     """The label (int64, 0 where there is none), whether there is one, whether it is out of range (bool); as row."""
     y = tl.load(target + row, mask=active, other=0).to(tl.int64)
     kept = active & (y != ignore_index)
-    bad = kept & ((y < 0) | (y >= C))
+    bad = kept & (y.to(tl.uint64) >= C)
     kept = kept & ~bad
     return tl.where(kept, y, 0), kept, bad
 
@@ -187,30 +187,28 @@ def target_of(row, active, inputs, past_rows, reduction, C):
 
 
 @triton.jit
-def factor_of(temperature, PAST: tl.constexpr, POWER: tl.constexpr):
+def factor_of(PAST: tl.constexpr, POWER: tl.constexpr):
     """What brings logits to units of log2, over T with PAST; 1 where exponentials need two powers."""
     if not PAST:
         return LOG2E
     elif POWER > 0:
-        return LOG2E / temperature
+        return LOG2E / POWER  # the temperature, of which the compiler knows the inverse
     else:
         return 1.0
 
 
 @triton.jit
-def scale_of(top, temperature, PAST: tl.constexpr, POWER: tl.constexpr):
+def scale_of(top, PAST: tl.constexpr, POWER: tl.constexpr):
     """The Scale of exponentials relative to the logit top. The rounding of its shift is in all of a row's exponentials
-    alike. Logits so far from 0 that it could take them out of range have an exponential of 0 if they are below top, and
-    get a power of 2 as factor, which rounds nothing."""
-    factor = tl.zeros_like(top) + factor_of(temperature, PAST, POWER)
+    alike. Logits so far from 0 that it could take them out of range get the factor 1, which rounds nothing: those
+    below top have exponentials of at most 2^-32 all the same."""
+    factor = tl.zeros_like(top) + factor_of(PAST, POWER)
     if PAST and POWER == 0:
         return Scale(factor, top, factor)
     else:
-        unit = temperature / LOG2E if PAST else 1.0 / LOG2E
+        unit = 1 / factor_of(PAST, POWER)
         far = tl.abs(top * factor) >= 2.0**29
-        exponent = (top.to(tl.int32, bitcast=True) >> 23) & 255
-        factor = tl.where(far, ((294 - exponent) << 23).to(tl.float32, bitcast=True), factor)
-        unit = tl.where(far, ((exponent - 40) << 23).to(tl.float32, bitcast=True), unit)
+        factor, unit = tl.where(far, 1.0, factor), tl.where(far, 1.0, unit)
         return Scale(factor, top * factor, unit)
 
 

@@ -8,7 +8,19 @@ from .triton_parts import Scale, exponentials, factor_of, masses_at, scale_of, s
 from .triton_reduction import INF
 from .triton_rows import finish, gradient_tile, score_again, sums_of, with_first_nan, without_nan_in_dot
 from .triton_sparse import label_gradients, sparse_gradient, store_labels, store_lists
-from .triton_tiles import ROW_AXIS, Vectors, across, along, block_of, inside, store_block, sums_along, wide
+from .triton_tiles import (
+    Vectors,
+    across,
+    along,
+    block_of,
+    inside,
+    maxima_along,
+    store_block,
+    sums_along,
+    there,
+    wide,
+    widened,
+)
 
 
 @triton.jit
@@ -21,12 +33,6 @@ def store_statistics(inputs, target, sums, outputs, row, logits_row, N, C, cross
     tl.store(outputs.stats + row, cross_entropy)
     tl.store(outputs.stats + N + row, top + log_p)
     tl.store(outputs.argmax + row, argmax.to(tl.int64))
-
-
-@triton.jit
-def there(at, C, FULL: tl.constexpr):
-    """Whether a row has the classes `at`; known when compiled for the first FULL."""
-    return (at < FULL) | (at < C)
 
 
 @triton.jit
@@ -45,11 +51,11 @@ def held_row(
     STATS: tl.constexpr = outputs.stats is not None
     settings = inputs.settings
     at = tl.arange(0, BLOCK)
-    z = held.to(tl.float32)
+    z = widened(held)
     mass, past = masses_at(inputs, target, at, None, C, PAST, FULL == BLOCK, ALIGN, "")
     highest = tl.max(z, 0)
     top = tl.where(highest == -INF, 0.0, highest)
-    scale = scale_of(top, settings.temperature, PAST, POWER)
+    scale = scale_of(top, PAST, POWER)
     x = scaled(z, scale)
     p, e = exponentials(x, settings.temperature, PAST, POWER)
     d = tl.where(there(at, C, FULL), x, 0.0)
@@ -119,7 +125,7 @@ def long_row(
         lead = None
         vectors = logits_row
         end = C
-    factor = factor_of(temperature, PAST, POWER)
+    factor = factor_of(PAST, POWER)
     one = tl.zeros([], tl.float32) + 1.0
     origin = Scale(one, one - one, one)
     if TILES or inputs.uniform is not None:
@@ -131,7 +137,7 @@ def long_row(
     for start in range(0, end, BLOCK):
         at, z = block_of(vectors, start, tile, lead, C, EXACT, WIDTH, "evict_last")
         block = Vectors(start, lead) if SHIFTED else None
-        new_top = tl.maximum(top, tl.max(tl.max(z, 2), 1 - ROW_AXIS))
+        new_top = tl.maximum(top, maxima_along(z))
         base = tl.where(new_top == -INF, 0.0, new_top)
         old_p, old_e = exponentials((top - base) * factor, temperature, PAST, POWER)
         p, e = exponentials((z - wide(base, at)) * factor, temperature, PAST, POWER)
@@ -159,7 +165,7 @@ def long_row(
 
     highest = tl.max(top, 0)
     row_top = tl.where(highest == -INF, 0.0, highest)
-    scale = scale_of(row_top, temperature, PAST, POWER)
+    scale = scale_of(row_top, PAST, POWER)
     to_all_p, to_all_e = exponentials(scaled(top, scale), temperature, PAST, POWER)
     sums = sums_of(inputs, sum_p * to_all_p, sum_e * to_all_e, sum_mass, sum_past, dot, sum_d, PAST)
     sums = without_nan_in_dot(inputs, target, sums, logits_row, origin, C, PAST, ALIGN)

@@ -7,6 +7,15 @@ from .triton_lists import LIST_BLOCK, list_block, listed_beyond_tail
 from .triton_parts import exponentials, masses_at, scaled, total_mass
 from .triton_reduction import INF
 from .triton_rows import READ_AGAIN, gradient_tile
+from .triton_tiles import along, wide
+
+
+@triton.jit
+def hard_mass(label, SEGMENTS: tl.constexpr, WIDTH: tl.constexpr):
+    """Of a label, in a tile of rows: float32. What is compared with differs by numbers that are known when compiled."""
+    lane = tl.arange(0, WIDTH)[None, None, :]
+    segment = wide(label.y.to(tl.int32), lane) - lane
+    return tl.where(segment == along(SEGMENTS) * WIDTH, wide(label.hard, lane), 0.0)
 
 
 @triton.jit

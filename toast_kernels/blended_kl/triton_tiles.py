@@ -4,9 +4,11 @@ from typing import Any, NamedTuple
 
 import triton
 import triton.language as tl
+from triton.language.target_info import is_cuda
 
 from .triton_reduction import INF
 
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Of [ROWS, SEGMENTS, WIDTH] or [SEGMENTS, ROWS, WIDTH], and of LANES and VECTORS. A warp's lanes shall lie along WIDTH
 # and then along rows, so that a row's sums are made in few lanes (of a row in LANES, in each by itself): after the last
 # axis, Triton 3.6 takes the first, and later ones the second.
@@ -21,12 +23,23 @@ class Vectors(NamedTuple):
 
 
 @triton.jit
+def widened(x):
+    """x as float32. Two bfloat16 in a register take an instruction each, where Triton's conversion takes three."""
+    if x.dtype == tl.bfloat16 and not INTERPRETED and is_cuda():
+        two: tl.constexpr = "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;"
+        return tl.inline_asm_elementwise(two, "=r,=r,r", [x], dtype=tl.float32, is_pure=True, pack=2)
+    else:
+        return x.to(tl.float32)
+
+
+@triton.jit
 def wide(x, at):
     """What belongs to a row, over a tile of its classes `at`."""
     if len(x.shape) == 0 or len(x.shape) == len(at.shape):
         return x
     else:
-        return x[:, None, None] if ROW_AXIS == 0 else x[None, :, None]
+        x = x[:, None]
+        return x[:, None, :] if ROW_AXIS == 0 else x[None, :, :]
 
 
 @triton.jit
@@ -43,8 +56,20 @@ def along(SEGMENTS: tl.constexpr):
 
 @triton.jit
 def sums_along(x):
-    """[ROWS] or [LANES] of a tile."""
-    return tl.sum(tl.sum(x, 2), 1 - ROW_AXIS)
+    """[ROWS] or [LANES] of a tile. What a thread has by itself comes first: fewer numbers are exchanged then."""
+    return tl.sum(tl.sum(x, 1 - ROW_AXIS), 1)
+
+
+@triton.jit
+def maxima_along(x):
+    """As sums_along."""
+    return tl.max(tl.max(x, 1 - ROW_AXIS), 1)
+
+
+@triton.jit
+def minima_along(x):
+    """As sums_along."""
+    return tl.min(tl.min(x, 1 - ROW_AXIS), 1)
 
 
 @triton.jit
@@ -54,13 +79,19 @@ def load(pointer, at, C, allowed, other, EXACT: tl.constexpr, POLICY: tl.constex
     pointer = wide(pointer, at) + at
     if allowed is None:
         if EXACT:
-            return tl.load(pointer, eviction_policy=POLICY).to(tl.float32)
+            return widened(tl.load(pointer, eviction_policy=POLICY))
         mask = at < C
     elif len(allowed.shape) > 0:
         mask = (at < C) & wide(allowed, at)
     else:
         mask = at < tl.where(allowed, C, 0)
-    return tl.load(pointer, mask=mask, other=other, eviction_policy=POLICY).to(tl.float32)
+    return widened(tl.load(pointer, mask=mask, other=other, eviction_policy=POLICY))
+
+
+@triton.jit
+def there(at, C, FULL: tl.constexpr):
+    """Whether a row has the classes `at`; known when compiled for the first FULL."""
+    return (at < FULL) | (at < C)
 
 
 @triton.jit
@@ -102,6 +133,7 @@ def load_realigned(pointer, first, at, vectors, C, allowed, other, POLICY: tl.co
     than that of the logits: each vector is put together from the two that it lies in, which are read whole. pointer is
     a multiple of 16 bytes."""
     ELEMENT: tl.constexpr = pointer.dtype.element_ty
+    BFLOAT16: tl.constexpr = pointer.dtype.element_ty == tl.bfloat16
     WIDTH: tl.constexpr = at.shape[2]
     LANES: tl.constexpr = at.shape[ROW_AXIS]
     VECTORS: tl.constexpr = at.shape[1 - ROW_AXIS]
@@ -131,9 +163,12 @@ def load_realigned(pointer, first, at, vectors, C, allowed, other, POLICY: tl.co
         bits = shift % 2 * 16
         w0, w1, w2, w3 = later(w0, w1, bits), later(w1, w2, bits), later(w2, w3, bits), later(w3, w4, bits)
     value = tl.join(tl.join(w0, w2), tl.join(w1, w3))
-    if HALVES:
+    if BFLOAT16:
+        value = tl.join(value << 16, value & 0xFFFF0000)  # as float32
+    elif HALVES:
         value = tl.join(value & 0xFFFF, value >> 16).to(tl.uint16)
-    value = value.reshape(at.shape[0], at.shape[1], WIDTH).to(ELEMENT, bitcast=True).to(tl.float32)
+    value = value.reshape(at.shape[0], at.shape[1], WIDTH)
+    value = value.to(tl.float32 if BFLOAT16 else ELEMENT, bitcast=True).to(tl.float32)
     return tl.where(inside(at, C), value, other)
 
 

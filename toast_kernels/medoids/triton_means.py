@@ -54,7 +54,7 @@ def add_features(
                 whole = tl.min((tl.abs(f) < INF).to(tl.int32), 1)
                 tl.store(x.alive + position, whole.to(tl.int8), (position < end) & (whole == 0))
             else:
-                first, second = load_norms(x, position, METRIC)
+                first, second = load_norms(x, tl.minimum(position, end - 1), METRIC)
                 f, g = features(load_tile(x, row, column, inside, ALIGN), first, second, METRIC)
                 inside &= (tl.load(x.alive + position, position < end, other=0) != 0)[:, None]
                 sum_f += tl.where(inside, f, 0.0)
@@ -124,7 +124,7 @@ def deviations(
         for start_row in range(begin, end, ROWS):
             position = start_row + tl.arange(0, ROWS)
             row = tl.load(x.order + position, position < end, other=0)
-            first, second = load_norms(x, position, METRIC)
+            first, second = load_norms(x, tl.minimum(position, end - 1), METRIC)
             dot = tl.zeros((ROWS,), tl.float64)
             ff = tl.zeros((ROWS,), tl.float64)
             gg = tl.zeros((ROWS,), tl.float64)

@@ -29,7 +29,7 @@ FAULTS = {
         ("ignored rows count", "kept = active & (y != ignore_index)", "kept = active", DENSE),
         (
             "labels beyond the last class are taken",
-            "bad = kept & ((y < 0) | (y >= C))",
+            "bad = kept & (y.to(tl.uint64) >= C)",
             "bad = kept & (y < 0)",
             OUT_OF_RANGE,
         ),
@@ -145,6 +145,12 @@ FAULTS = {
             "labels lack their mass",
             "value -= tl.where(at == target.a.y, target.a.hard, 0.0)",
             "value -= tl.where(at == target.b.y, target.b.hard, 0.0)",
+            BLOCKS,
+        ),
+        (
+            "labels lack their mass in all but the first segment of a tile",
+            "segment == along(SEGMENTS) * WIDTH",
+            "segment == along(SEGMENTS) * 0",
             DENSE,
         ),
         (
@@ -229,6 +235,12 @@ FAULTS = {
             "high = tl.load(words + place, mask=place < end",
             ANYWHERE,
         ),
+        (
+            "the halves of a realigned word change places",
+            "tl.join(value << 16, value & 0xFFFF0000)",
+            "tl.join(value & 0xFFFF0000, value << 16)",
+            ANYWHERE,
+        ),
         ("a realigned row begins at a whole word", "bits = shift % 2 * 16", "bits = shift * 0", ANYWHERE),
         (
             "the last vector of a realigned row is not read",
@@ -287,14 +299,14 @@ FAULTS = {
     "toast_kernels/blended_kl/triton_kernels.py": [
         (
             "ignored rows keep a gradient",
-            "g = tl.where(wide(target.used | target.bad, at), g, 0.0)",
-            "g = tl.where(wide(target.used | ~target.used, at), g, 0.0)",
+            "tl.store(place, tl.zeros_like(g), mask=mine & wide(active & ~counts, at))",
+            "tl.store(place, g, mask=mine & wide(active & ~counts, at))",
             ROWS + "test_a_nan_logit_poisons_its_row_only[triton-None-first-3-float32]",
         ),
         (
             "skipped rows are not written",
-            "tl.zeros([READ_AGAIN], tl.float32) + loss, mask=at < C)",
-            "tl.zeros([READ_AGAIN], tl.float32) + loss, mask=at < 0)",
+            "tl.zeros([BLOCK], tl.float32) + loss, mask=there(at, C, FULL))",
+            "tl.zeros([BLOCK], tl.float32) + loss, mask=at < 0)",
             ROWS + "test_every_output_is_written_for_every_row[triton-mean-narrow]",
         ),
         (
@@ -322,6 +334,12 @@ FAULTS = {
             "full = num_classes // (size // 4) * (size // 4)",
             "full = (num_classes // (size // 4) + 1) * (size // 4)",
             WIDTHS + "[row-float32-255]",
+        ),
+        (
+            "a segment that rows lack some of is taken for whole",
+            "whole = num_classes // width * width",
+            "whole = (num_classes // width + 1) * width",
+            WIDTHS + "[rows-float32-255]",
         ),
         (
             "every row is taken for aligned",

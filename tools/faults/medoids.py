@@ -42,7 +42,7 @@ FAULTS = {
             "packed rows are not reckoned",
             "(x.element_size() + 4) + 256",
             "x.element_size() + 256",
-            "tests/medoids/test_medoids_triton.py::test_a_chunk_needs_no_more_than_it_is_reckoned_to[1-torch.bfloat16-cityblock]",
+            "tests/medoids/test_medoids_triton_memory.py::test_a_chunk_needs_no_more_than_it_is_reckoned_to[1-torch.bfloat16-cityblock]",
         ),
         (
             "a memory-mapped pool is copied",

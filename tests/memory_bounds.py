@@ -4,7 +4,8 @@ from contextlib import contextmanager
 from unittest.mock import patch
 
 import numpy as np
-from triton.runtime.interpreter import InterpreterBuilder
+import torch
+from triton.runtime.interpreter import GridExecutor, InterpreterBuilder
 
 
 @contextmanager
@@ -24,13 +25,13 @@ def only_within(tensors):
 
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
 
-    def checked_load(self, pointers, mask, *others):
+    def checked_load(self, pointers, mask, *others, **keywords):
         check(pointers, mask)
-        return load(self, pointers, mask, *others)
+        return load(self, pointers, mask, *others, **keywords)
 
-    def checked_store(self, pointers, value, mask, *others):
+    def checked_store(self, pointers, value, mask, *others, **keywords):
         check(pointers, mask)
-        return store(self, pointers, value, mask, *others)
+        return store(self, pointers, value, mask, *others, **keywords)
 
     with (
         patch.object(InterpreterBuilder, "create_masked_load", checked_load),
@@ -46,3 +47,25 @@ def spans_of(tensor):
     size = tensor.element_size()
     starts = tensor.data_ptr() + size * tensor.stride(0) * np.arange(len(tensor), dtype=np.int64)
     return starts, starts + size * tensor.shape[1]
+
+
+@contextmanager
+def within_arguments():
+    """Each kernel only_within the tensors that its launch gives it."""
+    launch = GridExecutor.__call__
+
+    def checked_launch(self, *arguments, **keywords):
+        with only_within(list(tensors_in([*arguments, *keywords.values()]))):
+            return launch(self, *arguments, **keywords)
+
+    with patch.object(GridExecutor, "__call__", checked_launch):
+        yield
+
+
+def tensors_in(values):
+    for value in values:
+        value = getattr(value, "base", value) if hasattr(value, "block_shape") else value  # of a tensor descriptor
+        if isinstance(value, torch.Tensor):
+            yield value
+        elif isinstance(value, tuple):
+            yield from tensors_in(value)
