@@ -243,10 +243,12 @@ class Kernel {
     with_shape(r, [&](auto tables, auto power) {
       const ChunkGradient<Real, tables, power> second(c, scratch.kept_at(begin), coef_p, coef_e, Real(upstream));
       second.write(to);
-      Real* const listed = scratch.listed - begin;
-      r.each_listed(begin, begin + c.n, [&](std::int64_t j, double mass) { listed[j] += Real(upstream * mass); });
+      Real* const listed = scratch.listed;
+      r.each_listed(begin, begin + c.n,
+                    [&](std::int64_t j, double mass) { listed[j - begin] += Real(upstream * mass); });
       r.each_listed(begin, begin + c.n, [&](std::int64_t j, double) {
-        if (listed[j] != 0) to.store_one(second.of(j - begin) - std::exchange(listed[j], Real(0)), j - begin);
+        Real& here = listed[j - begin];
+        if (here != 0) to.store_one(second.of(j - begin) - std::exchange(here, Real(0)), j - begin);
       });
     });
     if (non_temporal_) copy_non_temporal(scratch.gradient, bytes, out);
@@ -257,31 +259,37 @@ class Kernel {
   // Parallel over rows.
   void rows_to_threads(std::vector<Scratch<Real>>& scratch, double* losses) const {
     const int threads = int(scratch.size());
-    // Where a thread's next rows are not those after its last, what was prefetched of them and a maximum are lost.
-    const std::int64_t grain = std::max({std::int64_t(1), kGrain / (p_.classes + kRow), p_.rows / (16 * threads)});
+    // A thread takes runs of rows. What it prefetches of those after a run is lost, if they go to another thread.
+    const std::int64_t run = threads == 1
+                                 ? std::max(std::int64_t(1), p_.rows)
+                                 : std::max({std::int64_t(1), kGrain / (p_.classes + kRow), p_.rows / (16 * threads)});
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      const FlushDenormals<Real> flush;
       Scratch<Real>& own = scratch[thread_number()];
-      std::int64_t next = -1;
-      Real next_max = 0;
       Statistics again;
-#pragma omp for schedule(dynamic, grain)
-      for (std::int64_t i = 0; i < p_.rows; ++i) {
-        Row<Real> r = rows_.row(i);
-        Real largest = i == next ? next_max : max(i, 0);
-        for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
-          statistics(r, k * kChunk, largest, own, own.by_chunk[k]);
-          if (k + 1 < chunks_) largest = max(i, (k + 1) * kChunk);
-        }
-        // While the row's sums and quotients are on their way the next row's maximum is found.
-        if (i + 1 < p_.rows) next_max = max(next = i + 1, 0);
-        Statistics merged;
-        const Statistics& s = final_total(r, own.by_chunk.data(), merged, own);
-        losses[i] = loss(r, s, own);
-        if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), s);
-        for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
-          if (!own.whole_row && r.used) statistics(r, k * kChunk, Real(own.by_chunk[k].max), own, again);
-          gradient(r, k * kChunk, own.by_chunk[k], s, own);
+#pragma omp for schedule(dynamic, 1)
+      for (std::int64_t first = 0; first < p_.rows; first += run) {
+        const std::int64_t end = std::min(first + run, p_.rows);
+        Real next_max = max(first, 0);
+        for (std::int64_t i = first; i < end; ++i) {
+          Row<Real> r = rows_.row(i);
+          Real largest = next_max;
+          for (std::int64_t k = 0; needs_statistics(r) && k < chunks_; ++k) {
+            statistics(r, k * kChunk, largest, own, own.by_chunk[k]);
+            if (k + 1 < chunks_) largest = max(i, (k + 1) * kChunk);
+          }
+          // While the row's sums and quotients are on their way the next row's maximum is found. (Not beyond the run:
+          // another thread may write its gradient over those logits.)
+          if (i + 1 < end) next_max = max(i + 1, 0);
+          Statistics merged;
+          const Statistics& s = final_total(r, own.by_chunk.data(), merged, own);
+          losses[i] = loss(r, s, own);
+          if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), s);
+          for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
+            if (!own.whole_row && r.used) statistics(r, k * kChunk, Real(own.by_chunk[k].max), own, again);
+            gradient(r, k * kChunk, own.by_chunk[k], s, own);
+          }
         }
       }
       if (non_temporal_) non_temporal_fence();
@@ -296,6 +304,7 @@ class Kernel {
     for (std::int64_t i = 0; i < p_.rows; ++i) rows[i] = rows_.row(i);
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
+      const FlushDenormals<Real> flush;
       Scratch<Real>& own = scratch[thread_number()];
       Statistics again;
 #pragma omp for schedule(static)

@@ -129,6 +129,7 @@ class Rows {
       const std::int64_t y = labels(which)[i];
       if (y == p_.ignore_index) continue;
       const double share = share_of(i, which);
+      if (share == 0) continue;  // whose weight may be infinite
       const bool blended = p_.soft.values != nullptr && (p_.soft.filled == nullptr || p_.soft.filled[y]);
       const double alpha = blended ? p_.alpha : 0;
       const int k = r.labels++;
@@ -275,7 +276,7 @@ class Rows {
     for (std::int64_t i = 0; i < p_.rows; ++i) {
       if (p_.target == nullptr) class_rows_ += 1;
       for (int which = 0; which < 2 && labels(which) != nullptr; ++which)
-        if (const std::int64_t y = labels(which)[i]; y != p_.ignore_index)
+        if (const std::int64_t y = labels(which)[i]; y != p_.ignore_index && share_of(i, which) != 0)
           class_rows_ += share_of(i, which) * weight_of(y);
       past_rows += has_past(i);
     }

@@ -63,13 +63,14 @@ inline Vec<float> widen(__m256i bits, bfloat16) {
   return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
 }
 inline Vec<float> widen(__m256i bits, float16) { return {_mm512_cvtph_ps(bits)}; }
-// A NaN is cut off: it is a quiet one, or a bfloat16's, and so stays a NaN.
+// A NaN has all bits set afterwards.
 inline __m256i rounded(Vec<float> v, bfloat16) {
-  const __m512i bits = _mm512_castps_si512(v.v);
+  const __m512i bits = _mm512_castps_si512(v.v), nan = _mm512_set1_epi32(-1);
   const __mmask16 number = _mm512_cmp_ps_mask(v.v, v.v, _CMP_ORD_Q);
-  const __mmask16 odd = _mm512_mask_test_epi32_mask(number, bits, _mm512_set1_epi32(0x10000));
-  const __m512i half = _mm512_mask_add_epi32(bits, number, bits, _mm512_set1_epi32(0x7fff));
-  return _mm512_cvtepi32_epi16(_mm512_srli_epi32(_mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1)), 16));
+  const __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(0x10000));
+  const __m512i half = _mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff));
+  const __m512i sum = _mm512_mask_add_epi32(half, odd, half, _mm512_set1_epi32(1));
+  return _mm512_cvtepi32_epi16(_mm512_mask_srli_epi32(nan, number, sum, 16));
 }
 inline __m256i rounded(Vec<float> v, float16) {
   return _mm512_cvtps_ph(v.v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
@@ -86,10 +87,10 @@ inline Vec<float> widen(__m256i bits, float16) {
 }
 inline __m256i rounded(Vec<float> v, bfloat16) {
   const auto half = [](__m256 x) {
-    const __m256i bits = _mm256_castps_si256(x), number = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_ORD_Q));
+    const __m256i bits = _mm256_castps_si256(x), nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i more = _mm256_and_si256(number, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    return _mm256_srli_epi32(_mm256_add_epi32(bits, more), 16);
+    const __m256i sum = _mm256_add_epi32(bits, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
+    return _mm256_srli_epi32(_mm256_or_si256(sum, nan), 16);
   };
   return _mm256_permute4x64_epi64(_mm256_packus_epi32(half(v.lo), half(v.hi)), 0xd8);
 }

@@ -10,6 +10,10 @@
 #include "medoids.h"
 #include "softmax_statistics.h"
 
+#if defined(TOAST_HAS_avx2)
+#include <cpuid.h>
+#endif
+
 // Declares NAME(arguments) in the namespace of each instruction set that was built.
 #if defined(TOAST_HAS_avx2)
 #define TOAST_FOR_EACH_ISA(declaration) \
@@ -59,11 +63,19 @@ std::int64_t class_medoids_cpu(const ClassMedoids& problem) { TOAST_CALL_BEST(cl
 
 namespace {
 
+#if defined(TOAST_HAS_avx2)
+// GCC before 11 and Clang before 18 do not know "f16c" as an argument of __builtin_cpu_supports.
+bool supports_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) != 0 && (c & bit_F16C) != 0;
+}
+#endif
+
 std::vector<Isa> available() {
   std::vector<Isa> isas{Isa::generic};
 #if defined(TOAST_HAS_avx2)
   __builtin_cpu_init();
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   if (avx2) isas.push_back(Isa::avx2);
   if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))

@@ -52,14 +52,15 @@ Kernel kernel_for(DType dtype, const Plan& plan) {
   return kernel;
 }
 
-// How many clusters run at a time on the current GPU; found once for all plans that are alike.
+// How many clusters run at a time on the current GPU, 0 where it has no room for one; found once for all plans that are
+// alike.
 int most_clusters(DType dtype, const Plan& plan) {
   static std::mutex mutex;
   static std::map<std::tuple<int, DType, RowKind, int, int>, int> found;
   const auto alike = std::make_tuple(current_device(), dtype, plan.kind, plan.threads, plan.cluster);
   const std::lock_guard<std::mutex> lock(mutex);
   if (const auto known = found.find(alike); known != found.end()) return known->second;
-  return found[alike] = std::max(Grid(1, plan.cluster, plan.threads, nullptr).at_once(kernel_for(dtype, plan)), 1);
+  return found[alike] = Grid(1, plan.cluster, plan.threads, nullptr).at_once(kernel_for(dtype, plan));
 }
 
 }  // namespace
@@ -67,9 +68,14 @@ int most_clusters(DType dtype, const Plan& plan) {
 std::int64_t workspace_size(std::int64_t rows) { return rows + 2 * kMostSumBlocks; }
 
 void blended_kl_cuda(const BlendedKL& p, double* workspace, cudaStream_t stream) {
-  const Limits limits{attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster};
-  const Plan plan = toast::plan(row_kind(p), p.dtype, p.classes, limits);
-  blended_kl_cuda(p, plan, most_clusters(p.dtype, plan), workspace, stream);
+  Limits limits{attribute(cudaDevAttrMaxRegistersPerBlock), kMostCluster};
+  Plan plan;
+  int clusters;
+  do {  // a part of a GPU (MIG) and a small one have no room for the largest clusters
+    plan = toast::plan(row_kind(p), p.dtype, p.classes, limits);
+    clusters = most_clusters(p.dtype, plan);
+  } while (clusters == 0 && (limits.cluster /= 2) > 0);
+  blended_kl_cuda(p, plan, std::max(clusters, 1), workspace, stream);
 }
 
 void blended_kl_cuda(const BlendedKL& p, const Plan& plan, int clusters, double* workspace, cudaStream_t stream) {

@@ -40,12 +40,14 @@ class Grid {
     check(cudaLaunchKernelEx(&config_, kernel, Parameters(arguments)...));
   }
 
-  // How many such clusters run at a time.
+  // How many such clusters run at a time; 0 where the GPU has none as large.
   template <class Kernel>
   int at_once(Kernel* kernel) const {
     int count = 0;
     if (config_.numAttrs != 0) {
-      check(cudaOccupancyMaxActiveClusters(&count, kernel, &config_));
+      const cudaError_t error = cudaOccupancyMaxActiveClusters(&count, kernel, &config_);
+      if (error == cudaErrorInvalidClusterSize) return cudaGetLastError(), 0;  // which forgets it
+      check(error);
       return count;
     }
     check(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&count, kernel, int(config_.blockDim.x), 0));

@@ -258,6 +258,18 @@ def test_a_nan_of_any_bits_stays_a_nan_when_the_gradient_is_rounded(kernel):
     assert gradient[0].isfinite().all()
 
 
+@pytest.mark.parametrize(("flushed", "size"), [(False, 1 << 20), (True, 100)])
+def test_other_code_keeps_its_denormals_or_does_not(flushed, size):
+    """On all of the threads that torch shares with the kernel; torch's own setting is this thread's alone."""
+    small = torch.full((size,), 1e-30)
+    try:
+        torch.set_flush_denormal(flushed)
+        toast_loss(normal(4096, 100, seed=1).float(), torch.arange(4096) % 100, backend="cpu")
+        assert ((small * 1e-10 == 0) == flushed).all()
+    finally:
+        torch.set_flush_denormal(False)
+
+
 def test_a_past_at_a_tiny_temperature():
     logits = torch.tensor([[0.0, 1.0, 2.0, -3.0]])
     keywords = {"past": torch.tensor([[0.0, 2.0, 2.5, 1.0]]), "temperature": 5e-14}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from blended_kl_cases import toast_loss as toast_loss_on
 from torch.autograd import forward_ad
 
 from toast_kernels import SoftTargets, ToastLoss, toast_loss
@@ -20,6 +21,17 @@ def test_a_class_weight_that_is_not_finite_is_taken_as_cross_entropy_takes_it(ba
     expected = F.cross_entropy(LOGITS, TARGET, weight, reduction=reduction)
     loss = toast_loss(LOGITS, TARGET, weight, reduction=reduction, backend=backend)
     torch.testing.assert_close(loss, expected, equal_nan=True)
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("nan")], ids=str)
+@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
+def test_the_weight_of_a_label_that_has_no_share_does_not_count(kernel, bad, reduction):
+    weight = torch.tensor([bad, 1.0, 2.0, 0.5, 1.0])
+    target, other = 1 + torch.arange(6) % 4, torch.zeros(6, dtype=torch.int64)
+    expected = F.cross_entropy(LOGITS, target, weight, reduction=reduction)
+    for pair in ((target, other, 1.0), (other, target, torch.zeros(6))):
+        loss = toast_loss_on(LOGITS, pair, weight, reduction=reduction, backend=kernel)
+        torch.testing.assert_close(loss, expected)
 
 
 def test_tiny_class_weights_do_not_crash():

@@ -55,6 +55,54 @@ void test_out_of_range() {
   CHECK(refused == expected && expected > 100);
 }
 
+// Where the processor is slow with denormals, a float of the kernel that would be one is 0; those of its caller are
+// kept.
+void test_denormals() {
+  constexpr int64_t classes = 100;
+  std::vector<float> past(classes), upstream{1.0f / 1024};
+  past[0] = 1;
+  const float entropy = 0;
+  const int64_t zero = 0;
+  int denormals = 0;
+  for (double temperature : {1.0, 2.0, 3.0, 4.0, 2.5})
+    for (double past_weight : {0.0, 1.0})
+      for (double lead = 70; lead < 95 * temperature; lead += 1.5) {
+        check::current_case = "T = " + std::to_string(temperature) + ", past " + std::to_string(past_weight) +
+                              ", a logit by " + std::to_string(lead) + " above";
+        std::vector<float> logits(classes), gradient(classes);
+        logits[0] = float(lead);
+        float loss;
+        BlendedKL p{};
+        p.dtype = DType::float32;
+        p.logits = logits.data();
+        p.rows = 1;
+        p.classes = p.stride = classes;
+        p.target = p.past_index = &zero;
+        p.past.values = past.data();
+        p.past.rows = 1;
+        p.past.stride = p.past.width = classes;
+        p.past.entropy = &entropy;
+        p.past_weight = past_weight;
+        p.temperature = temperature;
+        p.upstream = upstream.data();
+        p.loss = &loss;
+        p.gradient = gradient.data();
+        toast::blended_kl_cpu(p);
+        const double wanted =
+            (std::exp(-lead) + past_weight * temperature * std::exp(-lead / temperature)) * double(upstream[0]);
+        denormals += wanted < 0x1p-126;
+        for (int64_t j = 1; j < classes; ++j) {
+          CHECK(close(gradient[j], wanted, 0x1p-126 + 1e-5 * wanted));
+#if defined(__SSE2__)
+          CHECK(gradient[j] == 0 || gradient[j] >= 0x1p-126f);
+#endif
+        }
+        volatile float small = 0x1p-100f;
+        CHECK(small * 0x1p-40f > 0);
+      }
+  CHECK(denormals > 50);
+}
+
 }  // namespace
 
 int main() {
@@ -75,5 +123,6 @@ int main() {
     test(dtype, 0, 5);
   }
   test_out_of_range();
+  test_denormals();
   return check::finish(problems);
 }

@@ -2,6 +2,7 @@
 // read, in many orders of the threads.
 #include "blended_kl_compare.h"
 #include "cuda/blended_kl.h"
+#include "cuda/launch.cuh"
 
 namespace {
 
@@ -213,6 +214,41 @@ void test_plans() {
   cuda_on_cpu::device = before;
 }
 
+void empty_kernel() {}
+
+// On a GPU that has room for no cluster as large as the first plan's, a smaller one; on any, never one that is too
+// large. What fits in the one multiprocessor of a graphics processing cluster: `room` threads.
+void test_small_gpus() {
+  const cuda_on_cpu::Device before = cuda_on_cpu::device;
+  int smaller = 0;
+  for (int room : {64, 128, 256})
+    for (unsigned seed = 0; seed < 9; ++seed) {
+      cuda_on_cpu::device.number = 100 + room;
+      cuda_on_cpu::device.registers_per_block = 4096;
+      cuda_on_cpu::device.multiprocessors = 4;
+      cuda_on_cpu::device.multiprocessors_per_gpc = 1;
+      cuda_on_cpu::device.threads_per_multiprocessor = room;
+      Problem problem = make_problem(seed, kDTypes[seed % 3], 1, 5001, true);
+      check::current_case = problem.name + ", room for " + std::to_string(room) + " threads";
+      problem.p.reduction = Reduction::none;  // the rows' kernel is the last to run
+      problem.make_outputs();
+      const Plan wanted = toast::plan(toast::row_kind(problem.p), problem.p.dtype, 5001, {4096, toast::kMostCluster});
+      Guarded<double> workspace(toast::workspace_size(1));
+      toast::blended_kl_cuda(problem.p, workspace.data(), nullptr);
+      compare(problem);
+      const int used = int(gridDim.x * blockDim.x);
+      CHECK(used <= room);
+      if (wanted.cluster * wanted.threads <= room) continue;
+      CHECK(2 * used >= room);
+      ++smaller;
+    }
+  CHECK(smaller > 8);
+  // Without a kernel's consent to more than 8 blocks CUDA calls 16 invalid: there is no room, and no error is left
+  // over.
+  CHECK(toast::Grid(1, 16, 32, nullptr).at_once(empty_kernel) == 0 && cudaGetLastError() == cudaSuccess);
+  cuda_on_cpu::device = before;
+}
+
 void test_scale() {
   for (DType dtype : kDTypes)
     for (int64_t size : {0, 1, 7, 8, 1000, 5003})
@@ -250,6 +286,7 @@ int main() {
   test_out_of_range();
   test_settings_on_the_device();
   test_plans();
+  test_small_gpus();
   test_scale();
   return check::finish(problems);
 }

@@ -1,5 +1,7 @@
 // pool_rows and carry_rows against a plain selection, in guarded memory, with 1 and 3 threads.
 #include <array>
+#include <cstring>
+#include <iterator>
 #include <vector>
 
 #include "check.h"
@@ -90,6 +92,25 @@ void test_pool(unsigned seed, DType dtype, DType pool_dtype, int64_t rows, int64
         CHECK(pool.get(r * classes + j) == expected.get(j));
       }
     }
+  }
+}
+
+// Every NaN stays one, a signalling one too whose set bits all are cut off.
+void test_nan() {
+  check::current_case = "pool of NaN";
+  constexpr int64_t classes = 37;
+  constexpr std::uint32_t nans[] = {0x7f800001, 0xff800001, 0x7f80ffff, 0x7fffffff, 0xffffffff, 0x7fc00000};
+  Guarded<float> logits(classes);
+  for (int64_t j = 0; j < classes; ++j) std::memcpy(&logits[j], &nans[j % std::size(nans)], sizeof(float));
+  for (DType pool_dtype : kDTypes) {
+    Elements pool(pool_dtype, classes);
+    for (int64_t j = 0; j < classes; ++j) pool.set(j, 1);
+    Guarded<int64_t> label(1), pool_label(1), position(1), counts(2);
+    label[0] = counts[0] = counts[1] = 0;
+    CHECK(toast::pool_rows_cpu({DType::float32, logits.data(), 1, classes, classes, label.data(), nullptr, classes,
+                                kIgnore, pool_dtype, pool.data(), pool_label.data(), position.data(), 1, counts.data(),
+                                1}) == -1);
+    for (int64_t j = 0; j < classes; ++j) CHECK(std::isnan(pool.get(j)));
   }
 }
 
@@ -196,5 +217,6 @@ int main() {
         test_carry(cases++, dtype, new_rows, others, slots, classes);
     test_carry(cases++, dtype, 64, 32, 32, 6000);
   }
+  test_nan();
   return check::finish(cases);
 }

@@ -1,8 +1,28 @@
-// Class medoids against brute force, with 1, 2 and 3 threads.
+// Class medoids against brute force, with 1, 2 and 3 threads, and without enough memory.
 #include <array>
+#include <atomic>
+#include <cstddef>
+#include <cstdlib>
+#include <new>
 
 #include "check.h"
 #include "medoids_truth.h"
+
+// The allocations up to the one that fails; of a negative number none does.
+static std::atomic<std::int64_t> before_failure{-1};
+
+static void* allocate(std::size_t size, std::size_t alignment) {
+  if (before_failure >= 0 && before_failure-- == 0) throw std::bad_alloc();
+  void* const memory = std::aligned_alloc(alignment, (size + alignment) / alignment * alignment);
+  if (memory == nullptr) throw std::bad_alloc();
+  return memory;
+}
+void* operator new(std::size_t size) { return allocate(size, alignof(std::max_align_t)); }
+void* operator new(std::size_t size, std::align_val_t alignment) { return allocate(size, std::size_t(alignment)); }
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::size_t, std::align_val_t) noexcept { std::free(memory); }
 
 namespace {
 
@@ -128,6 +148,34 @@ void test_wrong_label() {
   CHECK(medoids[0] == -1 && medoids[1] == -1);  // as they were
 }
 
+// Whichever allocation fails, of a thread's own too: std::bad_alloc, and the next call finds what it should.
+void test_out_of_memory(Metric metric, int64_t rows, int64_t width, int64_t classes) {
+  Random random(problems++);
+  check::current_case = case_name(DType::float32, metric, rows, width) + ", out of memory";
+  const Data data = make_data(random, DType::float32, rows, width, Cloud::far_grid);  // many ties for exact costs
+  Guarded<int64_t> labels(rows), wanted(classes), medoids(classes);
+  for (int64_t i = 0; i < rows; ++i) labels[i] = i % classes;
+  const auto call = [&](int threads, Guarded<int64_t>& out) {
+    toast::class_medoids_cpu(
+        {data.matrix, {labels.data(), true, 1, nullptr, 0, -100, classes}, metric, out.data(), threads});
+  };
+  call(1, wanted);
+  bool failed = true;
+  for (int64_t before = 0; failed; ++before) {
+    bool thrown = false;
+    before_failure = before;
+    try {
+      call(3, medoids);
+    } catch (const std::bad_alloc&) {
+      thrown = true;
+    }
+    failed = before_failure < 0;
+    before_failure = -1;
+    CHECK(thrown == failed && medoids.intact());
+  }
+  for (int64_t k = 0; k < classes; ++k) CHECK(medoids[k] == wanted[k]);
+}
+
 }  // namespace
 
 int main() {
@@ -162,5 +210,9 @@ int main() {
   for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::jeffreys})
     test(DType::float32, metric, 500, 1021, 1, Cloud::normal);
   test_wrong_label();
+  for (Metric metric : kMetrics) {
+    test_out_of_memory(metric, 700, 3, 3);  // classes side by side, and one that is worth all threads
+    test_out_of_memory(metric, metric == Metric::euclidean ? 300 : 30000, metric == Metric::euclidean ? 900 : 9, 1);
+  }
   return check::finish(problems);
 }

@@ -12,6 +12,8 @@ from pathlib import Path
 import pybind11
 import pytest
 
+from toast_kernels import backends
+
 ROOT = Path(__file__).resolve().parents[2]
 USE_IT = """
 import torch
@@ -139,6 +141,29 @@ def test_a_compiler_that_fails_is_an_error(source):
     run = python(source, "setup.py", "build_ext", CXX=shutil.which("false"))
     assert run.returncode != 0
     assert "not able to compile a simple test program" in run.stderr
+
+
+def test_a_warning_is_no_error_where_the_package_is_installed():
+    """Newer compilers warn of more; the project's own builds ask for errors by NVCC_APPEND_FLAGS."""
+    files = [ROOT / "CMakeLists.txt", *ROOT.glob("csrc/**/*.cmake")]
+    assert len(files) > 1
+    assert not any("Werror" in file.read_text() for file in files)
+
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@pytest.mark.skipif(not CPUINFO.exists() or not backends._C, reason="needs Linux and the C++ kernels")
+@pytest.mark.skipif("TOAST_CPU_ISA" in os.environ, reason="TOAST_CPU_ISA is set")
+def test_the_best_instruction_set_of_this_processor_is_used():
+    flags = set(CPUINFO.read_text().split())
+    sets = {"avx2": {"avx2", "fma", "f16c"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}
+    best = "generic"
+    for name, needed in sets.items():
+        if not needed <= flags:
+            break
+        best = name
+    assert backends._C.cpu_isa() == best
 
 
 @pytest.mark.parametrize("variable", ["TOAST_CPU", "TOAST_CUDA"])

@@ -9,6 +9,9 @@ FORMULA = "tests/blended_kl/test_blended_kl_formula.py::"
 BY_HAND = FORMULA + "test_loss_and_gradient_by_hand"
 AUTOGRAD = "tests/blended_kl/test_blended_kl_autograd.py::"
 CROSS_ENTROPY = "tests/blended_kl/test_blended_kl_cross_entropy.py::"
+NO_SHARE = (
+    "tests/blended_kl/test_blended_kl_hostile_input.py::test_the_weight_of_a_label_that_has_no_share_does_not_count"
+)
 
 FAULTS = {
     "csrc/cpu/blended_kl_chunk.h": [
@@ -130,23 +133,23 @@ FAULTS = {
         ("the past's entropy is forgotten", "- double(r.scale[kPast]) * t * r.past_entropy", "", BY_HAND),
         (
             "the gradient lacks its hard label",
-            "listed[j] += Real(upstream * mass);",
-            "listed[j] += Real(0);",
+            "listed[j - begin] += Real(upstream * mass);",
+            "listed[j - begin] += Real(0);",
             CROSS_ENTROPY + "test_value_and_gradient",
         ),
         (
             "a label that is listed too loses one of its masses",
-            "listed[j] += Real(upstream * mass);",
-            "listed[j] = Real(upstream * mass);",
+            "listed[j - begin] += Real(upstream * mass);",
+            "listed[j - begin] = Real(upstream * mass);",
             CPP,
         ),
-        ("listed mass is left for the next row", "std::exchange(listed[j], Real(0))", "listed[j]", CPP),
+        ("listed mass is left for the next row", "std::exchange(here, Real(0))", "here", CPP),
         ("0 * -inf is NaN", "if (dot != dot) dot = guarded_dot(r, s.max, scratch);", "", CPP),
         ("0 * -inf is NaN in the guarded sum", "fma_nonzero(t.load", "fma(t.load", CPP),
         (
             "a row's maximum is taken from the row before",
-            "largest = i == next ? next_max : max(i, 0);",
-            "largest = next >= 0 ? next_max : max(i, 0);",
+            "next_max = max(i + 1, 0);",
+            "next_max = max(i, 0);",
             CPP,
         ),
         (
@@ -188,6 +191,18 @@ FAULTS = {
         ),
     ],
     "csrc/cpu/blended_kl_rows.h": [
+        (
+            "a label without a share has a share of an infinite weight",
+            "if (share == 0) continue;  // whose weight may be infinite",
+            "",
+            NO_SHARE + "[cpu-sum-inf]",
+        ),
+        (
+            "the mean is divided by the weight of a label without a share",
+            " && share_of(i, which) != 0)\n          class_rows_",
+            ")\n          class_rows_",
+            NO_SHARE + "[cpu-mean-inf]",
+        ),
         (
             "masked classes are not looked for",
             "if (masked == 0) return false;",

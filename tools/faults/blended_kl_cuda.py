@@ -168,6 +168,23 @@ FAULTS = {
             RUN,
         ),
     ],
+    "csrc/cuda/blended_kl.cu": [
+        (
+            "clusters that the GPU has no room for are launched",
+            "while (clusters == 0 && (limits.cluster /= 2) > 0);",
+            "while (false);",
+            RUN,
+        ),
+    ],
+    "csrc/cuda/launch.cuh": [
+        (
+            "no room for a cluster is an error",
+            "if (error == cudaErrorInvalidClusterSize) return cudaGetLastError(), 0;  // which forgets it",
+            "",
+            RUN,
+        ),
+        ("a size of cluster that is refused is an error later", "return cudaGetLastError(), 0;", "return 0;", RUN),
+    ],
     "csrc/cuda/plan.cpp": [
         (
             "tables are held that do not lie as the logits do",

@@ -51,6 +51,10 @@ FAULTS = {
             CHUNKS + "test_a_memory_mapped_pool_is_not_copied[sqeuclidean-chunks-torch.from_file]",
         ),
     ],
+    "csrc/cpu/parallel.h": [
+        ("what a thread throws ends the process", "catch (...)", "catch (const std::exception_ptr&)", CPP),
+        ("what a thread throws is lost", "if (failure) std::rethrow_exception(failure);", "", CPP),
+    ],
     "csrc/cpu/medoids/medoids.cpp": [
         ("non-finite rows stay in the pool", "all_finite(x, i);", "true;", MEDOIDS + "test_left_out_rows"),
         (

@@ -125,8 +125,7 @@ class Columns {
 inline void costs_by_columns(const ClassRows& c, bool exactly, double* cost, double* bound, int threads) {
   const int64_t width = c.x.width, groups = std::max<int64_t>(1, std::min<int64_t>(16, width / 8));
   std::vector<double> costs(groups * c.n), bounds(groups), spreads(groups);
-#pragma omp parallel for num_threads(threads) schedule(dynamic, 1) if (threads > 1)
-  for (int64_t group = 0; group < groups; ++group) {
+  parallel_for(groups, threads, [&](int64_t group) {
     Columns columns(c.n, costs.data() + group * c.n);
     std::vector<double> some(8 * c.n);  // 8 columns at a time: a row's cache line is read once for all of them
     const int64_t end = width * (group + 1) / groups;
@@ -142,7 +141,7 @@ inline void costs_by_columns(const ClassRows& c, bool exactly, double* cost, dou
     }
     bounds[group] = columns.bound();
     spreads[group] = columns.spread();
-  }
+  });
   double open = 0, spread = 0;
   for (int64_t group = 0; group < groups; ++group) {
     open += bounds[group];

@@ -4,6 +4,7 @@
 #include <cfloat>
 
 #include "cpu/medoids/rows.h"
+#include "cpu/parallel.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -94,8 +95,7 @@ inline void exact_costs(const ClassRows& c, Metric metric, const int64_t* positi
                         int threads) {
   const int64_t w = padded(c.x.width), stride = feature_width(metric, c.x.width);
   const int64_t groups = std::min<int64_t>(threads, count);
-#pragma omp parallel for num_threads(groups) schedule(static) if (groups > 1)
-  for (int64_t group = 0; group < groups; ++group) {
+  parallel_for(groups, threads, [&](int64_t group) {
     const int64_t begin = count * group / groups, m = count * (group + 1) / groups - begin;
     LaneVector mine(m * stride), row(stride);
     std::vector<double> d(m);
@@ -111,7 +111,7 @@ inline void exact_costs(const ClassRows& c, Metric metric, const int64_t* positi
       }
     });
     for (int64_t i = begin; i < begin + m; ++i) cost[i] = no_nan(cost[i]);
-  }
+  });
 }
 
 // The medoid's position by all pairs at once, each pair once: the same bits as exact_costs, since every cost is added

@@ -52,17 +52,15 @@ inline int64_t drop_duplicates(const ClassRows& c, const Candidates& all, int th
     std::uint64_t hash;
     int64_t i;
   };
-  const int64_t w = padded(c.x.width);
+  const int64_t w = padded(c.x.width), groups = std::min<int64_t>(threads, all.count);
   std::vector<Hashed> hashed(all.count);
-#pragma omp parallel num_threads(threads) if (threads > 1)
-  {
+  parallel_for(groups, threads, [&](int64_t group) {
     std::vector<double> row(w);
-#pragma omp for
-    for (int64_t i = 0; i < all.count; ++i) {
+    for (int64_t i = all.count * group / groups; i < all.count * (group + 1) / groups; ++i) {
       load_row(c.x, c.rows[all.positions[i]], row.data());
       hashed[i] = {hash_row(row.data(), c.x.width), i};
     }
-  }
+  });
   std::sort(hashed.begin(), hashed.end(),
             [](const Hashed& a, const Hashed& b) { return a.hash != b.hash ? a.hash < b.hash : a.i < b.i; });
 

@@ -18,8 +18,7 @@ int64_t mean_features(const ClassRows& c, double* mean, Norm* norms, int threads
   const int64_t w = padded(c.x.width), stride = feature_width(metric, c.x.width), runs = run_count(c.n);
   LaneVector sums(runs * stride, 0.0);
   std::vector<int64_t> counts(runs);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t run = 0; run < runs; ++run) {
+  parallel_for(runs, threads, [&](int64_t run) {
     LaneVector scratch(stride);
     FeatureRow<metric, Exp> row(c.x, scratch.data());
     double* sum = sums.data() + run * stride;
@@ -33,7 +32,7 @@ int64_t mean_features(const ClassRows& c, double* mean, Norm* norms, int threads
       }
       ++counts[run];
     }
-  }
+  });
   int64_t count = 0;
   std::fill(mean, mean + stride, 0.0);
   for (int64_t run = 0; run < runs; ++run) {
@@ -52,8 +51,7 @@ struct Deviation {
 template <Metric metric, class Exp = double>
 void deviations(const ClassRows& c, const double* mean, const Norm* norms, Deviation* out, int threads) {
   const int64_t w = padded(c.x.width), runs = run_count(c.n);
-#pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1)
-  for (int64_t run = 0; run < runs; ++run) {
+  parallel_for(runs, threads, [&](int64_t run) {
     LaneVector scratch(feature_width(metric, c.x.width));
     FeatureRow<metric, Exp> row(c.x, scratch.data());
     for (int64_t i = c.n * run / runs; i < c.n * (run + 1) / runs; ++i) {
@@ -79,7 +77,7 @@ void deviations(const ClassRows& c, const double* mean, const Norm* norms, Devia
         out[i].f = out[i].g = std::sqrt(out[i].dot);
       }
     }
-  }
+  });
 }
 
 // cost [n] and bound [n] on its error. The bound's terms: rounding of the dots and of their sum, and

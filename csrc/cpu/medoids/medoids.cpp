@@ -173,9 +173,9 @@ int64_t class_medoids(const ClassMedoids& p) {
   const auto rows_of = [&](int64_t k) {
     return ClassRows{p.x, order.data() + offsets[k], offsets[k + 1] - offsets[k]};
   };
-#pragma omp parallel for num_threads(p.threads) schedule(dynamic, 1) if (p.threads > 1)
-  for (int64_t k = 0; k < classes; ++k)
+  parallel_for(classes, p.threads, [&](int64_t k) {
     if (!is_large(rows_of(k), p.metric)) p.medoids[k] = class_medoid(rows_of(k), p.metric, 1);
+  });
   for (int64_t k = 0; k < classes; ++k)
     if (is_large(rows_of(k), p.metric)) p.medoids[k] = class_medoid(rows_of(k), p.metric, p.threads);
   return -1;
