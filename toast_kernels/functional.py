@@ -213,8 +213,9 @@ def class_medoids(
     .. math:: E(i) = \sum_{j:\, y_j = y_i} d(x_i, x_j), \qquad m_c = \arg\min_{i:\, y_i = c} E(i)
 
     Exact and deterministic: E is the cost in float64 arithmetic of the values as given, costs within a relative
-    1e-12 are a tie, and the lowest index wins. The matrix of distances is never held: memory is O(N). On a device
-    without float64 (MPS) costs are float32's: that of the choice is the smallest up to a relative 1e-5.
+    1e-12 are a tie, and the lowest index wins (backends may differ where two costs differ by just that). The matrix of
+    distances is never held: memory is O(N). On a device without float64 (MPS) costs are float32's: that of the choice
+    is the smallest up to a relative 1e-5.
 
     Args:
         x: ``[N, D]`` float64, float32, bfloat16 or float16, in any layout. No gradient flows to it.

@@ -53,7 +53,7 @@ def blended_kl(problem: Problem) -> Outputs:
             y = torch.where(kept & ~bad, label, 0)
             share = torch.where(kept, share, 0)
             onehot = (y[:, None] == classes).to(dtype) * share[:, None]
-            w_y = share if w is None else share * w[y]
+            w_y = share if w is None else torch.where(share != 0, share * w[y], 0)  # 0 * inf = 0
             weighted = onehot if w is None else torch.where(onehot != 0, onehot * w, 0)  # no inf * 0 at other labels
             hard = (1 - label_smoothing) * weighted + smooth * share[:, None]
             if soft is None:
