@@ -75,7 +75,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cpu, cuda, cuda:1, ...")
     add("--amp", choices=["off", "bf16"], default="off", help="automatic mixed precision")
 
-    # alpha and past weight: what did best on the glyphs' validation face, see README.md; the library's are 0.8 and 1
+    # alpha and past weight: what did best on the glyphs' validation face, see README.md; as the library's
     add = parse.add_argument_group("TOAST").add_argument
     add("--alpha", type=number(0, 1), default=0.1, help="weight of the medoid targets, reached in the last epoch")
     add("--metric", choices=METRICS, default="euclidean", help="the distance between logits that medoids minimise")

@@ -21,7 +21,14 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
-OWN = {"ce": "#555555", "ce-1.5": "#888888", "ce-2": "#bbbbbb", "stage2": "#1b4d3e", "toast": "#c8501e"}
+OWN = {
+    "ce": "#555555",
+    "ce-1.5": "#888888",
+    "ce-2": "#bbbbbb",
+    "stage2": "#1b4d3e",
+    "toast": "#c8501e",
+    "stage2-half": "#000000",
+}
 PANELS = (  # score, its factor, whether against cross-entropy of as many forward rows, title
     ("top1", 100, False, "top-1, points: right is better"),
     ("nll", 1, False, "NLL: left is better"),

@@ -1,7 +1,7 @@
 """Which runs a study consists of, in which order, and how settings are chosen: by validation accuracy alone.
 
 Under each regime every method has as many trials, which are the runs of the smallest seed; the other seeds take the
-setting that did best. What it is compared with on the test images is fixed before these are looked at.
+setting that did best.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The conditions that a study trains under: each differs from the base in one factor, with as many steps.
+"""The conditions that a study trains under: each differs from the base in one factor, with as many
+steps unless that is the epochs.
 
 What is drawn (which images stay, which labels are wrong, which classes are rare) changes with the seed and is the same
 for all methods. Validation and test images are never touched.

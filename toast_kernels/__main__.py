@@ -43,7 +43,7 @@ def choices() -> list[tuple[str, str, str, str]]:
                 why = f"{KINDS[backend]} kernels"
                 why += f"; the reference for {' and '.join(exceptions)}" if exceptions else ""
                 why += "".join(
-                    f"; the {KINDS[name]} kernels for rows of {these.auto_from:,} numbers and more that they hold"
+                    f"; the {KINDS[name]} kernels for rows of {these.auto_from:,} numbers and more, some kinds of them"
                     for name, these in kernels.items()
                     if these.auto_from
                     and backends.choose(op, "auto", device, torch.bfloat16, these.auto_from, held=True) == name

@@ -42,9 +42,9 @@ REFERENCE = Kernels(None, learns=("target", "weight", "lam", "alpha", "past_weig
 #   plain 4096 x 16384   67, 73      plain 2048 x 128256   324, 301      top-k, past logits 512 x 131072   139, 130
 #   plain 4096 x 32768  143, 140     dense, past 2048 x 32768  140, 153
 # and of "cuda" alone, at 81 to 92% (plain) and 61 to 64% (top-k, past logits) of a copy's speed, 65,536 and 262,144
-# classes. So "auto" takes it from 65,536 classes on. The kernels as they are now have not run on a GPU. There
-# class_medoids on "triton" took 35.7 ms for 1.3M x 1000, a torch.cdist loop 257 to 352. Not measured: kept_rows and
-# softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
+# classes. So "auto" takes it from 65,536 classes on for rows of these kinds. The kernels as they are now have not run
+# on a GPU. There class_medoids on "triton" took 35.7 ms for 1.3M x 1000, a torch.cdist loop 257 to 352. Not measured:
+# kept_rows and softmax_statistics on "triton", float64 on a GPU, AMD's GPUs, the widest rows.
 KERNELS = {
     "blended_kl": {
         "cpu": Kernels("cpu"),

@@ -51,7 +51,7 @@ class MedoidBank(nn.Module):
         pool_rows: N, made once on the device of the first logits. Rows that find no room are dropped, and compute
             says how many. Ignored rows take none. A CUDA graph that holds an update goes on where the last replay
             ended. Default: the pool grows by half as rows come; while it is copied both pools are held, 2.5 times N at
-            the worst, and 1.5 times N stay held; on a GPU growing waits for it.
+            the worst, and 1.5 times N stay held; on a GPU growing waits for it. Beyond 2 GiB that warns.
         max_rows_per_class: a class's rows are a random choice of so many (Vitter's algorithm R), in a pool of C times
             as many rows: for segmentation and language models, where an epoch has far more rows than are needed.
         seed: of that choice, which is another one on every rank.

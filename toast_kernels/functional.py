@@ -136,7 +136,7 @@ def toast_loss(
         past: past predictions Q at this temperature, or the logits ``[M, C]`` they come from.
         past_index: int64 or int32 in the shape of the labels, row of `past` for each row of logits, or -1 for none. May
             be left out when `past` has one row per row of logits.
-        past_weight: lambda >= 0; a number or a 0-d tensor.
+        past_weight: lambda >= 0; a number or a 0-d tensor. (ToastLoss starts from 0.3.)
         temperature: T > 0 of the past term.
         ignore_index: rows with this label take no part: loss 0 and gradient 0, whatever their logits hold.
         label_smoothing: in [0, 1], of the hard part, as in cross_entropy.
@@ -153,7 +153,8 @@ def toast_loss(
         The loss in float32 (float64 for float64 logits), or ``(loss, stats)``. Soft targets and past predictions are
         constants. Logits get a gradient; so do class probabilities and, with them, weight, from the reference, which
         "auto" then takes. Where another argument requires grad (weight, lam, alpha, past_weight), and for a second
-        derivative (create_graph=True), kernels raise; backend="reference" has them.
+        derivative (create_graph=True), kernels raise; backend="reference" has them. label_smoothing and temperature
+        that require grad raise.
 
     Raises:
         ValueError, TypeError: an argument of the wrong shape, dtype, device or range.

@@ -103,7 +103,7 @@ def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     why = "Triton kernels; the reference for float64 and a target that requires grad"
     assert choices["blended_kl", "cuda"] == ("triton", why)
     monkeypatch.setattr(backends, "_cuda", SimpleNamespace(on_cpu=False))
-    why += "; the CUDA kernels for rows of 65,536 numbers and more that they hold"
+    why += "; the CUDA kernels for rows of 65,536 numbers and more, some kinds of them"
     assert report_here()[1]["blended_kl", "cuda"] == ("triton", why)
 
 
