@@ -47,7 +47,7 @@ def check(given: Arguments) -> None:
     _check_target(given.target, logits, ignore_index)
     _check_weight(given.weight, logits, num_classes)
     for name in ("label_smoothing", "temperature"):
-        if isinstance(value := getattr(given, name), Tensor) and value.requires_grad:
+        if isinstance(value := getattr(given, name), Tensor) and value.requires_grad and torch.is_grad_enabled():
             raise ValueError(f"{name} must not require grad: nothing gives it a gradient, detach it")
     if not 0 <= given.label_smoothing <= 1:
         raise ValueError(f"label_smoothing must be in [0, 1], got {given.label_smoothing}")

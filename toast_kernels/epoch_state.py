@@ -23,7 +23,6 @@ class EpochState(nn.Module):
         leave_uncompiled(EpochState, "_move")
         self.max_alpha = max_alpha
         self.bank = bank
-        self._may_warn = {"growing", "one-hot", "empty", "backwards"}
         self.register_buffer("weight", weight)
         self._table = self._table_device = None
         with torch.inference_mode(False):
@@ -50,6 +49,7 @@ class EpochState(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """As new: no epoch has begun, no soft target is there, and the pool is empty."""
+        self._may_warn = {"growing", "one-hot", "empty", "backwards"}
         self.alpha.zero_()
         self.epoch.fill_(-1)
         self.bank.reset_parameters()

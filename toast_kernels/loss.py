@@ -299,7 +299,7 @@ class ToastLoss(EpochState):
         with torch.inference_mode(False), torch.no_grad(), on_its_gpu:
             if self.max_alpha > 0:
                 last_epoch = int(self.epoch)
-                if epoch < last_epoch and "backwards" in self._may_warn:
+                if epoch < last_epoch and "backwards" in self._may_warn and (self.filled.any() or self.bank.num_rows):
                     self._may_warn.discard("backwards")
                     warn(
                         f"epoch {epoch} comes after epoch {last_epoch}, whose rows and soft targets it takes over: for "

@@ -130,13 +130,14 @@ class Pool:
             self._resize(size, device)
 
     def _warn_of(self, capacity: int) -> None:
-        rows = self.memory.logits
-        size = capacity * rows.shape[1] * rows.element_size()
+        rows, beside = self.memory.logits, self.predictions
+        size = capacity * (rows.shape[1] * rows.element_size())
+        size += 0 if beside is None else capacity * (beside.shape[1] * beside.element_size())
         if size > LARGE and self.may_warn:
             self.may_warn = False
             warn(
                 f"the pool of an epoch's rows, [{capacity}, {rows.shape[1]}] of {rows.dtype}, takes {size / 2**30:.1f} "
-                "GiB and grows: max_rows_per_class=, pool_rows= or ToastLoss.linear bounds it"
+                "GiB and grows: max_rows_per_class= or pool_rows= bounds it"
             )
 
     @torch.inference_mode(False)

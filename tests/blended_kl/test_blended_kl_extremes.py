@@ -127,6 +127,19 @@ def test_no_weight_on_a_masked_class_is_no_mass(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_masked_row_without_weight_beside_rows_with_a_past(backend):
+    logits, weight = normal(2, 5, seed=2).float(), torch.ones(5)
+    logits[0], weight[0] = -INF, 0
+    past = SoftTargets.from_logits(normal(1, 5, seed=3).float(), 3.0)
+    loss = toast_loss(
+        logits, torch.tensor([0, 1]), weight, past=past, past_index=torch.tensor([-1, 0]), reduction="none",
+        backend=backend,
+    )  # fmt: skip
+    assert loss[0] == 0
+    assert loss[1].isfinite()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, INF])
 def test_a_logit_that_is_no_number_or_infinite_spoils_a_row_without_weight(bad, backend):
     logits, weight = normal(3, 7, seed=1).float(), torch.ones(7)
@@ -235,6 +248,14 @@ def test_logits_far_from_0(kernel, past, offset):
         results.append(check(logits + shift, target, torch.ones(5), **keywords))
     torch.testing.assert_close(results[1][0], results[0][0], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(results[1][1], results[0][1], rtol=1e-5, atol=1e-7)
+
+
+def test_many_classes_just_below_a_logit_far_from_0(kernel):
+    """Each has a share of e^-32, and not of 2^-32."""
+    for classes in (300, 1000, 20_000):
+        logits = torch.full((2, classes), 4e8 - 32)
+        logits[:, 0] = 4e8
+        assert 0 <= toast_loss(logits, torch.tensor([0, 0]), backend=kernel, reduction="sum") < 1e-8
 
 
 def test_each_probability_is_right_to_its_last_bits(kernel):

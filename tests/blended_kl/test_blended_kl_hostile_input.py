@@ -46,6 +46,14 @@ def test_lam_out_of_range_is_refused_as_a_tensor_too(lam):
             toast_loss(LOGITS, (TARGET, TARGET, value))
 
 
+@pytest.mark.parametrize("name", ["temperature", "label_smoothing"])
+def test_settings_to_be_learned_are_numbers_where_nothing_is(name):
+    value = torch.tensor(0.5, requires_grad=True)
+    with torch.no_grad():
+        found = toast_loss(LOGITS, TARGET, past=LOGITS, **{name: value})
+    assert found == toast_loss(LOGITS, TARGET, past=LOGITS, **{name: 0.5})
+
+
 @pytest.mark.parametrize("name", ["alpha", "past_weight"])
 def test_a_scalar_on_another_device_is_refused(name):
     soft = SoftTargets.from_logits(torch.randn(5, 5))

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from blended_kl_cases import device_of, moved, normal, table
+from blended_kl_cases import BACKENDS, Case, device_of, moved, normal, table
 from optional import HealthCheck, given, settings
 from optional import strategies as st
 
@@ -225,6 +225,27 @@ def test_hooks_may_give_back_what_lies_otherwise_in_memory(reduction):
         with torch.autograd.graph.saved_tensors_hooks(hook, lambda x: x):
             loss = functional.toast_loss(leaf[:, :9], target, past=leaf.detach()[:, 20:29], reduction=reduction)
         loss.sum().backward()
+        gradients.append(leaf.grad)
+    assert torch.equal(*gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["none", "mean"])
+def test_hooks_may_unpack_what_does_not_lie_together(reduction, backend):
+    def apart(x):
+        wide = torch.zeros(*x.shape, 2, dtype=x.dtype, device=x.device)
+        wide[..., 0] = x
+        return wide[..., 0]
+
+    logits, target, keywords = Case(6, 9, torch.float32, "dense", "dense", weighted=True, reduction=reduction).leaf_on(
+        device_of(backend)
+    )
+    gradients = []
+    for unpack in (lambda x: x, apart):
+        leaf = logits.detach().clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x, unpack):
+            loss = functional.toast_loss(leaf, target, backend=backend, **keywords)
+        (3 * loss).sum().backward()
         gradients.append(leaf.grad)
     assert torch.equal(*gradients)
 

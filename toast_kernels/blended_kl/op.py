@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..uncompiled import run_as_is
-from .problem import Outputs, Problem, allocate, arguments_of_op, flatten, number, schema, unflatten
+from .problem import Outputs, Problem, allocate, arguments_of_op, flatten, is_traced, number, schema, unflatten
 
 torch.library.define(
     "toast_kernels::blended_kl",
@@ -61,13 +61,21 @@ _KEPT = object()  # stands for a tensor that autograd keeps
 
 def keep(ctx, arguments) -> None:
     """Lets autograd keep the tensors among these, so that it looks at their versions and hooks see them."""
-    ctx.save_for_backward(*(x for x in arguments if isinstance(x, Tensor)))
+    tensors = [x for x in arguments if isinstance(x, Tensor)]
+    ctx.save_for_backward(*tensors)
+    ctx.strides = None if is_traced() else [x.stride() for x in tensors]
     ctx.arguments = [_KEPT if isinstance(x, Tensor) else x for x in arguments]
 
 
 def kept(ctx) -> list:
-    """What was handed to `keep`."""
-    tensors = iter(ctx.saved_tensors)
+    """What was handed to `keep`; a tensor that a hook has laid out in memory in another way, contiguous."""
+    tensors = ctx.saved_tensors
+    if ctx.strides is not None:
+        tensors = [
+            x if x.stride() == stride and not x.is_neg() else x.resolve_neg().contiguous()
+            for x, stride in zip(tensors, ctx.strides, strict=True)
+        ]
+    tensors = iter(tensors)
     return [next(tensors) if x is _KEPT else x for x in ctx.arguments]
 
 
@@ -162,9 +170,11 @@ def times_upstream(gradients: Iterable[Tensor | None], upstream: Tensor, backend
     if _graph_is_kept():
         return [g if g is None else g * upstream for g in gradients]
     gradients = [g if g is None else g.detach() for g in gradients]  # autograd hands over what nobody else holds
-    for gradient in gradients:
-        if gradient is not None:  # a new version: run again, after a hook that raised, it would be scaled twice
+    for gradient in gradients:  # each a new version: run again, after a hook that raised, it would be scaled twice
+        if gradient is not None and gradient.is_contiguous() and not gradient.is_neg():
             kernels(backend).scale_(gradient, upstream)
+        elif gradient is not None:  # a hook gave back another
+            gradient.mul_(upstream)
     return gradients
 
 

@@ -79,7 +79,7 @@ def blended_kl(problem: Problem) -> Outputs:
         past_rows_given = len(past.values)
         bad |= used & ((past_index < -1) | (past_index >= past_rows_given))
         if past_rows_given:
-            row = torch.where(bad, 0, past_index.clamp(min=0))
+            row = past_index.clamp(0, past_rows_given - 1)
             has_past = used & ~bad & (past_index >= 0) & past.filled[row]
             past_weight = problem.past_weight
             q = torch.where(has_past[:, None], past.rows(row).dense(num_classes, masked).to(dtype), 0)

@@ -93,8 +93,12 @@ def short_rows_kernel(
     """Rows of at most SEGMENTS * WIDTH classes, ROWS a program. Without top-k rows."""
     PAST: tl.constexpr = inputs.past_index is not None
     STATS: tl.constexpr = outputs.stats is not None
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    active = row < N
+    if N.dtype == tl.int64:
+        row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+        active = row < N
+    else:
+        row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+        active = row.to(tl.uint32) < N
     logits_row = inputs.logits + tl.minimum(row, N - 1).to(tl.int64) * (inputs.stride // ALIGN * ALIGN)
     row = row.to(tl.int64)
     C = C // ALIGN * ALIGN  # tells the compiler what may be loaded at once

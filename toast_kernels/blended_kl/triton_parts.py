@@ -201,13 +201,14 @@ def factor_of(PAST: tl.constexpr, POWER: tl.constexpr):
 def scale_of(top, PAST: tl.constexpr, POWER: tl.constexpr):
     """The Scale of exponentials relative to the logit top. The rounding of its shift is in all of a row's exponentials
     alike. Logits so far from 0 that it could take them out of range get the factor 1, which rounds nothing: those
-    below top have exponentials of at most 2^-32 all the same."""
+    below top have exponentials of at most 2^-64 all the same."""
+    FAR: tl.constexpr = 2.0**29 if PAST and POWER > 1 else 2.0**30  # a rounding by 2^4 or 2^5, to the power of POWER
     factor = tl.zeros_like(top) + factor_of(PAST, POWER)
     if PAST and POWER == 0:
         return Scale(factor, top, factor)
     else:
         unit = 1 / factor_of(PAST, POWER)
-        far = tl.abs(top * factor) >= 2.0**29
+        far = tl.abs(top * factor) >= FAR
         factor, unit = tl.where(far, 1.0, factor), tl.where(far, 1.0, unit)
         return Scale(factor, top * factor, unit)
 

@@ -250,7 +250,8 @@ def finish(inputs, target, sums, logits_row, top, scale, origin, C, PAST: tl.con
     coef_e = coef_p
     if PAST:
         entropy = tl.load(inputs.past.entropy + target.past_row, mask=target.has_past, other=0.0).to(tl.float32)
-        loss += settings.temperature * (past_sum * tl.log(sums.e / e_top) - target.past_mass * entropy)
+        surprise = tl.where(past_sum != 0, past_sum * tl.log(sums.e / e_top), 0.0)  # the logits may all be -inf
+        loss += settings.temperature * (surprise - target.past_mass * entropy)
         if inputs.past.indices is not None:
             loss -= settings.temperature * outside.entropy
         coef_e = past_sum / sums.e

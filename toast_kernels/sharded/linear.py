@@ -15,6 +15,7 @@ from ..distributed import ProcessGroup
 from ..functional import ToastStats
 from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
 from ..linear_blended_kl.chunks import Head, _cut, add_product
+from ..uncompiled import run_as_is
 from .arguments import check_own, check_widths, settings
 from .dtensor import arrived, check_one_group, group_of, local, slice_of, whole
 from .exchange import Exchange
@@ -171,6 +172,7 @@ class ShardedLinear(torch.autograd.Function):
         return loss
 
     @staticmethod
+    @run_as_is
     def backward(ctx, upstream):
         reject_second_derivative(CALL)
         if not _has_storage(upstream):

@@ -14,6 +14,7 @@ from ..blended_kl.op import _has_storage, gradient_in_forward, keep, kept, rejec
 from ..blended_kl.problem import Outputs, Problem, flatten, unflatten
 from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
+from ..uncompiled import run_as_is
 from . import labels
 from .arguments import check_own, check_widths, settings
 from .dtensor import arrived, check_one_group, group_of, local
@@ -166,6 +167,7 @@ class ShardedBlendedKL(torch.autograd.Function):
         return outputs.loss
 
     @staticmethod
+    @run_as_is
     def backward(ctx, upstream):
         reject_second_derivative()
         return _gradient(ctx, upstream), None, None, None, None
