@@ -280,7 +280,7 @@ BLENDED = (  # name, rows, classes, instructions a logit, warps on a multiproces
     Loss("dense 4096 fp32", 8192, 4096, 27.5, 12, torch.float32, soft="dense", past="dense"),
     Loss("dense 16384 mean", 8192, 16384, 31, 32, soft="dense", past="dense"),
     Loss("dense 21841", 4096, 21841, 55.5, 32, soft="dense", past="dense", realigned=True),
-    Loss("dense 128 stats", 8192, 128, 75, 20, soft="dense", past="dense", stats=True, wide=False, spills=8),
+    Loss("dense 128 stats", 8192, 128, 75, 20, soft="dense", past="dense", stats=True, wide=False, spills=22),
     Loss("dense 8192 stats", 8192, 8192, 38.5, 32, soft="dense", past="logits", stats=True),
     Loss("top-k 4096 mean", 8192, 4096, 19.5, 36, soft="top-k", past="top-k"),
     Loss("top-k 128256 mean", 4096, 128256, 21.5, 32, soft="top-k", past="top-k"),
