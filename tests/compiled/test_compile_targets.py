@@ -27,7 +27,7 @@ JOBS = [
 ]
 TENSOR_CORES = {"sm_80": "HMMA", "sm_90": "HGMMA", "sm_100": "UTCHMMA", "gfx942": "v_mfma"}
 EXCHANGE = re.compile(r"SHFL|BAR|LDS|STS|ds_|s_barrier|v_\w+_dpp")
-SPILLS_ELSEWHERE = 40  # at most (float16 on sm_100, others 16): the limits of registers were chosen for sm_90
+SPILLS_ELSEWHERE = 34  # at most (float16 on sm_100, others 16): the limits of registers were chosen for sm_90
 FEW = 16  # loads of at most 8 bytes, or exponentials, of a thread for what belongs to the row: its label, its past, ...
 
 
