@@ -36,7 +36,7 @@ def sparse_gradient(inputs, target, gradient, z, at, C, PAST: tl.constexpr, POWE
 
 @triton.jit
 def label_gradients(inputs, target, gradient, C, PAST: tl.constexpr, POWER: tl.constexpr, ALIGN: tl.constexpr):
-    """The gradient at both labels, worked out before the tiles are stored: less is alive then. A row or several."""
+    """The gradient at both labels, worked out before the tiles are stored: less is alive then."""
     a = gradient.coef_p
     b = a
     if inputs.labels.target is not None:
@@ -49,7 +49,7 @@ def label_gradients(inputs, target, gradient, C, PAST: tl.constexpr, POWER: tl.c
 
 @triton.jit
 def store_labels(inputs, target, gradient_row, a, b):
-    """Stores label_gradients over what the tiles stored. A row or several."""
+    """Stores label_gradients over what the tiles stored."""
     if inputs.labels.target is not None:
         tl.debug_barrier()
         tl.store(gradient_row + target.a.y, a, mask=target.used)
