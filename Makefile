@@ -29,10 +29,10 @@ define run-ctest
 	$(VENV)/bin/ctest --test-dir $(1) --output-on-failure --parallel 2
 endef
 
-ctest: $(VENV)/.requirements ## the C++ tests under AddressSanitizer and UBSan, with the instructions of this processor
+ctest: $(VENV)/.build-tools ## the C++ tests under AddressSanitizer and UBSan, with the instructions of this processor
 	$(call run-ctest,build/sanitize,-DTOAST_SIMD=OFF -DTOAST_FLAGS_generic=$(if $(filter x86_64,$(shell uname -m)),-march=native))
 
-ctest-more: $(VENV)/.requirements ## the same with each instruction set that the kernels are built for
+ctest-more: $(VENV)/.build-tools ## the same with each instruction set that the kernels are built for
 	$(call run-ctest,build/sanitize-more,-DTOAST_MORE_TESTS=ON)
 
 cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
@@ -61,7 +61,7 @@ faults: setup ## break the code in some 550 ways, one at a time, and see a test 
 	$(PY) tools/seeded_faults.py $(ARGS)
 
 # glibc keeps freed memory, for ours and the peers alike: the page faults of fresh memory cost as much as a loss.
-bench: setup ## kernel microbenchmarks against their peers, then the READMEs' tables and plots from the results
+bench: setup $(VENV)/.more ## kernel microbenchmarks against their peers, then the READMEs' tables and plots from the results
 	MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=1000000000000 TOAST_BENCH_RESULTS=$(RESULTS) \
 		$(PY) -m pytest -s -W ignore::DeprecationWarning --benchmark-disable-gc bench $(ARGS)
 	TOAST_BENCH_RESULTS=$(RESULTS) $(PY) bench/report.py
@@ -81,11 +81,15 @@ format: setup
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP_FILES)
 
-setup: $(VENV)/.built
+setup: $(VENV)/.requirements $(VENV)/.built
 
-$(VENV)/.requirements: requirements-dev.txt
+$(VENV)/.build-tools: requirements-build.txt
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --no-compile -r requirements-build.txt
+	touch $@
+
+$(VENV)/.requirements: requirements-dev.txt $(VENV)/.build-tools
 	$(PY) -m pip install --quiet --no-compile -r requirements-dev.txt  # half of it is never imported
 	touch $@
 
@@ -94,7 +98,7 @@ $(VENV)/.more: requirements-more.txt $(VENV)/.requirements
 	touch $@
 
 # The CUDA kernels for one architecture, in half the time, and without warnings; `pip install` has more of both.
-$(VENV)/.built: $(VENV)/.requirements $(NATIVE)
+$(VENV)/.built: $(VENV)/.build-tools $(NATIVE)
 	NVCC_APPEND_FLAGS=-Werror=all-warnings TOAST_CUDA_ARCHITECTURES=$${TOAST_CUDA_ARCHITECTURES-90} \
 		$(PY) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	touch $@
