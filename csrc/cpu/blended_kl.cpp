@@ -10,13 +10,10 @@
 #include <unistd.h>
 #endif
 
-#if defined(_OPENMP)
-#include <omp.h>
-#endif
-
 #include "cpu/blended_kl_chunk.h"
 #include "cpu/blended_kl_rows.h"
 #include "cpu/convert.h"
+#include "cpu/parallel.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -34,14 +31,6 @@ std::int64_t half_of_cache() {
 
 // Logits worth a thread of their own, and how many of them take as long as what a row costs besides its logits.
 constexpr std::int64_t kGrain = 16384, kRow = 256;
-
-int thread_number() {
-#if defined(_OPENMP)
-  return omp_get_thread_num();
-#else
-  return 0;
-#endif
-}
 
 // Calls f with value, one of first to last, as a compile-time constant.
 template <int first, int last, class F>
@@ -90,11 +79,13 @@ class Kernel {
  private:
   static constexpr int kMostPower = std::is_same_v<Real, float> ? 4 : 0;  // float64 is not worth as many loops
 
+  int power_of(const Row<Real>& r) const { return r.has_past ? power_ : kNoPast; }
+
   // Calls f(tables, power) with the row's values as compile-time constants.
   template <class F>
   void with_shape(const Row<Real>& r, F&& f) const {
     with_constant<0, 2>(r.tables, [&](auto tables) {
-      with_constant<kNoPast, kMostPower>(r.has_past ? power_ : kNoPast, [&](auto power) { f(tables, power); });
+      with_constant<kNoPast, kMostPower>(power_of(r), [&](auto power) { f(tables, power); });
     });
   }
 
@@ -240,16 +231,17 @@ class Kernel {
     Real coef_e = 0;
     if (r.has_past)
       coef_e = Real(upstream * mass(r, total, true) / total.sum_at_t * chunk.relative_to(total, p_.temperature));
+    const Kept<Real> kept = scratch.kept_at(begin);
     with_shape(r, [&](auto tables, auto power) {
-      const ChunkGradient<Real, tables, power> second(c, scratch.kept_at(begin), coef_p, coef_e, Real(upstream));
-      second.write(to);
-      Real* const listed = scratch.listed;
-      r.each_listed(begin, begin + c.n,
-                    [&](std::int64_t j, double mass) { listed[j - begin] += Real(upstream * mass); });
-      r.each_listed(begin, begin + c.n, [&](std::int64_t j, double) {
-        Real& here = listed[j - begin];
-        if (here != 0) to.store_one(second.of(j - begin) - std::exchange(here, Real(0)), j - begin);
-      });
+      chunk_gradient<Real, tables, power>(c, kept, coef_p, coef_e, Real(upstream), to);
+    });
+    Real* const listed = scratch.listed;
+    r.each_listed(begin, begin + c.n, [&](std::int64_t j, double mass) { listed[j - begin] += Real(upstream * mass); });
+    r.each_listed(begin, begin + c.n, [&](std::int64_t j, double) {
+      Real& here = listed[j - begin];
+      if (here == 0) return;
+      const double others = gradient_of(j - begin, r.tables, power_of(r), c, kept, coef_p, coef_e, upstream);
+      to.store_one(Real(others - std::exchange(here, Real(0))), j - begin);
     });
     if (non_temporal_) copy_non_temporal(scratch.gradient, bytes, out);
   }

@@ -153,58 +153,46 @@ void chunk_statistics(const Chunk<Real>& chunk, Real max, Real inverse_temperatu
   result.dot = Tables > 0 ? lane_sum(total.dot) : c.spread ? double(c.uniform) * lane_sum(total.dot) : 0;
 }
 
-// The second loop: coef_p p + coef_e e - coef_t t.
+// The second loop: writes coef_p p + coef_e e - coef_t t.
 template <class Real, int Tables, int Power>
-class ChunkGradient {
- public:
-  ChunkGradient(const Chunk<Real>& c, const Kept<Real>& kept, Real coef_p, Real coef_e, Real coef_t)
-      : n_(c.n),
-        kept_(kept),
-        dense_(c.dense[0]),
-        coef_p_(V::broadcast(coef_p)),
-        coef_e_(V::broadcast(coef_e)),
-        coef_t_(V::broadcast(-coef_t * (Tables == 2 ? Real(1) : c.scale[0]))),
-        uniform_(V::broadcast(-coef_t * c.uniform)) {}
-
-  void write(const Output<Real>& out) const {
-    const ChunkGradient own = *this;  // which no store can change
-    const Output<Real> to = out;
-    each_vec<lanes>(0, own.n_, [&](std::int64_t j, int n) TOAST_INLINED { to.store_and_prefetch(own.at(j, n), j, n); });
-    to.prefetch(own.n_ - 1);
-  }
-
-  // Of one class, before it is rounded to what is stored.
-  Real of(std::int64_t j) const {
-    Real lane[lanes];
-    const std::int64_t begin = j / lanes * lanes;
-    at(begin, int(std::min<std::int64_t>(n_ - begin, lanes))).store(lane);
-    return lane[j % lanes];
-  }
-
- private:
+void chunk_gradient(const Chunk<Real>& chunk, const Kept<Real>& kept_at, Real coef_p, Real coef_e, Real coef_t,
+                    const Output<Real>& out) {
   using V = Vec<Real>;
-  static constexpr int lanes = V::lanes;
-
-  TOAST_INLINE V at(std::int64_t j, int n) const {
-    V g = uniform_;  // less the mass
-    if constexpr (Tables == 1) g = fma(coef_t_, dense_.load(j, n), g);
-    if constexpr (Tables == 2) g = coef_t_ * V::load(kept_.t + j);
-    if constexpr (Power <= 0) g = fma(coef_p_, V::load(kept_.p + j), g);
-    if constexpr (Power == 0) g = fma(coef_e_, V::load(kept_.e + j), g);
+  const Input<Real> dense = chunk.dense[0];  // copies, which no store can change
+  const Kept<Real> kept = kept_at;
+  const Output<Real> to = out;
+  const V p_factor = V::broadcast(coef_p), e_factor = V::broadcast(coef_e), both = p_factor + e_factor;
+  const V t_factor = V::broadcast(-coef_t * (Tables == 2 ? Real(1) : chunk.scale[0]));
+  const V uniform = V::broadcast(-coef_t * chunk.uniform);
+  each_vec<V::lanes>(0, chunk.n, [&](std::int64_t j, int n) TOAST_INLINED {
+    V g = uniform;  // less the mass
+    if constexpr (Tables == 1) g = fma(t_factor, dense.load(j, n), g);
+    if constexpr (Tables == 2) g = t_factor * V::load(kept.t + j);
+    if constexpr (Power <= 0) g = fma(p_factor, V::load(kept.p + j), g);
+    if constexpr (Power == 0) g = fma(e_factor, V::load(kept.e + j), g);
     if constexpr (Power > 0) {
-      const V e = V::load(kept_.e + j);
-      V factor = coef_p_ + coef_e_;
-      if constexpr (Power > 1) factor = fma(coef_p_, to_the_power<Power - 1>(e), coef_e_);
+      const V e = V::load(kept.e + j);
+      V factor = both;
+      if constexpr (Power > 1) factor = fma(p_factor, to_the_power<Power - 1>(e), e_factor);
       g = fma(factor, e, g);
     }
-    return g;
-  }
+    to.store_and_prefetch(g, j, n);
+  });
+  to.prefetch(chunk.n - 1);
+}
 
-  std::int64_t n_;
-  Kept<Real> kept_;
-  Input<Real> dense_;
-  V coef_p_, coef_e_, coef_t_, uniform_;
-};
+// The same of one class, before it is rounded to what is stored.
+template <class Real>
+double gradient_of(std::int64_t j, int tables, int power, const Chunk<Real>& c, const Kept<Real>& kept, double coef_p,
+                   double coef_e, double coef_t) {
+  double t = c.uniform;
+  if (tables == 1) t += double(c.scale[0]) * c.dense[0].load_one(j);
+  if (tables == 2) t = kept.t[j];
+  const double e = power == kNoPast ? 0 : kept.e[j];
+  double p = power > 0 ? e : kept.p[j];
+  for (int i = 1; i < power; ++i) p *= e;
+  return coef_p * p + coef_e * e - coef_t * t;
+}
 
 }  // namespace TOAST_ISA
 }  // namespace toast

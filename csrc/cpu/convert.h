@@ -201,6 +201,9 @@ struct Stream {
       store_as(v, p + j, n);
     });
   }
+  Real load_one(std::int64_t j) const {
+    return typed([&](auto* p, auto*) { return Real(widen(p[j])); });
+  }
   void store_one(Real x, std::int64_t j) const {
     typed([&](auto* p, auto*) { round_to(x, p[j]); });
   }

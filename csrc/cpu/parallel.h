@@ -1,12 +1,24 @@
-// Loops over threads whose bodies may throw.
+// Which thread this is, and loops over threads whose bodies may throw.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <exception>
 
+#if defined(_OPENMP)
+#include <omp.h>
+#endif
+
 namespace toast {
 namespace TOAST_ISA {
+
+inline int thread_number() {
+#if defined(_OPENMP)
+  return omp_get_thread_num();
+#else
+  return 0;
+#endif
+}
 
 // Calls f(i) for each i of [0, n) on up to `threads` threads, a call at a time to each that is free. An exception that
 // left an OpenMP region would end the process: the last that f throws (bad_alloc, where memory runs out) is thrown here

@@ -35,8 +35,8 @@ FAULTS = {
         ),
         (
             "the row's last lanes are stored whole",
-            "own.at(j, n), j, n);",
-            "own.at(j, n), j, lanes);",
+            "to.store_and_prefetch(g, j, n);",
+            "to.store_and_prefetch(g, j, V::lanes);",
             CPP,
         ),
         (
@@ -88,8 +88,8 @@ FAULTS = {
         ("uniform mass is not counted", "result.mass = double(c.uniform) * double(c.n);", "result.mass = 0;", CPP),
         (
             "uniform mass has no gradient",
-            "uniform_(V::broadcast(-coef_t * c.uniform))",
-            "uniform_(V::broadcast(0))",
+            "uniform = V::broadcast(-coef_t * chunk.uniform);",
+            "uniform = V::broadcast(0);",
             CPP,
         ),
         (
@@ -106,10 +106,18 @@ FAULTS = {
         ),
         (
             "the past's gradient has softmax(z) for softmax(z / T)",
-            "factor = fma(coef_p_, to_the_power<Power - 1>(e), coef_e_);",
-            "factor = fma(coef_p_ + coef_e_, to_the_power<Power - 1>(e), V::broadcast(0));",
+            "factor = fma(p_factor, to_the_power<Power - 1>(e), e_factor);",
+            "factor = both * to_the_power<Power - 1>(e);",
             BY_HAND,
         ),
+        (
+            "a listed class has softmax(z / T) where softmax(z) belongs",
+            "for (int i = 1; i < power; ++i) p *= e;",
+            "",
+            PARITY + "test_temperatures",
+        ),
+        ("a listed class misses the dense mass", "if (tables == 2) t = kept.t[j];", "", BY_HAND),
+        ("a listed class misses its one table", "c.dense[0].load_one(j);", "c.dense[0].load_one(0);", BY_HAND),
     ],
     "csrc/cpu/blended_kl.cpp": [
         (
@@ -160,8 +168,8 @@ FAULTS = {
         ),
         (
             "the upstream misses the soft targets",
-            "coef_p, coef_e, Real(upstream));",
-            "coef_p, coef_e, Real(1));",
+            "coef_p, coef_e, Real(upstream), to);",
+            "coef_p, coef_e, Real(1), to);",
             AUTOGRAD + "test_scalar_upstream",
         ),
         ("an ignored row's gradient is left unwritten", "std::memset(out, 0, bytes);", "", CPP),
