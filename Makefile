@@ -10,6 +10,9 @@ PART ?=
 RESULTS ?=
 OLDEST_TRITON := triton==3.6.0
 
+# Where it is set, each of the many processes of the tests compiles all that it imports, torch too: seconds every time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train study test ctest ctest-more cross docs check-more faults bench gpu lint format setup clean
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
