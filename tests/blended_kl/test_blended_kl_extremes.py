@@ -80,7 +80,7 @@ def test_a_row_masked_whole_poisons_no_other_row(kernel, classes):
     assert torch.equal(gradient[::2], expected[1][::2])
 
 
-@pytest.mark.parametrize("classes", [3, 40, 5003])
+@pytest.mark.parametrize("classes", [3, 40, 2603])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_soft_or_past_mass_on_a_masked_class_gives_inf_and_the_formulas_gradient(backend, classes):
     wide = torch.float32 if backend in ("triton", "cuda") else torch.float64

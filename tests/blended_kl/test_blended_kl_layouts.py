@@ -167,7 +167,7 @@ def test_rows_more_than_2_to_the_31_elements_apart():
     assert_same_bits(outcome(far_apart(logits, 0), target, keywords), expected)
 
 
-@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=16, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     rows=st.integers(1, 9),
     classes=st.integers(1, 70) | st.sampled_from([2047, 2049]),

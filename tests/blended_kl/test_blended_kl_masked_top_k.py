@@ -15,14 +15,12 @@ INF = math.inf
 
 
 def as_used(table, masked):
-    """[R, C] float64: rows of a top-k table beside logits that are -inf where masked, NumPy [R, C], class by class."""
+    """[R, C] float64: rows of a top-k table beside logits that are -inf where masked, NumPy [R, C]."""
     rows = np.zeros((len(table), table.num_classes))
-    for r in range(len(table)):
-        listed = table.indices[r].tolist()
+    for r, listed in enumerate(table.indices.tolist()):
         rows[r, listed] = table.values[r].double().numpy()
-        sharing = [j for j in range(table.num_classes) if j not in listed and not masked[r, j]]
-        for j in sharing:
-            rows[r, j] = max(0.0, 1 - rows[r, listed].sum()) / len(sharing)
+        sharing = np.setdiff1d(np.flatnonzero(~masked[r]), listed)
+        rows[r, sharing] = max(0.0, 1 - rows[r, listed].sum()) / max(len(sharing), 1)
     return torch.from_numpy(rows)
 
 
@@ -47,10 +45,9 @@ def problem(dtype, classes, k, masks=True, seed=0):
     """
     logits = normal(4, classes, seed=seed).to(dtype)
     wide = torch.promote_types(dtype, torch.float32)
-    probs = normal(classes, classes, seed=seed + 1, scale=1.0).softmax(1)
     index = torch.arange(k, dtype=torch.int32).repeat(classes, 1) * (classes // k)
-    values = probs.gather(1, index.long()).to(wide)
-    values = values / values.sum(1, keepdim=True) * torch.linspace(0.1, 0.9, classes, dtype=wide)[:, None]
+    values = normal(classes, k, seed=seed + 1, scale=1.0).softmax(1).to(wide)
+    values *= torch.linspace(0.1, 0.9, classes, dtype=wide)[:, None]
     soft = SoftTargets(values, torch.zeros(classes, dtype=wide), torch.ones(classes, dtype=torch.bool), classes, index)
     past = replace(soft[:4], values=values.flip(1)[:4].contiguous(), temperature=3.0)
     left = 1 - past.values.sum(1)

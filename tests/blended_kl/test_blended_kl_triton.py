@@ -42,10 +42,12 @@ CONFIGURATIONS = {
 }
 
 
+TOP_K_CONFIGURATIONS = ("row", "blocks")  # top-k rows are not worked on several a program
+
+
 @pytest.fixture(params=CONFIGURATIONS)
 def configuration(request, monkeypatch):
     def tile_of(problem, _):
-        """Top-k rows are not worked on several a program."""
         lists = any(table is not None and table.indices is not None for table in (problem.soft, problem.past))
         return CONFIGURATIONS["row" if lists and request.param == "rows" else request.param]
 
@@ -53,13 +55,18 @@ def configuration(request, monkeypatch):
     return CONFIGURATIONS[request.param]
 
 
+of_top_k = pytest.mark.parametrize("configuration", TOP_K_CONFIGURATIONS, indirect=True)
+
+
 @pytest.mark.parametrize(
-    ("dtype", "soft", "past"),
+    ("configuration", "dtype", "soft", "past"),
     [
-        pytest.param(dtype, soft, past, id=f"{name(dtype)}-soft-{soft}-past-{past}")
-        for dtype, soft, past in product(FLOATS, ENCODINGS, ENCODINGS)
+        pytest.param(configuration, dtype, soft, past, id=f"{configuration}-{name(dtype)}-soft-{soft}-past-{past}")
+        for configuration, dtype, soft, past in product(CONFIGURATIONS, FLOATS, ENCODINGS, ENCODINGS)
         if dtype == torch.float32 or soft == past
+        if configuration in TOP_K_CONFIGURATIONS or "top-k" not in (soft, past)
     ],
+    indirect=["configuration"],
 )
 def test_every_pair_of_encodings(configuration, dtype, soft, past):
     check(Case(6, 131, dtype, soft, past, weighted=True, reduction="none"), "triton")
@@ -71,7 +78,7 @@ def test_every_pair_of_encodings(configuration, dtype, soft, past):
     [
         pytest.param(dtype, classes, id=f"{name(dtype)}-{classes}")
         for dtype in FLOATS
-        for classes in ([1, 2, 3, 31, 63, 64, 65, 127, 128, 129, 192, 255, 256] if dtype == torch.float32 else [5, 136])
+        for classes in ([1, 3, 63, 64, 65, 128, 129, 192, 255, 256] if dtype == torch.float32 else [5, 136])
     ],
 )
 def test_widths_around_tiles(configuration, dtype, classes):
@@ -103,7 +110,7 @@ def test_rows_that_begin_anywhere(dtype, classes):
     case = Case(9, classes, dtype, label_smoothing=0.1, reduction="none")
     expected = check(case, "triton")
     logits, target, keywords = case.arguments()
-    for offset in range(1, 16 // dtype.itemsize):
+    for offset in (1, 8 // dtype.itemsize, 16 // dtype.itemsize - 1):
         memory = torch.full((offset + logits.numel() + 16,), math.nan, dtype=dtype)
         view = memory[offset : offset + logits.numel()].view(logits.shape)
         view.copy_(logits)
@@ -139,14 +146,13 @@ def test_tables_whose_rows_begin_anywhere(dtype, classes, soft, past, target):
     case = Case(1 + 16 // dtype.itemsize, classes, dtype, soft, past, target, reduction="none")
     expected = check(case, "triton")
     logits, target, keywords = case.arguments()
-    for gap in (1, 6):
-        for table in ("soft_targets", "past"):
-            if rows := keywords.get(table):
-                apart = torch.full((len(rows), classes + gap), math.nan, dtype=rows.values.dtype)[:, :classes]
-                keywords[table] = replace(rows, values=apart.copy_(rows.values))
-        got = run(logits, target, case.upstream(), keywords, "triton")
-        for mine, theirs in zip(got, expected, strict=True):
-            torch.testing.assert_close(mine, theirs)
+    for table, gap in (("soft_targets", 6), ("past", 1)):
+        if rows := keywords.get(table):
+            apart = torch.full((len(rows), classes + gap), math.nan, dtype=rows.values.dtype)[:, :classes]
+            keywords[table] = replace(rows, values=apart.copy_(rows.values))
+    got = run(logits, target, case.upstream(), keywords, "triton")
+    for mine, theirs in zip(got, expected, strict=True):
+        torch.testing.assert_close(mine, theirs)
 
 
 def test_logits_far_from_0(configuration):
@@ -215,20 +221,22 @@ def test_temperatures(configuration, past, temperature):
 
 
 @pytest.mark.parametrize("k", [1, 63, 64, 65, 150, 256])
+@of_top_k
 def test_lists_longer_than_a_block(configuration, k):
     """Two tables' lists, with classes in both and the labels in neither, one or both."""
-    case = Case(7, 256, seed=k)
+    case = Case(4, 256, seed=k)
     logits, target, keywords = case.arguments()
     soft = SoftTargets.from_logits(normal(256, 256, seed=k), top_k=k, dtype=torch.float32)
-    past = SoftTargets.from_logits(normal(7, 256, seed=k + 1), 3.0, top_k=k, dtype=torch.float32)
-    keywords |= {"soft_targets": soft, "alpha": 0.4, "past": past, "past_index": torch.arange(7).flip(0)}
-    for labels in (target, (target, target.roll(3), torch.rand(7))):
+    past = SoftTargets.from_logits(normal(4, 256, seed=k + 1), 3.0, top_k=k, dtype=torch.float32)
+    keywords |= {"soft_targets": soft, "alpha": 0.4, "past": past, "past_index": torch.arange(4).flip(0)}
+    for labels in (target, (target, target.roll(3), torch.rand(4))):
         actual, naive = (run(logits, labels, torch.tensor(1.0), keywords, kind) for kind in ("triton", "reference"))
         assert_runs_as_good(actual, naive, in_truth(logits, labels, torch.tensor(1.0), keywords), case)
 
 
 @pytest.mark.parametrize("masked", ["listed without mass", "listed", "not listed", "not listed, no tail", "both"])
 @pytest.mark.parametrize("table", ["soft_targets", "past"])
+@of_top_k
 def test_top_k_mass_on_masked_classes(configuration, table, masked):
     """inf where listed mass meets a logit of -inf, and only there; 0 * -inf is 0."""
     classes = 140
@@ -289,7 +297,8 @@ def test_nothing_is_written_behind_the_last_row(configuration, bad, rows, monkey
         stores.append((store, count))
         return store[:count].view(size)
 
-    case = Case(rows, 8, soft="top-k", past="top-k", target="mixup", weighted=True, label_smoothing=0.1)
+    table = "dense" if configuration == CONFIGURATIONS["rows"] else "top-k"
+    case = Case(rows, 8, soft=table, past=table, target="mixup", weighted=True, label_smoothing=0.1)
     logits, (y_a, y_b, lam), keywords = case.arguments()
     keywords["weight"][:] = bad
     logits = logits.to(device_of("triton"))
@@ -333,7 +342,7 @@ def test_no_mass_on_a_row_that_is_masked_whole(configuration):
     torch.testing.assert_close(loss, torch.tensor(40.0).log())
 
 
-@settings(max_examples=24, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     any_case(
         rows=st.integers(0, 9),

@@ -93,8 +93,15 @@ def test_the_check_of_the_state_notices():
         assert number == 0 or state_of(criterion.bank) != before
 
 
-@pytest.mark.parametrize("pool_rows", [None, 200])
-@pytest.mark.parametrize("what", ["model and loss", "whole step"])
+@pytest.mark.parametrize(
+    ("what", "pool_rows"),
+    [
+        ("model and loss", None),
+        ("whole step", 200),
+        pytest.param("model and loss", 200, marks=pytest.mark.more),
+        pytest.param("whole step", None, marks=pytest.mark.more),
+    ],
+)
 def test_compiled_once_for_all_steps_of_an_epoch(what, pool_rows, request):
     graphs = []
 

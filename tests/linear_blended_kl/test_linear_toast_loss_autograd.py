@@ -198,8 +198,8 @@ def test_autocast(reduction):
 @pytest.mark.parametrize("reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=name)
 def test_memory_is_that_of_the_gradients_and_a_chunk(dtype, reduction):
-    """Of 2048 x 4001 logits in chunks of 16 nothing is held that is larger than the gradient of the weight."""
-    case = Case(2048, 4001, dtype, past="top-k", reduction=reduction)
+    """Of 512 x 4001 logits in chunks of 16 nothing is held that is larger than the gradient of the weight."""
+    case = Case(512, 4001, dtype, past="top-k", reduction=reduction)
     _, target, keywords = case.arguments()
     leaves = [x.requires_grad_() for x in head(case)]
     chunk = chunk_of(16, case)

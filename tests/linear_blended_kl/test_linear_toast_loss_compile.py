@@ -38,19 +38,12 @@ def step(function, case, tensors):
 
 @each_case
 def test_fullgraph(case):
-    tensors = head(case)
     compiled = torch.compile(linear_toast_loss, fullgraph=True, backend="aot_eager")
-    for a, b in zip(step(compiled, case, tensors), step(linear_toast_loss, case, tensors), strict=True):
-        assert torch.equal(a, b)
-
-
-def test_other_numbers_of_rows():
-    compiled = torch.compile(linear_toast_loss, fullgraph=True, backend="aot_eager")
-    for rows in (21, 30, 17):
-        case = replace(CASES["soft and past"], rows=rows)
+    for rows in (21, 30, 17) if case is CASES["soft and past"] else (21,):
+        case = replace(case, rows=rows)
         tensors = head(case)
         for a, b in zip(step(compiled, case, tensors), step(linear_toast_loss, case, tensors), strict=True):
-            torch.testing.assert_close(a, b)
+            assert torch.equal(a, b)
 
 
 each_reduction = pytest.mark.parametrize("reduction", ["mean", "none"])

@@ -6,7 +6,7 @@ ROWS = "tests/blended_kl/test_blended_kl_rows.py::"
 EXTREMES = "tests/blended_kl/test_blended_kl_extremes.py::"
 # Single cases, seconds each in the interpreter; where an id would hold a space, all of the test.
 DENSE = TESTS + "test_every_pair_of_encodings[rows-float32-soft-dense-past-dense]"
-TOP_K = TESTS + "test_every_pair_of_encodings[rows-float32-soft-top-k-past-top-k]"
+TOP_K = TESTS + "test_every_pair_of_encodings[row-float32-soft-top-k-past-top-k]"
 BLOCKS = TESTS + "test_every_pair_of_encodings[blocks-float32-soft-dense-past-dense]"
 WIDTHS = TESTS + "test_widths_around_tiles"
 MASKED_TOP_K = "tests/blended_kl/test_blended_kl_masked_top_k.py::"
@@ -113,7 +113,7 @@ FAULTS = {
             "mass listed on a masked class is not seen",
             "tl.where(value != 0, on_masked, 0.0)",
             "tl.where(value < 0, on_masked, 0.0)",
-            MASKED + "[rows-soft_targets-listed]",
+            MASKED + "[row-soft_targets-listed]",
         ),
         (
             "what another list has at a class is unscaled",
@@ -125,7 +125,7 @@ FAULTS = {
             "only the first block of a list is read",
             "    for start in range(0, table.width, LIST_BLOCK):\n        at, value, mask = list_block",
             "    for start in range(0, LIST_BLOCK, LIST_BLOCK):\n        at, value, mask = list_block",
-            LISTS + "[rows-150]",
+            LISTS + "[row-150]",
         ),
     ],
     "toast_kernels/blended_kl/triton_sparse.py": [
