@@ -20,6 +20,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
+from typing import NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -66,6 +67,12 @@ WIDTHS = {  # bytes a thread moves, by a part of the opcode; 4 where none is nam
 }  # fmt: skip
 
 
+class Code(NamedTuple):
+    opcodes: Counter
+    loops: tuple  # a Counter for the body of each innermost loop
+    spilled: int  # registers by the compiler's account (AMD), else local loads and stores
+
+
 @dataclass(frozen=True)
 class Kernel:
     """One launch: how it was asked for and what the compiler made of it. Instructions are counted as they stand."""
@@ -77,12 +84,28 @@ class Kernel:
     num_warps: int
     num_stages: int
     registers: int
-    spilled: int  # registers by the compiler's account (AMD), else local loads and stores
     local_bytes: int  # stack and local memory of a thread
     shared_bytes: int
     tensor_memory: int  # columns
-    opcodes: Counter
-    loops: tuple  # a Counter for the body of each innermost loop
+    binary: bytes | str  # cubin, or AMD's assembly
+
+    @cached_property
+    def code(self):
+        """Read when it is asked for: nvdisasm takes half a second to start."""
+        return read_cubin(self.binary) if isinstance(self.binary, bytes) else read_amdgcn(self.binary)
+
+    @property
+    def opcodes(self):
+        return self.code.opcodes
+
+    @property
+    def loops(self):
+        return self.code.loops
+
+    @property
+    def spilled(self):
+        nowhere = isinstance(self.binary, bytes) and not self.local_bytes
+        return 0 if nowhere else self.code.spilled
 
     @property
     def programs(self):
@@ -189,8 +212,9 @@ def compile_only(chip):
 
 def compile_all(jobs):
     """{job: [Kernel], or the traceback as text}; a job is (chip, function), the function importable and without
-    arguments. In processes of their own, without Triton's interpreter, as many as there are cores."""
-    workers = ProcessPoolExecutor(len(os.sched_getaffinity(0)), multiprocessing.get_context("spawn"))
+    arguments. In processes of their own, without Triton's interpreter, as many as there are cores for this one."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1))
+    workers = ProcessPoolExecutor(max(cores, 1), multiprocessing.get_context("spawn"))
     with patch.dict(os.environ), workers:
         os.environ.pop("TRITON_INTERPRET", None)  # read when Triton is imported
         return dict(zip(jobs, workers.map(compile_one, *zip(*jobs, strict=True)), strict=True))
@@ -208,25 +232,28 @@ def compile_one(chip, function):
 
 def read(function, chip, grid, binary):
     metadata = binary.metadata
-    kind = read_amdgcn(binary.asm["amdgcn"]) if "amdgcn" in binary.asm else read_cubin(binary.asm["cubin"])
+    if "amdgcn" in binary.asm:
+        code = binary.asm["amdgcn"]
+        registers, local_bytes = field(code, "vgpr_count"), field(code, "private_segment_fixed_size")
+    else:
+        code = binary.asm["cubin"]
+        usage = cuobjdump(code, "-res-usage")
+        registers, *local = (int(re.search(rf"\b{key}:(\d+)", usage)[1]) for key in ("REG", "STACK", "LOCAL"))
+        local_bytes = sum(local)
     constants = {
         ".".join(map(str, (function.arg_names[path[0]], *path[1:]))): value
         for path, value in binary.src.constants.items()
         if isinstance(value, (bool, int, float, str))
     }
     return Kernel(
-        function.fn.__name__, chip, constants, grid, metadata.num_warps, metadata.num_stages,
-        shared_bytes=metadata.shared, tensor_memory=getattr(metadata, "tmem_size", None) or 0, **kind,
+        function.fn.__name__, chip, constants, grid, metadata.num_warps, metadata.num_stages, registers, local_bytes,
+        shared_bytes=metadata.shared, tensor_memory=getattr(metadata, "tmem_size", None) or 0, binary=code,
     )  # fmt: skip
 
 
 @cache
 def read_cubin(cubin):
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        sass = cuobjdump("-res-usage", "-sass", file.name)
-    registers, stack, local = (int(re.search(rf"\b{key}:(\d+)", sass)[1]) for key in ("REG", "STACK", "LOCAL"))
+    sass = cuobjdump(cubin, "-sass")
     instruction = re.compile(r"^\s+/\*([0-9a-f]{4,})\*/\s+(@\S+\s+)?([A-Z][\w.]*)([^;]*);", re.M)
     found = [(int(at, 16), guard, opcode, rest) for at, guard, opcode, rest in instruction.findall(sass)]
     # After the exit stand slow paths of divisions, shuffles and waits. A loop for ever has its exits inside.
@@ -235,27 +262,25 @@ def read_cubin(cubin):
              if opcode.startswith("BRA") and at <= end and (target := re.search(r"0x([0-9a-f]+)", rest))]  # fmt: skip
     padding = {at for to, at in jumps if to == at} | {at for at, _, opcode, _ in found if opcode == "NOP"}
     lines = [(at, opcode) for at, _, opcode, _ in found if at <= end and at not in padding]
-    return {
-        "registers": registers,
-        "spilled": sum(bool(LOCAL.match(opcode)) for _, _, opcode, _ in found),
-        "local_bytes": stack + local,
-        "opcodes": Counter(opcode for _, opcode in lines),
-        "loops": innermost(jumps, lines),
-    }
+    spilled = sum(bool(LOCAL.match(opcode)) for _, _, opcode, _ in found)
+    return Code(Counter(opcode for _, opcode in lines), innermost(jumps, lines), spilled)
 
 
-def cuobjdump(*arguments):
-    command = [triton.knobs.nvidia.cuobjdump.path, *arguments]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+def cuobjdump(cubin, what):
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [triton.knobs.nvidia.cuobjdump.path, what, file.name]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def field(assembly, name):
+    return int(re.search(rf"^\s+(?:- )?\.{name}:\s+(\d+)", assembly, re.M)[1])
 
 
 @cache
 def read_amdgcn(assembly):
     """Of the assembly's text, in which comments say which loop a block of code is in."""
-
-    def field(name):
-        return int(re.search(rf"^\s+(?:- )?\.{name}:\s+(\d+)", assembly, re.M)[1])
-
     opcodes, loops, block, header, inner = Counter(), {}, None, None, set()
     for line in assembly.splitlines():
         if match := re.match(r"(?:\.L|; %)(BB\w+|bb\.\d+):", line):
@@ -268,13 +293,9 @@ def read_amdgcn(assembly):
         elif match := re.match(r"\t([a-z]+_\w+)", line):
             opcodes[match[1]] += 1
             loops.setdefault(header, Counter())[match[1]] += 1
-    return {
-        "registers": field("vgpr_count"),
-        "spilled": field("vgpr_spill_count"),  # scalar registers spill into lanes of vector registers, not to memory
-        "local_bytes": field("private_segment_fixed_size"),
-        "opcodes": opcodes,
-        "loops": tuple(body for header, body in loops.items() if header in inner and works(body)),
-    }
+    innermost_loops = tuple(body for header, body in loops.items() if header in inner and works(body))
+    spilled = field(assembly, "vgpr_spill_count")  # scalar registers spill into lanes of vector registers
+    return Code(opcodes, innermost_loops, spilled)
 
 
 def innermost(jumps, lines):

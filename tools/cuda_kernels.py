@@ -82,14 +82,13 @@ def resources():
     return found
 
 
-def opcodes():
-    """(architecture, kernel, {instruction: how many}) of every kernel in the module."""
+def memory_accesses():
+    """(architecture, kernel, {instruction: how many}) of every kernel in the module: global and local ones."""
     listing = subprocess.run([CUOBJDUMP, "-sass", compiled()], capture_output=True, text=True, check=True).stdout
     for of_one in re.split(r"^Fatbin elf code:$", listing, flags=re.M)[1:]:
         architecture = re.search(r"arch = (\w+)", of_one)[1]
-        for code in re.split(r"\bFunction : ", of_one)[1:]:
-            instructions = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@\S+\s+)?([A-Z][\w.]*)", code, re.M)
-            yield architecture, code.split(maxsplit=1)[0], Counter(instructions)
+        for code in of_one.split("Function : ")[1:]:
+            yield architecture, code.split(maxsplit=1)[0], Counter(re.findall(r" ((?:LD|ST)[GL]\b[\w.]*)", code))
 
 
 def of_rows(kernel):

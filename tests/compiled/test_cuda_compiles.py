@@ -46,7 +46,7 @@ def test_memory_is_accessed_16_bytes_at_a_time():
     """A held row is loaded at the start of the kernel, after a forward pass alone, and beside each of the sweeps that
     write a gradient (with or without a past), which store as many vectors."""
     found = set()
-    for architecture, kernel, opcodes in cuda_kernels.opcodes():
+    for architecture, kernel, opcodes in cuda_kernels.memory_accesses():
         found.add((architecture, kernel))
         loads, stores = wide(opcodes, "LDG"), wide(opcodes, "STG")
         if made_of := cuda_kernels.of_rows(kernel):
