@@ -12,17 +12,16 @@ import torch
 from toast_kernels import __version__, backends
 from toast_kernels.__main__ import main
 
-WITHOUT_EXTENSION = (
-    "import runpy, sys; sys.modules['toast_kernels._C'] = None; sys.argv[1:] = [];"
+WITHOUT = (
+    "import runpy, sys; sys.modules.update({'toast_kernels._C': None, 'triton': None}); sys.argv[1:] = [];"
     "runpy.run_module('toast_kernels', run_name='__main__')"
 )
 
 
-def report(*command, **environment):
-    """The parsed output of a Python that is given this command."""
-    run = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, env=os.environ | environment, timeout=120
-    )
+def report(*command, **variables):
+    """The parsed output of a Python that is given this command, without Triton's interpreter."""
+    environment = os.environ | {"TRITON_INTERPRET": "0"} | variables
+    run = subprocess.run([sys.executable, *command], capture_output=True, text=True, env=environment, timeout=120)
     assert run.returncode == 0, run.stderr
     return parse(run.stdout)
 
@@ -59,11 +58,14 @@ def test_versions_and_choices(report_here):
 
 
 @pytest.mark.skipif(backends._C is None, reason="the C++ kernels are not built")
-def test_instruction_set():
+def test_instruction_set_and_no_gpu():
     installed, choices = report("-m", "toast_kernels", TOAST_CPU_ISA="generic")
     assert "built, instruction set generic" in installed["C++ kernels"]
     assert choices["medoids", "cpu"] == choices["softmax_statistics", "cpu"] == ("cpu", "C++ kernels")
     assert choices["blended_kl", "cpu"] == ("cpu", "C++ kernels; the reference for a target that requires grad")
+    if not torch.cuda.is_available():
+        assert installed["Triton kernels"] == "torch sees no GPU"
+        assert choices["blended_kl", "cuda"][0] == "reference"
 
 
 def test_an_instruction_set_that_is_not_there(monkeypatch, report_here):
@@ -75,8 +77,8 @@ def test_an_instruction_set_that_is_not_there(monkeypatch, report_here):
     assert "unusable: TOAST_CPU_ISA must be one of generic, got z80" in report_here()[0]["C++ kernels"]
 
 
-def test_missing_kernels_are_reported_with_the_reason():
-    installed, choices = report("-c", WITHOUT_EXTENSION)
+def test_missing_kernels_and_a_missing_triton_are_reported_with_the_reason():
+    installed, choices = report("-c", WITHOUT)
     assert "not built" in installed["C++ kernels"]
     assert "toast_kernels._C halted" in installed["C++ kernels"]  # the import error itself
     assert "found no compiler or had TOAST_CPU=0; with a C++ compiler reinstall" in installed["C++ kernels"]
@@ -84,6 +86,9 @@ def test_missing_kernels_are_reported_with_the_reason():
         backend, why = choices[op, "cpu"]
         assert backend == "reference"
         assert "the C++ kernels cannot be used" in why
+    assert "Triton cannot be imported" in installed["Triton kernels"]
+    assert "pip install triton" in installed["Triton kernels"]
+    assert choices["blended_kl", "cuda"][0] == "reference"
 
 
 def test_cuda_kernels_that_were_left_out_are_not_put_down_to_nvcc(monkeypatch, report_here):
@@ -105,19 +110,6 @@ def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     monkeypatch.setattr(backends, "_cuda", SimpleNamespace(on_cpu=False))
     why += "; the CUDA kernels for rows of 65,536 numbers and more, some kinds of them"
     assert report_here()[1]["blended_kl", "cuda"] == ("triton", why)
-
-
-def test_why_triton_is_not_used(monkeypatch):
-    monkeypatch.setitem(os.environ, "TRITON_INTERPRET", "0")
-    without = "import runpy, sys; sys.modules['triton'] = None; sys.argv[1:] = [];"
-    installed, choices = report("-c", without + "runpy.run_module('toast_kernels', run_name='__main__')")
-    assert "Triton cannot be imported" in installed["Triton kernels"]
-    assert "pip install triton" in installed["Triton kernels"]
-    assert choices["blended_kl", "cuda"][0] == "reference"
-    if not torch.cuda.is_available():
-        installed, choices = report("-m", "toast_kernels")
-        assert installed["Triton kernels"] == "torch sees no GPU"
-        assert choices["blended_kl", "cuda"][0] == "reference"
 
 
 def test_a_gpu_or_triton_that_is_too_old(monkeypatch):
