@@ -19,8 +19,10 @@ from collections.abc import Iterator
 from multiprocessing import connection, get_context
 from pathlib import Path
 
+import extras  # noqa: F401 (before all that imports those packages, or torch, which takes seconds)
+
+# isort: split
 import backbones
-import extras  # noqa: F401 (before the modules that import those packages)
 import torch
 from image_data import DataError
 from options import REPOSITORY, number

@@ -14,8 +14,10 @@ import signal
 import sys
 from pathlib import Path
 
+import extras  # noqa: F401 (before all that imports those packages, or torch, which takes seconds)
+
+# isort: split
 import backbones
-import extras  # noqa: F401 (before the modules that import those packages)
 import parallel
 import torch
 from checkpoint import CheckpointError, SaveError

@@ -1,15 +1,11 @@
-"""The programs in python/ as the tests use them: their modules imported, or run as a user runs them."""
+"""The programs in python/ as the tests use them."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import optional
 import torch
 
 PYTHON = Path(__file__).resolve().parents[2] / "python"
-TRAIN = PYTHON / "train.py"
 optional.skip_without("matplotlib", "PIL", "fontTools", "rich", "scipy")
 
 import augment  # noqa: E402, F401
@@ -52,23 +48,3 @@ def squares(*sizes: int) -> image_data.ImageData:
 
     classes = [f"square {label}" for label in range(6)]
     return image_data.ImageData("squares", classes, *map(split, sizes), 16, "glyphs")
-
-
-def start_train(*arguments, processes: int = 1, **popen) -> subprocess.Popen:
-    """train.py in a process of its own, or in so many, its output as text in pipes."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    return subprocess.Popen(
-        [sys.executable, *(torchrun if processes > 1 else []), str(TRAIN), *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONUNBUFFERED": "1", "OMP_NUM_THREADS": "1"},
-        **popen,
-    )
-
-
-def run_train(*arguments, processes: int = 1, **popen) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr of train.py, by one process or by torchrun."""
-    with start_train(*arguments, processes=processes, **popen) as process:
-        output, errors = process.communicate(timeout=120)
-    return process.returncode, output, errors
