@@ -41,25 +41,35 @@ def test_a_sample_is_caught(names):
         assert f"caught   {name}" in done.stdout
 
 
-def test_a_fault_is_caught(tmp_path, capsys):
-    (noticed,) = (one for one in seeded_faults.read_faults() if one.name == "half() rounds the state")
-    assert seeded_faults.check([noticed], seeded_faults.Tree(tmp_path)) == {"caught": 1}
-    assert "caught   half() rounds the state  ->" in capsys.readouterr().out
+@pytest.fixture
+def tree(tmp_path):
+    """With a module and tests that need no torch."""
+    tree = seeded_faults.Tree(tmp_path)
+    (tree.root / "tools" / "made.py").write_text("ONE = 1\n")
+    (tree.root / "test_made.py").write_text(
+        "import made\n\ndef test_one():\n    assert made.ONE == 1\n\ndef test_blind():\n    assert made.ONE\n"
+    )
+    return tree
 
 
 def fault(test):
-    return seeded_faults.Fault("any", "toast_kernels/mixup.py", "import torch\n", "", test)
+    return seeded_faults.Fault("any", "tools/made.py", "1", "2", f"test_made.py::{test}")
 
 
-def test_a_fault_that_nothing_notices_is_missed(tmp_path, capsys, monkeypatch):
-    tree = seeded_faults.Tree(tmp_path)
-    monkeypatch.setattr(tree, "test", lambda test, native: ("passed", ""))
-    assert seeded_faults.check([fault("a test")], tree) == {"MISSED": 1}
-    assert "MISSED   any  ->  a test" in capsys.readouterr().out
+def test_a_fault_is_caught_or_missed(tree, capsys):
+    assert seeded_faults.check([fault("test_one"), fault("test_blind")], tree) == {"caught": 1, "MISSED": 1}
+    assert (tree.root / "tools" / "made.py").read_text() == "ONE = 1\n"
+    printed = capsys.readouterr().out
+    assert "caught   any  ->  test_made.py::test_one" in printed
+    assert "MISSED   any  ->  test_made.py::test_blind" in printed
 
 
-def test_a_test_that_does_not_exist_is_an_error(tmp_path):
+def test_a_test_that_fails_without_a_fault_is_an_error(tree):
+    (tree.root / "tools" / "made.py").write_text("ONE = 1 + 1\n")
+    with pytest.raises(SystemExit, match="without any fault this fails"):
+        seeded_faults.check([fault("test_one")], tree)
+
+
+def test_a_test_that_does_not_exist_is_an_error(tree):
     with pytest.raises(SystemExit, match="was not run"):
-        seeded_faults.check(
-            [fault("tests/toast_loss/test_toast_loss_state.py::test_none")], seeded_faults.Tree(tmp_path)
-        )
+        seeded_faults.check([fault("test_none")], tree)
