@@ -200,7 +200,7 @@ def test_the_program_ends_with_the_status_of_main(tmp_path, monkeypatch, capsys)
 def test_packages_that_are_missing_are_named_with_the_command_that_installs_them(program):
     path = str(PYTHON / program)
     code = f"sys.argv = [{path!r}, '--help']; sys.path.insert(0, {str(PYTHON)!r}); runpy.run_path(sys.argv[0])"
-    code = f"import runpy, sys; sys.modules.update(rich=None, scipy=None); {code}"
+    code = f"import runpy, sys; sys.modules.update(rich=None, scipy=None, torch=None); {code}"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 1
     command = re.escape(f"pip install '{PYTHON.parent}[train]'")
