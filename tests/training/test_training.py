@@ -63,10 +63,9 @@ def test_a_stopped_training_goes_on_bit_for_bit(data, tmp_path, method, augment,
     assert_same(resumed.state_dict(), whole.state_dict())
 
 
-@pytest.mark.parametrize("stop_after", [10, 17], ids=lambda steps: f"after-{steps}")
-@pytest.mark.parametrize("amp", ["off", "bf16"])
+@pytest.mark.parametrize(("amp", "stop_after"), [("off", 10), ("off", 17), ("bf16", 17)])  # bf16 is slow on a CPU
 def test_the_linear_form_goes_on_bit_for_bit(data, tmp_path, amp, stop_after):
-    arguments = ("toast", "--top-k", "4", "--augment", "mixup", "--amp", amp)
+    arguments = ("toast", "--top-k", "4", "--augment", "mixup", "--amp", amp, "--epochs", "2")
     whole = run(make(data, *arguments), tmp_path / "whole.pt")
     with pytest.raises(training.Interrupted):
         run(make(data, *arguments), tmp_path / "checkpoint.pt", stop_after)
@@ -100,9 +99,7 @@ def test_dropout_goes_on_with_the_same_units(data, tmp_path):
     assert_same(run(resumed, path).state_dict(), whole.state_dict())
 
 
-def test_same_seed_same_bits_and_another_seed_others(data, tmp_path):
-    first, again = (run(make(data, "toast"), tmp_path / f"{i}.pt") for i in range(2))
-    assert_same(first.state_dict(), again.state_dict())
+def test_another_seed_has_another_order(data):
     other = make(data, "toast")
     other.record.seed = 2
     assert not torch.equal(other.epoch_order(), make(data, "toast").epoch_order())
