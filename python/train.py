@@ -25,8 +25,8 @@ from image_data import DataError, ImageData, load
 from options import parse_options, save_options
 from progress import Watch
 from record import Record
-from report import print_tables, save_results, verdict
 from rich.console import Console
+from train_report import print_tables, save_results, verdict
 from training import Interrupted, Training
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 130

@@ -19,7 +19,6 @@ import image_folder  # noqa: E402, F401
 import metrics  # noqa: E402, F401
 import options  # noqa: E402, F401
 import pictures  # noqa: E402, F401
-import report  # noqa: E402, F401
 import study_cost  # noqa: E402, F401
 import study_methods  # noqa: E402, F401
 import study_plan  # noqa: E402, F401
