@@ -1,4 +1,4 @@
-// What medoids are made of against brute force: products, euclidean costs and the bounds on their errors, exact costs.
+// What medoids are made of against brute force: products, euclidean costs and the bounds on their errors.
 #include "check.h"
 #include "cpu/medoids/decide.h"
 #include "cpu/medoids/euclidean.h"
@@ -152,25 +152,6 @@ void test_nomination(DType dtype, int64_t all_rows, int64_t width, Cloud cloud) 
   test_bounds<double>(one, exact, plain ? 1e-8 : INFINITY);
 }
 
-// A class of which nothing is known beforehand, and one whose candidates are narrowed by products.
-void test_decision(DType dtype, Metric metric, int64_t all_rows, int64_t width, Cloud cloud) {
-  Random random(cases);
-  Class one(random, dtype, all_rows, width, cloud);
-  const int64_t wanted = medoid(one.data.x, one.rows, metric);
-  for (int threads = 1; threads <= 3; ++threads) {
-    Some some(every(one.c.n, 1));
-    std::fill(some.cost.data(), some.cost.data() + one.c.n, 0.0);
-    std::fill(some.bound.data(), some.bound.data() + one.c.n, INFINITY);
-    CHECK(one.rows[decide(one.c, metric, some.candidates(), threads)] == wanted);
-    if (metric != Metric::euclidean) continue;
-    Products(one.c, threads).nominate<float>(some.candidates());
-    Candidates left = some.candidates();
-    left.count = narrow(one.c, metric, left, threads);
-    CHECK(left.count >= 1 && some.intact());
-    CHECK(one.rows[decide(one.c, metric, left, threads)] == wanted);
-  }
-}
-
 void test_whatever_may_win_is_kept() {
   Random random(cases);
   Class one(random, DType::float64, 20, 4, Cloud::normal);
@@ -210,11 +191,8 @@ int main() {
       for (int64_t width : {1, 5, 8, 13, 60}) test_nomination(dtype, 250, width, cloud);
   for (DType dtype : {DType::float64, DType::float32})
     for (Cloud cloud : {Cloud::normal, Cloud::outliers, Cloud::lone_outlier, Cloud::far_grid})
-      for (int64_t width : {2, 20, 400}) test_nomination(dtype, 620, width, cloud);
+      for (int64_t width : {2, 20, 130}) test_nomination(dtype, 620, width, cloud);
   test_nomination(DType::float32, 5400, 2, Cloud::normal);  // more than a panel
-  for (Metric metric : {Metric::euclidean, Metric::sqeuclidean, Metric::cosine, Metric::cityblock, Metric::jeffreys})
-    for (Cloud cloud : {Cloud::normal, Cloud::grid})
-      for (int64_t width : {1, 8, 33}) test_decision(DType::float32, metric, 100, width, cloud);
   test_whatever_may_win_is_kept();
   return check::finish(cases);
 }

@@ -106,13 +106,10 @@ void test(DType dtype, Metric metric, int64_t rows, int64_t width, int64_t class
   }
 }
 
-// One class of so many rows that euclidean costs come from products, on one thread or, where large, on all.
-void test_products(DType dtype, int64_t width, bool large, Cloud cloud) {
+// All rows in one class.
+void test_one_class(DType dtype, Metric metric, int64_t rows, int64_t width, Cloud cloud) {
   Random random(problems++);
-  const int64_t pairs = int64_t(1) << (large ? 22 : 21), elements = large ? int64_t(1) << 18 : 0;
-  int64_t rows = 1 + random.below(64);
-  while (rows * rows * width <= pairs || rows * width < elements) rows += 64;
-  check::current_case = case_name(dtype, Metric::euclidean, rows, width);
+  check::current_case = case_name(dtype, metric, rows, width);
   Data data = make_data(random, dtype, rows, width, cloud);
   Guarded<int64_t> labels(rows), medoids(1);
   std::vector<int64_t> everyone;
@@ -120,13 +117,52 @@ void test_products(DType dtype, int64_t width, bool large, Cloud cloud) {
     labels[i] = 0;
     everyone.push_back(i);
   }
-  const int64_t wanted = medoid(data.x, everyone, Metric::euclidean);
+  const int64_t wanted = medoid(data.x, everyone, metric);
   for (int threads = 1; threads <= 3; ++threads) {
-    CHECK(
-        toast::class_medoids_cpu(
-            {data.matrix, {labels.data(), true, 1, nullptr, 0, -100, 1}, Metric::euclidean, medoids.data(), threads}) ==
-        -1);
+    CHECK(toast::class_medoids_cpu(
+              {data.matrix, {labels.data(), true, 1, nullptr, 0, -100, 1}, metric, medoids.data(), threads}) == -1);
     CHECK(medoids[0] == wanted && medoids.intact() && data.elements.intact());
+  }
+}
+
+// One class of so many rows that euclidean costs come from products, on one thread or, where large, on all.
+void test_products(DType dtype, int64_t width, bool large, Cloud cloud) {
+  const int64_t pairs = int64_t(1) << (large ? 22 : 21), elements = large ? int64_t(1) << 18 : 0;
+  int64_t rows = 1 + Random(problems).below(64);
+  while (rows * rows * width <= pairs || rows * width < elements) rows += 64;
+  test_one_class(dtype, Metric::euclidean, rows, width, cloud);
+}
+
+// The first two rows lie equally far from the mean, and not from the double next to it: the first wins in either order.
+void test_rounded_mean() {
+  check::current_case = "a rounded mean";
+  for (int64_t first : {0, 1}) {
+    const int64_t rows[][3] = {{first, first, -2 * first},
+                               {1 - first, 1 - first, 2 * first - 2},
+                               {9, -4, -6},
+                               {-4, 9, -7},
+                               {5, 0, 0},
+                               {-5, 0, 0},
+                               {0, 5, 0},
+                               {0, -5, 0},
+                               {0, 0, 5},
+                               {0, 0, -5},
+                               {5, 5, 5},
+                               {-5, -5, -5},
+                               {5, -5, 5},
+                               {-5, 5, -5}};
+    Guarded<double> x(14 * 3);
+    Guarded<int64_t> labels(14), medoids(1);
+    for (int64_t i = 0; i < 14; ++i) {
+      labels[i] = 0;
+      for (int64_t k = 0; k < 3; ++k) x[3 * i + k] = double(rows[i][k] + (1 << 20));
+    }
+    CHECK(toast::class_medoids_cpu({{DType::float64, x.data(), 14, 3, 3, 1},
+                                    {labels.data(), true, 1, nullptr, 0, -100, 1},
+                                    Metric::sqeuclidean,
+                                    medoids.data(),
+                                    1}) == -1);
+    CHECK(medoids[0] == 0);
   }
 }
 
@@ -194,25 +230,25 @@ int main() {
       test_products(dtype, width, false, std::array{Cloud::normal, Cloud::grid, Cloud::outliers}[problems % 3]);
   }
   // Enough elements to be worth all threads; outliers leave cityblock's buckets no wiser and it sorts.
-  for (DType dtype : {DType::float32, DType::bfloat16}) {
-    test_products(dtype, 385, true, Cloud::normal);
-    test_products(dtype, 1021, true, Cloud::grid);
-    test(dtype, Metric::cityblock, 500, 1021, 1, Cloud::outliers);
-  }
+  test_products(DType::float32, 385, true, Cloud::normal);
+  test_products(DType::bfloat16, 1021, true, Cloud::grid);
+  test_one_class(DType::float32, Metric::cityblock, 170, 1601, Cloud::outliers);
+  for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::jeffreys})
+    test_one_class(DType::float32, metric, 90, 3001, Cloud::normal);
   // Ties that only exact costs can see: the mean of such rows is rounded.
-  for (DType dtype : {DType::float64, DType::float32})
+  for (DType dtype : {DType::float64, DType::float32}) {
     for (Metric metric : {Metric::euclidean, Metric::sqeuclidean, Metric::cityblock}) {
       test(dtype, metric, 60, 5, 2, Cloud::far_grid);
       test(dtype, metric, 800, 3, 2, Cloud::far_grid);
     }
-  for (DType dtype : {DType::float64, DType::float32})
     for (int64_t width : {1, 3, 17, 100}) test_products(dtype, width, false, Cloud::far_grid);
-  for (Metric metric : {Metric::sqeuclidean, Metric::cosine, Metric::jeffreys})
-    test(DType::float32, metric, 500, 1021, 1, Cloud::normal);
-  test_wrong_label();
-  for (Metric metric : kMetrics) {
-    test_out_of_memory(metric, 700, 3, 3);  // classes side by side, and one that is worth all threads
-    test_out_of_memory(metric, metric == Metric::euclidean ? 300 : 30000, metric == Metric::euclidean ? 900 : 9, 1);
   }
+  test_rounded_mean();
+  test_wrong_label();
+  for (Metric metric : kMetrics) test_out_of_memory(metric, 700, 3, 3);  // classes side by side
+  // A class that is worth all threads, for each way to nominate.
+  test_out_of_memory(Metric::euclidean, 300, 900, 1);
+  test_out_of_memory(Metric::sqeuclidean, 30000, 9, 1);
+  test_out_of_memory(Metric::cityblock, 30000, 9, 1);
   return check::finish(problems);
 }
