@@ -1,13 +1,12 @@
 """class_medoids in chunks of whole classes: the medoids that it finds at once, from files that it never holds."""
 
-import threading
-from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
+from growing_memory import growth_during, needs_linux
 from medoid_cases import DTYPES, METRICS, logits, random_labels
 from optional import given, settings
 from optional import strategies as st
@@ -16,7 +15,6 @@ from toast_kernels.functional import class_medoids
 from toast_kernels.medoids import chunks
 
 every_metric = pytest.mark.parametrize("metric", METRICS)
-STATUS = Path("/proc/self/status")
 
 
 def least(x):
@@ -76,32 +74,7 @@ def test_a_row_is_gathered_once_in_ascending_order_within_the_budget(monkeypatch
         assert len(rows) * row_bytes + len(labels[rows].unique()) * class_bytes <= chunk_bytes
 
 
-def anonymous_bytes():
-    """Of this process: memory that no file backs."""
-    (line,) = (line for line in STATUS.read_text().splitlines() if line.startswith("RssAnon"))
-    return 1024 * int(line.split()[1])
-
-
-def growth_during(function):
-    """The most anonymous memory that a call takes."""
-    before, most, done = anonymous_bytes(), 0, threading.Event()
-
-    def watch():
-        nonlocal most
-        while not done.wait(0.001):
-            most = max(most, anonymous_bytes())
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    try:
-        function()
-    finally:
-        done.set()
-        watcher.join()
-    return most - before
-
-
-@pytest.mark.skipif(not STATUS.exists() or "RssAnon" not in STATUS.read_text(), reason="needs Linux")
+@needs_linux
 @pytest.mark.parametrize("source", ["torch.from_file", "numpy.memmap"])
 @pytest.mark.parametrize("chunk_bytes", [None, 8 << 20], ids=["whole", "chunks"])
 @pytest.mark.parametrize("metric", ["euclidean", "sqeuclidean"])
@@ -110,8 +83,9 @@ def test_a_memory_mapped_pool_is_not_copied(source, chunk_bytes, metric, tmp_pat
     rows, width, path = 64_000, 500, tmp_path / "pool"
     dtype = torch.bfloat16 if source == "torch.from_file" else torch.float16
     written = torch.from_file(str(path), shared=True, size=rows * width, dtype=dtype).view(rows, width)
-    for some in written.split(1000):  # few: freed memory that the allocator gives back meanwhile would hide a copy
-        some.copy_(logits(1000, width))
+    few = logits(1000, width)  # freed memory that the allocator gives back meanwhile would hide a copy
+    for some in written.split(1000):
+        some.copy_(few)
     if source == "numpy.memmap":
         x = torch.from_numpy(np.memmap(path, np.float16, "c", shape=(rows, width)))
     else:

@@ -25,9 +25,9 @@ pytestmark = needs_triton
 
 @every_metric
 def test_duplicates_are_a_tie_and_the_first_one_wins(metric):
-    x = logits(30, 10)
+    x = logits(15, 10)
     best = expected_of_one_class(x, metric)
-    again = torch.cat([x, x[best].expand(20, -1), x])
+    again = torch.cat([x, x[best].expand(8, -1), x])
     again[best], again[5] = x[5], x[best]  # the first of its copies is now row 5
     assert one_class(again, metric) == (5 if best else 0)
 
@@ -35,8 +35,8 @@ def test_duplicates_are_a_tie_and_the_first_one_wins(metric):
 @every_metric
 def test_of_equal_rows_one_is_scored(metric, monkeypatch):
     """Two rows many times each, and -0 is 0: a candidate a class, and the first wins."""
-    x = torch.cat([logits(1, 33), logits(1, 33, 1)]).repeat(20, 1)
-    x[:, 4] = torch.tensor([0.0, -0.0]).repeat(20)
+    x = torch.cat([logits(1, 33), logits(1, 33, 1)]).repeat(12, 1)
+    x[:, 4] = torch.tensor([0.0, -0.0]).repeat(12)
     x[2::4, 4] = -0.0
     found = []
     duplicates = backend._Classes._duplicates
@@ -46,10 +46,10 @@ def test_of_equal_rows_one_is_scored(metric, monkeypatch):
         return found[-1][1]
 
     monkeypatch.setattr(backend._Classes, "_duplicates", keep)
-    labels = torch.ones(40, dtype=torch.int64)
+    labels = torch.ones(24, dtype=torch.int64)
     labels[:4] = 0
     assert medoids(x, labels, 2, metric).tolist() == [0, 4]
-    assert one_class(x[:1].expand(50, -1), metric) == 0
+    assert one_class(x[:1].expand(20, -1), metric) == 0
     scored = [int(classes.counter - duplicate[: classes.counter].sum()) for classes, duplicate in found]
     assert scored == [4, 1]
 
@@ -75,9 +75,9 @@ def test_rows_that_only_hash_alike_are_both_scored(monkeypatch):
 @every_metric
 def test_a_tie_of_different_rows_gives_the_first(metric):
     """The corners of a simplex, all equally far from each other: every cost is the same but for rounding."""
-    x = 3 * torch.eye(36)[torch.randperm(36, generator=torch.Generator().manual_seed(0))]
+    x = 3 * torch.eye(20)[torch.randperm(20, generator=torch.Generator().manual_seed(0))]
     assert one_class(x, metric) == 0
-    two = torch.cat([logits(1, 60), logits(1, 60, 1)]).repeat(15, 1)
+    two = torch.cat([logits(1, 60), logits(1, 60, 1)]).repeat(9, 1)
     assert one_class(two, metric) == 0
 
 
@@ -117,11 +117,16 @@ def test_costs_that_overflow_are_a_tie():
     assert one_class(3e38 * torch.tensor([[1.0, -1.0], [-1.0, 1.0], [1.0, -0.5]]), "euclidean") == 2  # not in float64
 
 
-@pytest.mark.parametrize("metric", ["euclidean", "cityblock", "cosine"])
-@pytest.mark.parametrize("exponent", [-1070, -600, -450, 300, 600, 1000])
-def test_extreme_magnitudes(metric, exponent):
+@pytest.mark.parametrize(
+    ("exponent", "metric"),
+    [
+        *((exponent, "euclidean") for exponent in (-1070, -600, -450, 300, 600, 1000)),
+        *((exponent, metric) for exponent in (-1070, 1000) for metric in ("cityblock", "cosine")),
+    ],
+)
+def test_extreme_magnitudes(exponent, metric):
     """Scaled by a power of two the answer stays, unless squares leave float64's range: then all costs are a tie."""
-    rows = (logits(30, 20) * 8).round().double()
+    rows = (logits(18, 20) * 8).round().double()
     x = torch.ldexp(torch.ldexp(rows, torch.tensor(exponent // 2)), torch.tensor(exponent - exponent // 2))
     squares_leave_float64 = metric == "euclidean" and abs(exponent) >= 600
     assert one_class(x, metric) == (0 if squares_leave_float64 else expected_of_one_class(rows, metric))
@@ -131,7 +136,7 @@ def test_extreme_magnitudes(metric, exponent):
 def test_a_metric_without_a_fast_formula_gets_exact_costs(metric, monkeypatch):
     monkeypatch.setattr(backend, "FROM_PAIRS", ())
     monkeypatch.setattr(backend, "FROM_MEANS", ())
-    x, labels = (2 * logits(60, 7)).round(), random_labels(60, 3)
+    x, labels = (2 * logits(36, 7)).round(), random_labels(36, 3)
     assert nominated(x, metric)[1].isinf().all()
     assert medoids(x, labels, 4, metric).equal(scipy_medoids(x, labels, 4, metric))
 
@@ -145,8 +150,8 @@ def test_a_metric_without_a_distance_is_refused(monkeypatch):
 
 
 def test_without_bounds_exact_costs_alone_decide(monkeypatch):
-    x = logits(70, 40, seed=1)  # a run is several tiles
-    x[:25] += 8  # the metrics have different medoids
+    x = logits(40, 40, seed=9)  # a run is two tiles
+    x[:10] += 8  # the metrics have different medoids
     monkeypatch.setattr(backend, "MAX_WIDTH", 1)
     for metric in ("euclidean", "cityblock"):
         assert nominated(x, metric)[1].isinf().all()

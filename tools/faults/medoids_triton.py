@@ -72,7 +72,7 @@ FAULTS = {
         ("a panel begins where its first class does", "begin = tl.maximum(tl.load(x.offsets + c), first)",
          "begin = tl.load(x.offsets + c)", PANELS),
         ("tiles of a triangle are found wrongly", "i = inner - j * (j + 1) // 2", "i = inner - j * (j - 1) // 2",
-         TESTS + "test_a_triangle_of_hundreds_of_tiles"),
+         TESTS + "test_a_triangle_of_a_hundred_tiles"),
         ("cityblock lacks its absolute value", "tl.abs(tl.load(a + k)[:, None] - tl.load(b + k)[None, :])",
          "tl.load(a + k)[:, None] - tl.load(b + k)[None, :]", PAIRS.replace("euclidean", "cityblock")),
         ("close pairs widen every bound", "close = most * most * CLOSE > near", "close = most < 0",
