@@ -151,22 +151,24 @@ def test_a_reservoir_is_the_same_whatever_the_batches(batch):
 
 
 def test_a_reservoir_keeps_every_row_as_likely():
-    """30 rows of one class, 6 places, 3,000 seeds: chi-square over rows, and over pairs that neighbour each other."""
-    rows, most, trials = 30, 6, 3000
+    """30 rows of each of 30 classes, 6 places, 100 seeds: chi-square over rows, and over pairs that neighbour each
+    other."""
+    rows, classes, most, seeds = 30, 30, 6, 100
     kept = np.zeros(rows)
     together = np.zeros(rows - 1)
-    logits, labels = torch.zeros(rows, 2), torch.ones(rows, dtype=torch.int64)
-    for seed in range(trials):
-        bank = MedoidBank(2, max_rows_per_class=most, seed=seed)
+    logits, labels = torch.zeros(rows * classes, classes), torch.arange(rows * classes) % classes
+    for seed in range(seeds):
+        bank = MedoidBank(classes, max_rows_per_class=most, seed=seed)
         bank.update(logits, labels)
         _, found, positions, _ = bank.pool.rows()
-        here = np.zeros(rows)
+        here = np.zeros(rows * classes)
         here[positions[found >= 0].numpy()] = 1
-        assert here.sum() == most
-        kept += here
-        together += here[1:] * here[:-1]
+        here = here.reshape(rows, classes)
+        assert (here.sum(axis=0) == most).all()
+        kept += here.sum(axis=1)
+        together += (here[1:] * here[:-1]).sum(axis=1)
     assert chisquare(kept).pvalue > 1e-4
-    expected = trials * most * (most - 1) / (rows * (rows - 1))
+    expected = seeds * classes * most * (most - 1) / (rows * (rows - 1))
     assert abs(together.mean() / expected - 1) < 0.05
 
 
