@@ -28,7 +28,7 @@ test: setup ctest ## the whole test suite, and the C++ tests under sanitizers
 define run-ctest
 	$(VENV)/bin/cmake --log-level=WARNING -S . -B $(1) -G Ninja -DCMAKE_MAKE_PROGRAM=$(abspath $(VENV))/bin/ninja \
 		-DTOAST_TESTS=ON -DTOAST_SANITIZE=ON $(2)
-	$(VENV)/bin/cmake --build $(1)
+	MAKEFLAGS= $(VENV)/bin/cmake --build $(1)  # ninja does not take jobs from this make
 	$(VENV)/bin/ctest --test-dir $(1) --output-on-failure --parallel 2
 endef
 
