@@ -16,7 +16,7 @@ import pytest
 import torch
 from filelock import FileLock  # torch brings it along
 
-if not torch.cuda.is_available():
+if optional.TRITON and not torch.cuda.is_available():
     interpreter.use()
 
 import blended_kl_cases
@@ -84,6 +84,9 @@ def pytest_collection_modifyitems(config, items):
     by_name = any("::" in argument for argument in config.args)
     if not torch.cuda.is_available() and not by_name:
         pairwise.mark_others_as_more(items)
+    for item in items:
+        if runs_on(item, "triton"):
+            item.add_marker(optional.needs_triton)
     on_cuda = [item for item in items if runs_on(item, "cuda")]
     why_not = None
     if on_cuda and not config.option.collectonly:

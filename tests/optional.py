@@ -5,6 +5,8 @@
 hypothesis itself where it is installed; elsewhere @given is a skip, and what else a test file asks of it is nothing.
 """
 
+import importlib.util
+
 import pytest
 
 PACKAGES = ("expecttest", "hypothesis", "fontTools", "matplotlib", "PIL", "rich")
@@ -33,6 +35,10 @@ except ImportError:
 
     def settings(*_, **__):
         return lambda test: test
+
+
+TRITON = importlib.util.find_spec("triton") is not None
+needs_triton = pytest.mark.skipif(not TRITON, reason="needs triton")
 
 
 def skip_without(*names):

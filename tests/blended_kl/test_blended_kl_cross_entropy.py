@@ -176,7 +176,7 @@ def test_logits_of_minus_infinity_only_give_nan_as_cross_entropy_does(kernel):
     target = torch.tensor([1, 1])
     expected = F.cross_entropy(logits, target, reduction="none")
     assert expected[0].isnan()
-    for backend in BACKENDS:
+    for backend in ("reference", kernel):
         torch.testing.assert_close(
             toast_loss(logits, target, reduction="none", backend=backend), expected, equal_nan=True
         )

@@ -8,6 +8,8 @@ import pytest
 import torch
 from blended_kl_cases import DTYPES, Case, assert_a_cuda_graph_replays, check, device_of, moved, name, toast_loss
 
+pytest.importorskip("triton")
+
 from toast_kernels import functional
 from toast_kernels.blended_kl import triton as backend
 from toast_kernels.blended_kl.problem import Problem, Table

@@ -8,7 +8,6 @@ import torch
 from kept_rows_cases import DTYPES, IGNORE, every_backend, moved, needs_interpreter, rows_of
 from memory_bounds import only_within
 from scipy.special import entr, logsumexp, softmax
-from triton.runtime.errors import InterpreterError
 
 from toast_kernels import backends
 from toast_kernels.kept_rows.op import Slots, carry_rows
@@ -242,6 +241,8 @@ def test_the_triton_kernels_touch_only_what_they_are_given(max_age, targets):
 
 @needs_interpreter
 def test_the_check_of_addresses_notices():
+    from triton.runtime.errors import InterpreterError
+
     batch = Batch(0, 12, 8, 4, 5)
     found = batch.slots()
     for missing in (found.logits[:1], found.logits[:, :4]):

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optional import needs_triton
 
 from toast_kernels import backends, toast_loss
 from toast_kernels.backends import FLOATS, KERNELS, choose
@@ -86,6 +87,7 @@ def test_auto_does_without_what_is_not_installed(everything, monkeypatch, op):
         assert choose(op, "auto", device, torch.float32) == "reference"
 
 
+@needs_triton
 def test_triton_by_its_interpreter_is_never_auto(monkeypatch):
     monkeypatch.setattr(backends, "_C", None)
     monkeypatch.setattr(backends, "_WHY_NO_CPU_KERNELS", "no compiler", raising=False)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from optional import needs_triton
 
 from toast_kernels import __version__, backends
 from toast_kernels.__main__ import main
@@ -98,6 +99,7 @@ def test_cuda_kernels_that_were_left_out_are_not_put_down_to_nvcc(monkeypatch, r
     assert "(No module named 'toast_kernels._cuda'): this build found no compiler or had TOAST_CUDA=0; with" in said
 
 
+@needs_triton
 def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     monkeypatch.setattr(backends, "_why_no_gpu", lambda *_: None)
     monkeypatch.setattr(backends, "_cuda", None)
@@ -112,6 +114,7 @@ def test_triton_is_what_auto_takes_on_a_gpu(monkeypatch, report_here):
     assert report_here()[1]["blended_kl", "cuda"] == ("triton", why)
 
 
+@needs_triton
 def test_a_gpu_or_triton_that_is_too_old(monkeypatch):
     import triton
 
