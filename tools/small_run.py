@@ -8,6 +8,7 @@ import sys
 import torch
 
 from toast_kernels import SoftTargets, backends, class_medoids, toast_loss
+from toast_kernels.medoids.reference import METRICS
 
 CUDA = torch.device("cuda")
 
@@ -48,7 +49,7 @@ def losses(backend):
 def medoids():
     for rows, width in ((300, 40), (70, 1500)):
         x, labels = normal(rows, width), torch.randint(3, (rows,), device=CUDA)
-        for metric in ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys"):
+        for metric in METRICS:
             class_medoids(x, labels, 4, metric=metric)
 
 

@@ -6,6 +6,7 @@ import contextlib
 import pytest
 import torch
 from blended_kl_cases import Case, normal
+from medoid_cases import METRICS
 
 from toast_kernels import (
     HardReplay,
@@ -144,7 +145,6 @@ def module():
 
 
 ROWS = torch.eye(3) * 0.6 + torch.eye(3).roll(1, 0) * 0.4
-METRICS = ("euclidean", "sqeuclidean", "cosine", "cityblock", "jeffreys")
 RUNS = {
     "compiled loss": compiled_loss,
     "soft targets": soft_targets,

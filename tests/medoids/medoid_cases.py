@@ -9,6 +9,7 @@ from toast_kernels.functional import class_medoids
 from toast_kernels.medoids.reference import METRICS as METRICS
 
 BACKENDS = ("reference", "cpu")
+SHIFT_INVARIANT = ("euclidean", "sqeuclidean", "cityblock", "jeffreys")  # angles do change
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
