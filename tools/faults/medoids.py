@@ -149,6 +149,12 @@ FAULTS = {
             ": a.i > b.i;",
             MEDOIDS + "test_duplicates_are_a_tie_and_the_first_one_wins",
         ),
+        (
+            "duplicates are all scored",
+            "drop[hashed[i].i] = row == first;",
+            "drop[hashed[i].i] = 0;",
+            CERTIFIED + "test_thousands_of_duplicates_take_no_quadratic_time_in_float64",
+        ),
     ],
     "csrc/cpu/medoids/rows.h": [
         (
