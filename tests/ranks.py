@@ -29,7 +29,8 @@ def run(module: str, function: str, size: int, timeout: float = 120) -> list:
         printed = Path(folder, "printed")
         printed.touch()
         processes = [
-            fork_server.Process(target=one_rank, args=(module, function, rank, size, folder)) for rank in range(size)
+            fork_server.Process(target=one_rank, args=(module, function, rank, size, folder, {**os.environ}))
+            for rank in range(size)
         ]
         with mock.patch.dict(os.environ, of_the_server):
             for process in processes:
@@ -55,7 +56,8 @@ def seconds(number: float) -> datetime.timedelta:
     return datetime.timedelta(seconds=number)
 
 
-def one_rank(module: str, function: str, rank: int, size: int, folder: str) -> None:
+def one_rank(module: str, function: str, rank: int, size: int, folder: str, environment: dict) -> None:
+    os.environ.update(environment)  # the server has that of its own start
     with open(os.path.join(folder, "printed"), "ab") as printed:
         os.dup2(printed.fileno(), 1)
         os.dup2(printed.fileno(), 2)

@@ -109,7 +109,9 @@ def test_an_alpha_out_of_range_is_seen_though_it_is_learned():
         functional.toast_loss(logits, target, backend="reference", **keywords)
 
 
-@pytest.mark.parametrize("learned", ["lam", "alpha"])
+@pytest.mark.parametrize(
+    "learned", [pytest.param(name, marks=[pytest.mark.more] * (name in ("weight", "past_weight"))) for name in LEARNED]
+)
 def test_compiled_too(learned):
     torch._dynamo.reset()
     logits, values, build = problem()
