@@ -107,4 +107,4 @@ $(VENV)/.built: $(VENV)/.build-tools $(NATIVE)
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info toast_kernels/_C.*
+	rm -rf $(VENV) build dist *.egg-info toast_kernels/_C.* toast_kernels/_cuda.*

@@ -103,7 +103,7 @@ def _mobilenet_v2(transformers, num_labels: int, channels: int, size: int) -> nn
         image_size=size,
         depth_multiplier=0.35,
         output_stride=16,
-        classifier_dropout_prob=0.2,  # the paper's; the configuration's own is 0.8
+        classifier_dropout_prob=0.2,  # the configuration's own 0.8 is how much TensorFlow's keeps
         num_labels=num_labels,
     )
     classifier = transformers.MobileNetV2ForImageClassification(config)
