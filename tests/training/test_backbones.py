@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 from programs import backbones
+from torch import nn
 
 
 @pytest.mark.parametrize(("channels", "size"), [(1, 32), (1, 28), (3, 48)], ids=lambda value: str(value))
@@ -20,6 +21,16 @@ def test_logits_and_gradients(name, channels, size, monkeypatch):
     logits.square().sum().backward()
     without = [key for key, parameter in model.named_parameters() if parameter.grad is None]
     assert not without
+
+
+@pytest.mark.parametrize("name", backbones.NAMES)
+def test_no_setting_means_what_another_framework_keeps(name):
+    """As transformers' MobileNetV2 has them: BatchNorm's momentum is 0.997 there, and its dropout 0.8."""
+    if name != "cnn":
+        pytest.importorskip("transformers")
+    modules = list(backbones.build(name, 11, 1, 32).modules())
+    assert all(module.momentum <= 0.1 for module in modules if isinstance(module, nn.BatchNorm2d))
+    assert all(module.p <= 0.5 for module in modules if isinstance(module, nn.Dropout))
 
 
 def test_the_small_cnn_has_the_size_it_says():
