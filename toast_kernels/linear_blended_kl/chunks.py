@@ -146,14 +146,15 @@ def _divisors(problem: Problem, num_classes: int) -> tuple[Tensor, Tensor]:
     if not problem.has_labels:
         row_weight, used = row_weight + 1, ~used
     elif problem.target_b is None:
-        labels = [(problem.target, 1)]
+        labels = [(problem.target, x.new_ones((), dtype=problem.dtype))]
     else:
         labels = [(problem.target, problem.lam), (problem.target_b, 1 - problem.lam)]
     for label, share in labels:
         kept = label != problem.ignore_index
         outside = kept & ((label < 0) | (label >= num_classes))
         if weight is not None:
-            share = share * weight[torch.where(kept & ~outside, label, 0)]
+            of_label = weight[torch.where(kept & ~outside, label, 0)]
+            share = torch.where(share != 0, share * of_label, 0)  # 0 * inf = 0
         row_weight += torch.where(kept, share, 0)
         used, bad = used | kept, bad | outside
     has_past = torch.zeros_like(used)
