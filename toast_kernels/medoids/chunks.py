@@ -44,9 +44,9 @@ def class_medoids(
         )
     borders = _cut(needed.masked_fill(too_large, 0), chunk_bytes)
     spans = list(pairwise(borders))
-    chunk_of = torch.bucketize(
-        torch.arange(num_classes, device="cpu"), torch.tensor(borders[1:], device="cpu"), right=True, out_int32=True
-    )
+    classes = torch.arange(num_classes, dtype=torch.int64, device="cpu")
+    ends = torch.tensor(borders[1:], dtype=torch.int64, device="cpu")
+    chunk_of = torch.bucketize(classes, ends, right=True, out_int32=True)
     left_out = len(spans)
     chunk_of[too_large] = left_out
     chunk_of = torch.where(used, chunk_of[labels.clamp(0, num_classes - 1)], left_out)
