@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import torch
 
 from .annotations import Backend, Metric, Reduction, Target
-from .arguments import LABELS, label_shape, type_of
+from .arguments import LABELS, label_shape
 from .backends import FLOATS
 from .blended_kl.plan import blended_kl
+from .checks import check_int, type_of
 from .medoids import chunks
 from .medoids import op as medoids
 from .medoids.reference import METRICS
@@ -263,11 +264,8 @@ def class_medoids(
             raise ValueError(f"{name} must have shape [N] with N = {x.shape[0]} (from x), got {list(rows.shape)}")
         if rows is not None and rows.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {rows.device}")
-    for name, number in (("num_classes", num_classes), ("ignore_index", ignore_index)):
-        if not isinstance(number, (int, torch.SymInt)) or isinstance(number, bool):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    check_int("num_classes", num_classes, 1)
+    check_int("ignore_index", ignore_index)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     labels = labels.long() if labels.dtype == torch.uint8 else labels
@@ -277,10 +275,9 @@ def class_medoids(
         return medoids.class_medoids(x.resolve_neg(), *arguments)
     if x.device.type != "cpu":
         raise ValueError(f"x must be on the CPU where chunk_bytes or another device is given, got x on {x.device}")
+    check_int("chunk_bytes", chunk_bytes, or_none=True)
     if chunk_bytes is None:
         chunk_bytes = chunks.CHUNK_BYTES
-    elif not isinstance(chunk_bytes, int) or isinstance(chunk_bytes, bool):
-        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}")
     return chunks.class_medoids(x, *arguments, device, chunk_bytes)
 
 

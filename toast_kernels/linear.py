@@ -5,17 +5,18 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import Arguments, check, learned, numbers, to_problem, type_of
+from .arguments import Arguments, check, learned, numbers, to_problem
 from .backends import FLOATS, choose
 from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
 from .blended_kl.problem import is_traced
 from .blended_kl.reference import _reject_out_of_range
+from .checks import check_int, check_positive, type_of
 from .functional import ToastStats
 from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
 from .linear_blended_kl.op import linear_blended_kl
 from .sharded.dtensor import is_dtensor
-from .soft_targets import SoftTargets, check_temperature
+from .soft_targets import SoftTargets
 from .top_predictions import TopPredictions
 
 # Bytes of a chunk where the user names none: a quarter of what the gradients of input and weight take, but so many at
@@ -111,12 +112,8 @@ def linear_toast_loss(
     num_classes, width = linear_weight.shape
     dtype = _product_dtype(input, linear_weight, linear_bias)
     acc_dtype = _check_acc_dtype(acc_dtype, dtype)
-    if return_top_k is not None and (
-        isinstance(return_top_k, bool) or not isinstance(return_top_k, int) or not 1 <= return_top_k <= num_classes
-    ):
-        expected = f"an int in [1, {num_classes}] (the number of classes) or None"
-        raise ValueError(f"return_top_k must be {expected}, got {return_top_k!r}")
-    soft_temperature = check_temperature(soft_temperature)
+    check_int("return_top_k", return_top_k, 1, num_classes, or_none=True)
+    soft_temperature = check_positive("soft_temperature", soft_temperature)
 
     x = input.reshape(math.prod(rows_shape), width).to(dtype)
     target, past, past_index = _as_rows(target, past, past_index, rows_shape, int(shift), ignore_index)
@@ -183,8 +180,8 @@ def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torc
         shape = [*rows_shape, num_classes] if name.endswith("probabilities") else list(rows_shape)
         if isinstance(tensor, Tensor) and list(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape} (from input), got {list(tensor.shape)}")
-    if not isinstance(shift, int) or shift < 0:
-        raise ValueError(f"shift must be an int >= 0, got {shift!r}")
+    if not isinstance(shift, bool):  # True is 1
+        check_int("shift", shift, 0)
     if shift and (probabilities or not rows_shape):
         raise ValueError(f"shift = {int(shift)} needs labels of shape [..., T], got {type_of(target)}")
     return rows_shape
@@ -239,11 +236,10 @@ def _chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
     num_rows, width = x.shape
     size = x.element_size()
     row = num_classes * size * (1 if in_place else 2)
+    check_int("chunk_bytes", chunk_bytes, or_none=True)
     if chunk_bytes is None:
         gradients = (num_rows + num_classes) * width * size
         chunk_bytes = max(row, gradients // 4, LEAST_CHUNK.get(x.device.type, LEAST_CHUNK["cuda"]))
-    elif isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
-        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}")
     elif chunk_bytes < row:
         raise ValueError(
             f"chunk_bytes must be at least {row}, what one row of {num_classes} logits needs, got {chunk_bytes}"

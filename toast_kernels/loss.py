@@ -1,16 +1,15 @@
 """ToastLoss: toast_loss as a module that makes its own class soft targets, epoch by epoch."""
 
-import math
 import operator
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from .annotations import Backend, Metric, Reduction, Target
-from .arguments import check_settings, type_of
+from .arguments import check_settings
 from .bank import MedoidBank
+from .checks import check_number, check_positive, type_of
 from .distributed import ProcessGroup
 from .epoch_state import EpochState
 from .functional import ToastStats, toast_loss
@@ -103,9 +102,10 @@ class ToastLoss(EpochState):
         process_group: ProcessGroup | str | None = "world",
         backend: Backend = "auto",
     ):
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        num_epochs = None if num_epochs is None else _checked_num_epochs(num_epochs)
+        check_number("alpha", alpha, 0, 1)
+        if num_epochs is not None:
+            check_positive("num_epochs", num_epochs)
+        check_positive("soft_temperature", soft_temperature)
         bank = MedoidBank(
             num_classes, metric=metric, temperature=soft_temperature, top_k=top_k, num_features=num_features,
             correct_only=correct_only, min_share=min_share, dtype=dtype, pool_dtype=pool_dtype, pool_rows=pool_rows,
@@ -116,6 +116,7 @@ class ToastLoss(EpochState):
             num_classes, weight=weight, past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
             label_smoothing=label_smoothing, reduction=reduction, backend=backend,
         )  # fmt: skip
+        bank.ranks.collective = "set_epoch"  # which calls the bank's compute
         super().__init__(bank, alpha, weight)
         self.num_epochs = num_epochs
         self.past_weight = past_weight
@@ -180,9 +181,10 @@ class ToastLoss(EpochState):
             loss.backward()
             replay.keep(x, y, predictions, stats.cross_entropy)      # a HardReplay with a top_k, at most this loss's
 
-        Needs a ToastLoss with top_k. A training call pools the features, and of each row the top_k largest
-        probabilities: medoids are those of the features [choice], and the medoid's top-k prediction is the class's
-        soft target. A loss is called in one form, this or forward; evaluations may come in both.
+        With alpha > 0 or return_top_k it needs a ToastLoss with top_k. A training call pools the features, and of each
+        row the top_k largest probabilities: medoids are those of the features [choice], and the medoid's top-k
+        prediction is the class's soft target. A loss is called in one form, this or forward; evaluations may come in
+        both.
 
         Args:
             input: features [N, D].
@@ -194,8 +196,9 @@ class ToastLoss(EpochState):
             chunk_bytes, acc_dtype: as in :func:`linear_toast_loss`, which has what is raised.
         """
         num_classes, top_k = self.bank.num_classes, self.bank.top_k
-        if top_k is None:
-            raise ValueError("top_k must be given to a ToastLoss whose linear is called, got None: 64 is a start")
+        if top_k is None and (self.max_alpha > 0 or return_top_k):
+            expected = "given to a ToastLoss whose linear is called with alpha > 0 or return_top_k"
+            raise ValueError(f"top_k must be {expected}, got None: 64 is a start")
         for name, tensor in (("input", input), ("linear_weight", linear_weight)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type_of(tensor)}")
@@ -294,7 +297,8 @@ class ToastLoss(EpochState):
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         if num_epochs is None and self.num_epochs is None:
             raise TypeError("num_epochs must be given, to set_epoch or to ToastLoss")
-        num_epochs = self.num_epochs if num_epochs is None else _checked_num_epochs(num_epochs)
+        num_epochs = self.num_epochs if num_epochs is None else num_epochs
+        check_positive("num_epochs", num_epochs)
         on_its_gpu = torch.cuda.device_of(self.alpha)  # NCCL gathers objects by way of the current one
         with torch.inference_mode(False), torch.no_grad(), on_its_gpu:
             if self.max_alpha > 0:
@@ -323,12 +327,6 @@ class ToastLoss(EpochState):
         settings = ("num_epochs", "past_weight", "temperature", "ignore_index", "label_smoothing", "reduction")
         settings = [f"{name}={getattr(self, name)!r}" for name in (*settings, "backend")]
         return ", ".join([str(self.bank.num_classes), f"alpha={self.max_alpha}", *settings])
-
-
-def _checked_num_epochs(num_epochs: float) -> float:
-    if not isinstance(num_epochs, Real) or not 0 < num_epochs < math.inf:
-        raise ValueError(f"num_epochs must be a number > 0, got {num_epochs!r}")
-    return num_epochs
 
 
 def _first_rows(target, rows: int):

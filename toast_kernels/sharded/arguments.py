@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, _check_device, _check_weight, check, class_dim, label_shape, learned, type_of
+from ..arguments import Arguments, _check_device, _check_weight, check, class_dim, label_shape, learned
+from ..checks import type_of
 from ..soft_targets import SoftTargets
 
 
@@ -105,5 +106,6 @@ def _padded(x):
 def _as_if_whole(past, width: int):
     """For `check`, which asks for as many classes as there are columns."""
     if isinstance(past, SoftTargets) and past.encoding == "top-k":
-        return SoftTargets(past.values, past.entropy, past.filled, width, past.indices, None, past.temperature)
+        values, indices = past.values[:, :width], past.indices[:, :width]
+        return SoftTargets(values, past.entropy, past.filled, width, indices, None, past.temperature)
     return past

@@ -23,9 +23,7 @@ class Exchange:
     """
 
     def __init__(self, process_group: ProcessGroup | str, call: str):
-        self.ranks = Ranks(
-            process_group, f"{call} is collective over the process group, every rank of it must make the call"
-        )
+        self.ranks = Ranks(process_group, call)
         if is_traced() or torch._C._are_functorch_transforms_active():
             raise RuntimeError(f"{call} over a process group runs eagerly: not in torch.export, make_fx or torch.func")
         if not (dist.is_available() and dist.is_initialized()):
