@@ -9,10 +9,11 @@ from pathlib import Path
 
 import study_pictures
 from checkpoint import save_text
+from seeds import CONFIDENCE, FEW_SEEDS, spread
 from study_methods import METHODS, TRIALS
 from study_plan import SAME
 from study_regimes import REGIMES
-from study_results import CONFIDENCE, FEW_SEEDS, Results, all_results
+from study_results import Results, all_results
 from study_table import read
 
 SCORES = {"top1": ("top-1 %", 100, 2), "top5": ("top-5 %", 100, 2), "nll": ("NLL", 1, 3), "ece": ("ECE %", 100, 2)}
@@ -90,7 +91,7 @@ def _others(results: list[Results]) -> list[str]:
         for regime in result.regimes:
             for method in result.methods(regime):
                 cell = result.cells[regime, method]
-                top1, nll = (_spread([SCORES[s][1] * run[f"test_{s}"] for run in cell.values()], SCORES[s][2])
+                top1, nll = (spread([SCORES[s][1] * run[f"test_{s}"] for run in cell.values()], SCORES[s][2])
                     for s in ("top1", "nll"))  # fmt: skip
                 rows.append(
                     (*task, REGIMES[regime].title, METHODS[method].title, _own(result, regime, method), len(cell), top1,
@@ -173,13 +174,13 @@ def _scores(result: Results) -> Iterable[str]:
             cell = result.cells[regime, method]
             row = [METHODS[method].title, len(cell)]
             for score, (_, scale, digits) in SCORES.items():
-                row.append(_spread([scale * run[f"test_{score}"] for run in cell.values()], digits))
+                row.append(spread([scale * run[f"test_{score}"] for run in cell.values()], digits))
             row += [_from_ce(result, regime, method, score) for score in ("top1", "nll")]
             plain = result.cells[regime, "ce"]
             both = [seed for seed in cell if seed in plain]
             rows_each = [cell[seed]["forward_rows"] / plain[seed]["forward_rows"] for seed in both]
             row.append(f"{statistics.fmean(rows_each):.2f}" if both else "")
-            row.append(_spread([100 * run["train_top1"] for run in cell.values()], 1))
+            row.append(spread([100 * run["train_top1"] for run in cell.values()], 1))
             rows.append(row)
         columns = ("", "seeds", *(name for name, *_ in SCORES.values()), "top-1 from ce", "NLL from ce",
             "forward rows / ce's", "training top-1 %")  # fmt: skip
@@ -265,8 +266,3 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     columns = list(columns)
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -1,51 +1,15 @@
-"""The study's results: the runs with the chosen settings, and paired differences with their intervals."""
+"""The study's results: the runs with the chosen settings, and their differences."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
-from scipy import stats
+from seeds import Difference
 from study_methods import METHODS
 from study_plan import SAME, Plan, known
 from study_regimes import REGIMES
 from study_table import read
-
-CONFIDENCE = 0.95
-FEW_SEEDS = 3  # with fewer a difference is shown without a verdict
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences, and half the width of its t interval; None of a single pair."""
-
-    mean: float
-    half: float | None
-    pairs: int
-
-    @classmethod
-    def of(cls, values: list[float]) -> Difference:
-        n = len(values)
-        half = None
-        if n > 1:
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
-        return cls(statistics.fmean(values), half, n)
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval excludes 0 and stands on enough seeds, else 0."""
-        if self.half is None or self.pairs < FEW_SEEDS or abs(self.mean) <= self.half:
-            return 0
-        return 1 if self.mean > 0 else -1
-
-    def shown(self, scale: float, digits: int) -> str:
-        mean = f"{scale * self.mean:+.{digits}f}"
-        if self.half is None:
-            return f"{mean} (one seed)"
-        text = f"{mean} ± {scale * self.half:.{digits}f}"
-        return f"**{text}**" if self.sign else text
 
 
 class Results:

@@ -13,6 +13,7 @@ from programs import (
     PYTHON,
     digits,
     image_data,
+    seeds,
     study,
     study_cost,
     study_methods,
@@ -109,13 +110,13 @@ def test_a_table_keeps_its_whole_lines_and_types(tmp_path):
 
 def test_the_interval_is_students():
     """For 1, 2, 6: mean 3, standard deviation sqrt(7), t(0.975; 2) = 4.302653 (printed tables)."""
-    difference = study_results.Difference.of([1.0, 2.0, 6.0])
+    difference = seeds.Difference.of([1.0, 2.0, 6.0])
     assert difference.mean == 3
     assert difference.half == pytest.approx(4.302653 * math.sqrt(7) / math.sqrt(3), rel=1e-6)
     assert difference.sign == 0
-    assert study_results.Difference.of([3.0]).half is None
-    assert study_results.Difference.of([-1.0, -1.1, -0.9]).sign == -1
-    assert study_results.Difference.of([-1.0, -1.1]).sign == 0  # too few seeds for a verdict
+    assert seeds.Difference.of([3.0]).half is None
+    assert seeds.Difference.of([-1.0, -1.1, -0.9]).sign == -1
+    assert seeds.Difference.of([-1.0, -1.1]).sign == 0  # too few seeds for a verdict
 
 
 @pytest.fixture
