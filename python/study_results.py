@@ -41,7 +41,7 @@ class Results:
     def methods(self, regime: str) -> list[str]:
         return [method for method in self.plan.methods if (regime, method) in self.cells]
 
-    def difference(self, regime: str, method: str, score: str, other: str = "ce") -> Difference | None:
+    def difference(self, regime: str, method: str, score: str, other: str | None = "ce") -> Difference | None:
         """Of the test scores with the same seed; None where no seed has both."""
         ours, theirs = (self.cells.get((regime, name), {}) for name in (method, other))
         pairs = [ours[seed][f"test_{score}"] - theirs[seed][f"test_{score}"] for seed in ours if seed in theirs]
@@ -52,19 +52,19 @@ class Results:
         longer = {METHODS[name].budget: name for name in self.plan.methods if METHODS[name].budget > 1}
         return longer.get(METHODS[method].rows)
 
-    def over_regimes(self, method: str, score: str) -> tuple[Difference, int] | None:
+    def over_regimes(self, method: str, score: str, other: str | None = "ce") -> tuple[Difference, int] | None:
         """Of each seed's mean over the regimes in which both have all seeds, and the number of these regimes."""
         seeds = self.plan.seeds
         whole = [
             regime
             for regime in self.regimes
-            if all(len(self.cells.get((regime, name), {})) == len(seeds) for name in (method, "ce"))
+            if all(len(self.cells.get((regime, name), {})) == len(seeds) for name in (method, other))
         ]
         if not whole:
             return None
         name = f"test_{score}"
         means = [
-            statistics.fmean(self.cells[r, method][seed][name] - self.cells[r, "ce"][seed][name] for r in whole)
+            statistics.fmean(self.cells[r, method][seed][name] - self.cells[r, other][seed][name] for r in whole)
             for seed in seeds
         ]
         return Difference.of(means), len(whole)
