@@ -101,10 +101,10 @@ def proof(dense, plain):
 
     eager, compiled, tuned = (span(dense, peer) for peer in ("eager", "torch.compile", TUNED))
     return (
-        f"On a CPU, forward and backward with dense soft targets, it is **{eager} times as fast as eager PyTorch**,\n"
-        f"{compiled} times as fast as torch.compile and {tuned} as fast as the fastest formulation we found for it\n"
-        f"(tuned); with nothing added, {span(plain, 'F.cross_entropy')} times as fast as `F.cross_entropy`, from"
-        f" {FROM} logits on."
+        f"On a CPU, forward and backward from {FROM} logits on, it is **{eager} times as fast as eager PyTorch**\n"
+        f"with dense soft targets, {compiled} times as fast as torch.compile and {tuned} times as fast as the fastest\n"
+        "formulation that we found for it (tuned); with nothing added, "
+        f"{span(plain, 'F.cross_entropy')} times as fast as `F.cross_entropy`."
     )
 
 
