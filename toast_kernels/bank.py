@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .annotations import Backend, Metric, Target
-from .arguments import label_shape, type_of
+from .annotations import Backend, Metric, Target, type_of
+from .arguments import label_shape
 from .backends import BACKENDS, FLOATS, KERNELS
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 
-from .annotations import Backend, Metric, Reduction, Target
-from .arguments import LABELS, label_shape, type_of
+from .annotations import Backend, Metric, Reduction, Target, type_of
+from .arguments import LABELS, label_shape
 from .backends import FLOATS
-from .blended_kl.plan import blended_kl
+from .blended_kl.plan import PLAIN, blended_kl
 from .medoids import chunks
 from .medoids import op as medoids
 from .medoids.reference import METRICS
@@ -18,8 +18,6 @@ from .soft_targets import SoftTargets
 
 if TYPE_CHECKING:
     from .distributed import ProcessGroup
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class ToastStats(NamedTuple):
@@ -182,7 +180,7 @@ def toast_loss(
         logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
         label_smoothing, reduction, return_stats, backend,
     )  # fmt: skip
-    if process_group is not None or (type(logits) not in _PLAIN and is_dtensor(logits)):
+    if process_group is not None or (type(logits) not in PLAIN and is_dtensor(logits)):
         from .sharded.loss import sharded_blended_kl  # which needs this module
 
         loss, _, stats, argmax = sharded_blended_kl(given, process_group)

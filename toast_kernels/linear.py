@@ -5,12 +5,13 @@ import math
 import torch
 from torch import Tensor
 
-from .arguments import Arguments, check, learned, numbers, to_problem, type_of
+from .annotations import type_of
+from .arguments import Arguments, check, learned, numbers, to_problem
 from .backends import FLOATS, choose
 from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
 from .blended_kl.problem import is_traced
-from .blended_kl.reference import _reject_out_of_range
+from .blended_kl.reference import reject_out_of_range
 from .functional import ToastStats
 from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
 from .linear_blended_kl.op import linear_blended_kl
@@ -107,10 +108,10 @@ def linear_toast_loss(
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction, return_stats=return_stats,
             backend=backend,
         )  # fmt: skip
-    rows_shape = _check(input, linear_weight, linear_bias, target, past_index, shift)
+    rows_shape = check_linear(input, linear_weight, linear_bias, target, past_index, shift)
     num_classes, width = linear_weight.shape
-    dtype = _product_dtype(input, linear_weight, linear_bias)
-    acc_dtype = _check_acc_dtype(acc_dtype, dtype)
+    dtype = product_dtype(input, linear_weight, linear_bias)
+    acc_dtype = check_acc_dtype(acc_dtype, dtype)
     if return_top_k is not None and (
         isinstance(return_top_k, bool) or not isinstance(return_top_k, int) or not 1 <= return_top_k <= num_classes
     ):
@@ -119,7 +120,7 @@ def linear_toast_loss(
     soft_temperature = check_temperature(soft_temperature)
 
     x = input.reshape(math.prod(rows_shape), width).to(dtype)
-    target, past, past_index = _as_rows(target, past, past_index, rows_shape, int(shift), ignore_index)
+    target, past, past_index = flattened(target, past, past_index, rows_shape, int(shift), ignore_index)
     # Has the logits' shape and takes the memory of one row.
     logits = x.new_empty(1, num_classes).expand(x.shape[0], num_classes)
     given = Arguments(
@@ -135,8 +136,10 @@ def linear_toast_loss(
     in_forward = any(needs) and gradient_in_forward(logits, reduction)
     problem = to_problem(given, *numbers(given), in_forward)
     if x.device.type == "cpu" and not is_traced():
-        _reject_out_of_range(problem)
-    chunk_rows = _chunk_rows(chunk_bytes, x, num_classes, gradient_is_written_over_logits(backend) or not any(needs))
+        reject_out_of_range(problem)
+    chunk_rows = choose_chunk_rows(
+        chunk_bytes, x, num_classes, gradient_is_written_over_logits(backend) or not any(needs)
+    )
     settings = Settings(
         chunk_rows, acc_dtype, return_top_k or 0, [1.0, problem.temperature, soft_temperature], *needs, backend
     )
@@ -151,7 +154,7 @@ def linear_toast_loss(
     return tuple(returned) if len(returned) > 1 else returned[0]
 
 
-def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torch.Size:
+def check_linear(input, linear_weight, linear_bias, target, past_index, shift) -> torch.Size:
     """The rows' shape, of arguments whose shapes, dtypes and devices fit together."""
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if (name != "linear_bias" or tensor is not None) and (
@@ -190,7 +193,7 @@ def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torc
     return rows_shape
 
 
-def _product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
+def product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
     """What F.linear computes in here."""
     kind = input.device.type
     autocasts = torch.amp.is_autocast_available(kind)  # not "meta"
@@ -202,7 +205,7 @@ def _product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
     return input.dtype
 
 
-def _check_acc_dtype(acc_dtype, dtype) -> torch.dtype:
+def check_acc_dtype(acc_dtype, dtype) -> torch.dtype:
     wide = torch.promote_types(dtype, torch.float32)
     if acc_dtype not in (None, wide, dtype):
         expected = " or ".join(dict.fromkeys(map(str, (wide, dtype))))
@@ -210,7 +213,7 @@ def _check_acc_dtype(acc_dtype, dtype) -> torch.dtype:
     return acc_dtype or wide
 
 
-def _as_rows(target, past, past_index, shape, shift, ignore_index):
+def flattened(target, past, past_index, shape, shift, ignore_index):
     """With one dimension of rows, of which row t has the label of row t + shift."""
 
     def rows(x, beyond):
@@ -234,7 +237,7 @@ def _as_rows(target, past, past_index, shape, shift, ignore_index):
     return target, past, past_index
 
 
-def _chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
+def choose_chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
     """Rows of a chunk: as many as fit, of about equal chunks."""
     num_rows, width = x.shape
     size = x.element_size()

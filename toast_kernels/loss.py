@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .annotations import Backend, Metric, Reduction, Target
-from .arguments import check_settings, type_of
+from .annotations import Backend, Metric, Reduction, Target, type_of
+from .arguments import check_settings
 from .bank import MedoidBank
 from .distributed import ProcessGroup
 from .epoch_state import EpochState

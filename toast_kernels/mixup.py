@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .annotations import type_of
+
 
 @torch.no_grad()
 def mixup_triple(probs: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -29,7 +31,7 @@ def mixup_triple(probs: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor
             torch.compile the lam of that row is NaN, and so is its loss.
     """
     if not isinstance(probs, Tensor) or not probs.is_floating_point():
-        raise TypeError(f"probs must be a floating-point tensor, got {getattr(probs, 'dtype', type(probs).__name__)}")
+        raise TypeError(f"probs must be a floating-point tensor, got {type_of(probs)}")
     if probs.dim() < 2 or probs.shape[1] == 0:
         raise ValueError(f"probs must have shape [N, C] or [N, C, d1, ...] with C >= 1, got {list(probs.shape)}")
     if probs.requires_grad:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from .annotations import type_of
 from .blended_kl.problem import Table, tail
 from .softmax_statistics.op import softmax_statistics
 
@@ -316,8 +317,7 @@ def check_temperature(temperature: float) -> float:
 
 def _check_matrix(name: str, matrix: Tensor) -> None:
     if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-        kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+        raise TypeError(f"{name} must be a floating-point tensor, got {type_of(matrix)}")
     if matrix.dim() != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{name} must have shape [R, C] with C >= 1, got {list(matrix.shape)}")
 
