@@ -231,11 +231,11 @@ def class_medoids(
     Rows with a NaN or infinite value are left out too. The label of a row that is left out is not looked at.
 
     On a CPU rows are read where they lie, also in a memory-mapped file (``torch.from_file``, ``torch.from_numpy`` of a
-    numpy.memmap); none is copied but a few MB at a time. With `device` or `chunk_bytes` x may be larger than the
-    device's memory, or than the computer's: classes are gathered in chunks of whole ones, in host memory that is pinned
-    for a GPU, where the next is gathered while it computes. Each of their rows is gathered once. A chunk's rows and
-    what is made of them take at most `chunk_bytes` on the device, and 16 MB more on a GPU; two chunks' rows are in host
-    memory (for a CPU one). The answer is the same.
+    numpy.memmap); euclidean copies some 64 MB of them at a time, other metrics a few. With `device` or `chunk_bytes` x
+    may be larger than the device's memory, or than the computer's: classes are gathered in chunks of whole ones, in
+    host memory that is pinned for a GPU, where the next is gathered while it computes. Each of their rows is gathered
+    once. A chunk's rows and what is made of them take at most `chunk_bytes` on the device, and 16 MB more on a GPU; two
+    chunks' rows are in host memory (for a CPU one). The answer is the same.
 
     Returns:
         int64 ``[K]`` on the device of x: row numbers in x, -1 for a class without rows.

@@ -44,8 +44,8 @@ class ToastLoss(EpochState):
         num_classes: C.
         num_epochs: of the training, for :meth:`set_epoch`, which may be given it instead.
         alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. 0.1
-            and the past_weight 0.3 are the pair that our study chose under three of seven conditions, more often than
-            either other it tried; PS-KD, whose ramp it is, has 0.8.
+            and the past_weight 0.3 are the pair that our study chose more often than the other pairs it tried; PS-KD,
+            whose ramp it is, has 0.8.
         past_weight: lambda >= 0; DLB has 1.
         temperature: T of the past term. [DLB]
         metric, correct_only, min_share, top_k, dtype: of the soft targets, see :class:`MedoidBank`.

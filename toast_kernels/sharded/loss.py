@@ -32,9 +32,9 @@ from .rows import (
 )
 from .tables import Slice, checksums
 
-# Logits worked on at a time, in some four copies of their number: so many that they take longer than some hundred calls
-# of PyTorch (of 2^17, which a second-level cache would hold, up to 1.5 times as long), and on a GPU what keeps it busy,
-# or a part of all.
+# Logits worked on at a time, in up to 6 float32 copies: so many that they take longer than some hundred calls of
+# PyTorch (of 2^17, which a second-level cache would hold, up to 1.5 times as long), and on a GPU what keeps it busy, or
+# a part of all.
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 22}
 PART_OF_ALL = 32
 
