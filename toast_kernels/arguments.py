@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .annotations import type_of
 from .backends import FLOATS
 from .blended_kl.problem import Problem, Table, is_traced, loss_dtype, number
+from .checks import type_of
 from .native import rows_of, widest
 from .soft_targets import SoftTargets
 

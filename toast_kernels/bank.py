@@ -5,9 +5,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from .annotations import Backend, Metric, Target, type_of
+from .annotations import Backend, Metric, Target
 from .arguments import label_shape
 from .backends import BACKENDS, FLOATS, KERNELS
+from .checks import type_of
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
 from .medoids.reference import METRICS

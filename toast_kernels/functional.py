@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 
 import torch
 
-from .annotations import Backend, Metric, Reduction, Target, type_of
+from .annotations import Backend, Metric, Reduction, Target
 from .arguments import LABELS, label_shape
 from .backends import FLOATS
 from .blended_kl.plan import PLAIN, blended_kl
+from .checks import type_of
 from .medoids import chunks
 from .medoids import op as medoids
 from .medoids.reference import METRICS

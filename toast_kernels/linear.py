@@ -1,17 +1,20 @@
 """linear_toast_loss: toast_loss of a linear layer's output, which is never held whole."""
 
 import math
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
-from .annotations import type_of
+from .annotations import Backend, Reduction, Target
 from .arguments import Arguments, check, learned, numbers, to_problem
 from .backends import FLOATS, choose
 from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
 from .blended_kl.problem import is_traced
 from .blended_kl.reference import reject_out_of_range
+from .checks import type_of
+from .distributed import ProcessGroup
 from .functional import ToastStats
 from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
 from .linear_blended_kl.op import linear_blended_kl
@@ -23,11 +26,65 @@ from .top_predictions import TopPredictions
 # least. On a GPU these are 1024 rows of 128,256 bfloat16 logits, for products at their full rate.
 LEAST_CHUNK = {"cpu": 32 << 20, "cuda": 1 << 29}
 
+LinearLoss: TypeAlias = (  # with what was asked for beside it
+    Tensor | tuple[Tensor, ToastStats] | tuple[Tensor, TopPredictions] | tuple[Tensor, ToastStats, TopPredictions]
+)
 
+
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[False] = ..., return_top_k: None = ..., soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[True], return_top_k: None = ..., soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> tuple[Tensor, ToastStats]: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[False] = ..., return_top_k: int, soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> tuple[Tensor, TopPredictions]: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[True], return_top_k: int, soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> tuple[Tensor, ToastStats, TopPredictions]: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: bool = ..., return_top_k: int | None = ..., soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> LinearLoss: ...  # fmt: skip
 def linear_toast_loss(
     input: Tensor,
     linear_weight: Tensor,
-    target,
+    target: Target,
     linear_bias: Tensor | None = None,
     *,
     weight: Tensor | None = None,
@@ -39,16 +96,16 @@ def linear_toast_loss(
     temperature: float = 3.0,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     shift: int = 0,
     return_stats: bool = False,
     return_top_k: int | None = None,
     soft_temperature: float = 1.0,
     chunk_bytes: int | None = None,
     acc_dtype: torch.dtype | None = None,
-    backend: str = "auto",
-    process_group=None,
-):
+    backend: Backend = "auto",
+    process_group: ProcessGroup | str | None = None,
+) -> LinearLoss:
     r""":func:`toast_loss` of a linear layer's output, without ever holding it: for heads of very many classes.
 
         linear_toast_loss(input, linear_weight, target, linear_bias)    # is, rounding apart,

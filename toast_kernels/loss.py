@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 import torch
 from torch import Tensor
 
-from .annotations import Backend, Metric, Reduction, Target, type_of
+from .annotations import Backend, Metric, Reduction, Target
 from .arguments import check_settings
 from .bank import MedoidBank
+from .checks import type_of
 from .distributed import ProcessGroup
 from .epoch_state import EpochState
 from .functional import ToastStats, toast_loss
-from .linear import linear_toast_loss
-from .mixup import mixup_triple
+from .linear import LinearLoss, linear_toast_loss
+from .mixup import first_rows, mixup_triple
 from .replay import PastPredictions
 from .state import warn
 from .top_predictions import TopPredictions
@@ -159,6 +160,24 @@ class ToastLoss(EpochState):
     if TYPE_CHECKING:
         __call__ = forward
 
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[False] = ..., return_top_k: Literal[False] = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[True], return_top_k: Literal[True],
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> tuple[Tensor, ToastStats, TopPredictions]: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: bool = ..., return_top_k: bool = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> LinearLoss: ...  # fmt: skip
     def linear(
         self,
         input: Tensor,
@@ -171,7 +190,7 @@ class ToastLoss(EpochState):
         return_top_k: bool = False,
         chunk_bytes: int | None = None,
         acc_dtype: torch.dtype | None = None,
-    ):
+    ) -> LinearLoss:
         """The loss of F.linear(input, linear_weight, linear_bias), as forward gives it, without ever holding it. ::
 
             loss, stats, predictions = criterion.linear(
@@ -269,7 +288,7 @@ class ToastLoss(EpochState):
             )
         rows = rows.detach()
         if past is not None:
-            rows, target = rows[: past.num_new], _first_rows(target, past.num_new)
+            rows, target = rows[: past.num_new], first_rows(target, past.num_new)
             predictions = None if predictions is None else predictions.first(past.num_new)
         self.bank.update(rows, target, predictions)
 
@@ -329,10 +348,3 @@ def _checked_num_epochs(num_epochs: float) -> float:
     if not isinstance(num_epochs, Real) or not 0 < num_epochs < math.inf:
         raise ValueError(f"num_epochs must be a number > 0, got {num_epochs!r}")
     return num_epochs
-
-
-def _first_rows(target, rows: int):
-    if isinstance(target, Tensor):
-        return target[:rows]
-    y_a, y_b, lam = target
-    return y_a[:rows], y_b[:rows], lam[:rows] if isinstance(lam, Tensor) and lam.dim() else lam

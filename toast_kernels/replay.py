@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from .annotations import Target, type_of
+from .annotations import Target
 from .carried_rows import CarriedRows, named_leaves, with_leaves
+from .checks import type_of
 from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets, check_temperature
 from .top_predictions import TopPredictions

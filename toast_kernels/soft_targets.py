@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
-from .annotations import type_of
 from .blended_kl.problem import Table, tail
+from .checks import type_of
 from .softmax_statistics.op import softmax_statistics
 
 _PROBABILITY_DTYPES = (torch.bfloat16, torch.float32, torch.float64)

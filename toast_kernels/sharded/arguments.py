@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..annotations import type_of
 from ..arguments import Arguments, check, check_device, check_weight, class_dim, label_shape, learned
+from ..checks import type_of
 from ..soft_targets import SoftTargets
 
 

@@ -45,7 +45,7 @@ def sharded_linear_toast_loss(
     chunk_bytes: int | None,
     acc_dtype: torch.dtype | None,
     **given: Any,  # Arguments but for logits
-):
+) -> Tensor | tuple[Tensor, ToastStats]:
     """linear.linear_toast_loss, of this rank's classes."""
     exchange = Exchange(group_of("linear_weight", linear_weight, process_group), CALL)
     width, said = 0, {}
