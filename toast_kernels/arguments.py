@@ -47,7 +47,7 @@ def check(given: Arguments) -> None:
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit into int64, got {ignore_index}")
     _check_target(given.target, logits, ignore_index)
-    _check_weight(given.weight, logits, num_classes)
+    check_weight(given.weight, logits, num_classes)
     for name, *interval in (("label_smoothing", 0, 1), ("temperature", 0, math.inf, "()")):
         value = getattr(given, name)
         _check_scalar(name, value, logits, *interval)
@@ -129,10 +129,10 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
     ) = given  # fmt: skip
     temperature = float(temperature)
     dtype = loss_dtype(logits.dtype)
-    rows = rows_of(_as_rows(logits))
+    rows = rows_of(as_rows(logits))
     y_b = lam = None
     if isinstance(target, Tensor):
-        target = rows_of(_as_rows(target)) if target.is_floating_point() else _labels(target)
+        target = rows_of(as_rows(target)) if target.is_floating_point() else _labels(target)
     else:
         y_a, y_b, lam = target
         target, y_b = _labels(y_a), _labels(y_b)
@@ -151,7 +151,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
         past_weight = None
     else:
         if isinstance(past, Tensor):
-            past = SoftTargets.view_logits(_as_rows(past.detach()), temperature)
+            past = SoftTargets.view_logits(as_rows(past.detach()), temperature)
         past = _table(past, temperature, dtype)
         if past_index is None:
             past_index = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
@@ -163,7 +163,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
     )  # fmt: skip
 
 
-def _as_rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """[C] -> [1, C]; [N, C, d1, ...] -> [N * d1 * ..., C], a copy unless the classes lie together."""
     if x.dim() == 2:
         return x
@@ -213,7 +213,7 @@ def _check_target(target, logits, ignore_index):
         raise TypeError(f"target must be a tensor or a triple (y_a, y_b, lam), got {type_of(target)}")
     if not target.is_floating_point():
         return _check_labels("target", target, logits)
-    _check_device("target", target, logits)
+    check_device("target", target, logits)
     if target.shape != logits.shape:
         raise ValueError(
             f"target of class probabilities must be shaped like logits {list(logits.shape)}, got {list(target.shape)}"
@@ -225,7 +225,7 @@ def _check_target(target, logits, ignore_index):
 def _check_labels(name, labels, logits):
     if not isinstance(labels, Tensor) or labels.dtype not in LABELS:
         raise TypeError(f"{name} must hold int64, int32 or uint8 labels, got {type_of(labels)}")
-    _check_device(name, labels, logits)
+    check_device(name, labels, logits)
     if labels.shape != label_shape(logits):
         raise ValueError(
             f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the class "
@@ -241,11 +241,11 @@ def _check_lam(lam):
         raise ValueError(f"target[2] (lam) must be in [0, 1], got values from {lam.min()} to {lam.max()}")
 
 
-def _check_weight(weight, logits, num_classes):
+def check_weight(weight, logits, num_classes):
     if weight is None:
         return
     check_floating("weight", weight)
-    _check_device("weight", weight, logits)
+    check_device("weight", weight, logits)
     if weight.shape != (num_classes,):
         raise ValueError(f"weight must have shape [C] with C = {num_classes} (from logits), got {list(weight.shape)}")
 
@@ -257,7 +257,7 @@ def _check_scalar(name, value, logits, *interval):
     elif value.dim() or value.is_complex():
         raise ValueError(f"{name} must be a number or a real 0-d tensor, got {came(value)}")
     elif value.device.type != "cpu":
-        _check_device(name, value, logits)
+        check_device(name, value, logits)
 
 
 def _check_soft_targets(soft_targets, target, logits, num_classes):
@@ -265,7 +265,7 @@ def _check_soft_targets(soft_targets, target, logits, num_classes):
         return
     if not isinstance(soft_targets, SoftTargets):
         raise TypeError(f"soft_targets must be SoftTargets, got {type_of(soft_targets)}")
-    _check_device("soft_targets", soft_targets.values, logits)
+    check_device("soft_targets", soft_targets.values, logits)
     if len(soft_targets) != num_classes or soft_targets.num_classes != num_classes:
         raise ValueError(
             f"soft_targets must have one row of C probabilities per class with C = {num_classes} (from logits), "
@@ -284,12 +284,12 @@ def _check_past(past, past_index, logits, temperature):
             raise ValueError("past_index needs past, got None")
         return
     if isinstance(past, Tensor) and past.is_floating_point() and past.dim():
-        values, (num_past, past_classes), past_temperature = past, _as_rows(past).shape, temperature
+        values, (num_past, past_classes), past_temperature = past, as_rows(past).shape, temperature
     elif isinstance(past, SoftTargets):
         values, num_past, past_classes, past_temperature = past.values, len(past), past.num_classes, past.temperature
     else:
         raise TypeError(f"past must be SoftTargets or a tensor of logits, got {type_of(past)}")
-    _check_device("past", values, logits)
+    check_device("past", values, logits)
     num_classes = logits.shape[class_dim(logits)]
     if past_classes != num_classes:
         raise ValueError(f"past must have C = {num_classes} classes (from logits), got {past_classes}")
@@ -305,11 +305,11 @@ def _check_past(past, past_index, logits, temperature):
         return
     if not isinstance(past_index, Tensor) or past_index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"past_index must be an int64 or int32 tensor, got {type_of(past_index)}")
-    _check_device("past_index", past_index, logits)
+    check_device("past_index", past_index, logits)
     if past_index.shape != shape:
         raise ValueError(f"past_index must have the labels' shape {list(shape)}, got {list(past_index.shape)}")
 
 
-def _check_device(name, tensor, logits):
+def check_device(name, tensor, logits):
     if tensor.device != logits.device:
         raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {tensor.device}")

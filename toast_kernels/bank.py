@@ -15,7 +15,7 @@ from .medoids.reference import METRICS
 from .mixup import check_target, main_class
 from .pool import Pool
 from .soft_targets import SoftTargets
-from .state import of_another_version, state_rank, warn
+from .state import state_rank, warn
 from .top_predictions import TopPredictions, check_predictions
 from .uncompiled import leave_uncompiled
 
@@ -47,8 +47,8 @@ class MedoidBank(nn.Module):
         dtype: of the soft targets: bfloat16, float32 or float64. Default: bfloat16, which rounds a probability by at
             most 0.4%, for top-k float32.
         pool_dtype: the pool takes N * C values of it (of features N * D, and 8 k bytes a row). float16 holds a logit
-            to 0.05%, and bfloat16 logits exactly; a row with a number above its range, 65504, is left out like any row
-            that is not finite.
+            to 0.05%, or to 3e-8, and bfloat16 logits from 2^-17 in size on exactly; a row with a number above its
+            range, 65504, is left out like any row that is not finite.
         pool_rows: N, made once on the device of the first logits. Rows that find no room are dropped, and compute
             says how many. Ignored rows take none. A CUDA graph that holds an update goes on where the last replay
             ended. Default: the pool grows by half as rows come; while it is copied both pools are held, 2.5 times N at
@@ -333,8 +333,6 @@ class MedoidBank(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
-        if of_another_version(state, prefix, errors):
-            return
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         own = self._saved_pool(prefix)
         unexpected[:] = [key for key in unexpected if key not in own]

@@ -9,7 +9,7 @@ import torch
 from .annotations import Backend, Metric, Reduction, Target
 from .arguments import LABELS, label_shape
 from .backends import FLOATS
-from .blended_kl.plan import blended_kl
+from .blended_kl.plan import PLAIN, blended_kl
 from .checks import check_int, type_of
 from .medoids import chunks
 from .medoids import op as medoids
@@ -19,8 +19,6 @@ from .soft_targets import SoftTargets
 
 if TYPE_CHECKING:
     from .distributed import ProcessGroup
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class ToastStats(NamedTuple):
@@ -183,7 +181,7 @@ def toast_loss(
         logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
         label_smoothing, reduction, return_stats, backend,
     )  # fmt: skip
-    if process_group is not None or (type(logits) not in _PLAIN and is_dtensor(logits)):
+    if process_group is not None or (type(logits) not in PLAIN and is_dtensor(logits)):
         from .sharded.loss import sharded_blended_kl  # which needs this module
 
         loss, _, stats, argmax = sharded_blended_kl(given, process_group)
@@ -234,11 +232,11 @@ def class_medoids(
     Rows with a NaN or infinite value are left out too. The label of a row that is left out is not looked at.
 
     On a CPU rows are read where they lie, also in a memory-mapped file (``torch.from_file``, ``torch.from_numpy`` of a
-    numpy.memmap); none is copied but a few MB at a time. With `device` or `chunk_bytes` x may be larger than the
-    device's memory, or than the computer's: classes are gathered in chunks of whole ones, in host memory that is pinned
-    for a GPU, where the next is gathered while it computes. Each of their rows is gathered once. A chunk's rows and
-    what is made of them take at most `chunk_bytes` on the device, and 16 MB more on a GPU; two chunks' rows are in host
-    memory (for a CPU one). The answer is the same.
+    numpy.memmap); euclidean copies some 64 MB of them at a time, other metrics a few. With `device` or `chunk_bytes` x
+    may be larger than the device's memory, or than the computer's: classes are gathered in chunks of whole ones, in
+    host memory that is pinned for a GPU, where the next is gathered while it computes. Each of their rows is gathered
+    once. A chunk's rows and what is made of them take at most `chunk_bytes` on the device, and 16 MB more on a GPU; two
+    chunks' rows are in host memory (for a CPU one). The answer is the same.
 
     Returns:
         int64 ``[K]`` on the device of x: row numbers in x, -1 for a class without rows.

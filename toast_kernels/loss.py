@@ -13,8 +13,8 @@ from .checks import check_number, check_positive, type_of
 from .distributed import ProcessGroup
 from .epoch_state import EpochState
 from .functional import ToastStats, toast_loss
-from .linear import linear_toast_loss
-from .mixup import mixup_triple
+from .linear import LinearLoss, linear_toast_loss
+from .mixup import first_rows, mixup_triple
 from .replay import PastPredictions
 from .state import warn
 from .top_predictions import TopPredictions
@@ -43,8 +43,8 @@ class ToastLoss(EpochState):
         num_classes: C.
         num_epochs: of the training, for :meth:`set_epoch`, which may be given it instead.
         alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. 0.1
-            and the past_weight 0.3 are the pair that our study chose under three of seven conditions, more often than
-            either other it tried; PS-KD, whose ramp it is, has 0.8.
+            and the past_weight 0.3 are the pair that our study chose more often than the other pairs it tried; PS-KD,
+            whose ramp it is, has 0.8.
         past_weight: lambda >= 0; DLB has 1.
         temperature: T of the past term. [DLB]
         metric, correct_only, min_share, top_k, dtype: of the soft targets, see :class:`MedoidBank`.
@@ -160,6 +160,24 @@ class ToastLoss(EpochState):
     if TYPE_CHECKING:
         __call__ = forward
 
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[False] = ..., return_top_k: Literal[False] = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[True], return_top_k: Literal[True],
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> tuple[Tensor, ToastStats, TopPredictions]: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: bool = ..., return_top_k: bool = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> LinearLoss: ...  # fmt: skip
     def linear(
         self,
         input: Tensor,
@@ -172,7 +190,7 @@ class ToastLoss(EpochState):
         return_top_k: bool = False,
         chunk_bytes: int | None = None,
         acc_dtype: torch.dtype | None = None,
-    ):
+    ) -> LinearLoss:
         """The loss of F.linear(input, linear_weight, linear_bias), as forward gives it, without ever holding it. ::
 
             loss, stats, predictions = criterion.linear(
@@ -272,7 +290,7 @@ class ToastLoss(EpochState):
             )
         rows = rows.detach()
         if past is not None:
-            rows, target = rows[: past.num_new], _first_rows(target, past.num_new)
+            rows, target = rows[: past.num_new], first_rows(target, past.num_new)
             predictions = None if predictions is None else predictions.first(past.num_new)
         self.bank.update(rows, target, predictions)
 
@@ -327,10 +345,3 @@ class ToastLoss(EpochState):
         settings = ("num_epochs", "past_weight", "temperature", "ignore_index", "label_smoothing", "reduction")
         settings = [f"{name}={getattr(self, name)!r}" for name in (*settings, "backend")]
         return ", ".join([str(self.bank.num_classes), f"alpha={self.max_alpha}", *settings])
-
-
-def _first_rows(target, rows: int):
-    if isinstance(target, Tensor):
-        return target[:rows]
-    y_a, y_b, lam = target
-    return y_a[:rows], y_b[:rows], lam[:rows] if isinstance(lam, Tensor) and lam.dim() else lam

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .annotations import Target
 from .checks import check_floating, check_number, type_of
 
 
@@ -111,3 +112,10 @@ def main_class(target, min_share: float, ignore_index: int) -> Tensor:
         share, labels = target.max(dim=1)
         return torch.where(share >= min_share, labels, ignore_index)
     return target.long()
+
+
+def first_rows(target: Target, rows: int) -> Target:
+    if isinstance(target, Tensor):
+        return target[:rows]
+    y_a, y_b, lam = target
+    return y_a[:rows], y_b[:rows], lam[:rows] if isinstance(lam, Tensor) and lam.dim() else lam

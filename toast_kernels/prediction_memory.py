@@ -100,10 +100,6 @@ class PredictionMemory:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if "targets" in state:
-            raise ValueError(
-                "the state is of a toast_kernels in which states were not tensors only: start with a new one"
-            )
         own = self.state_dict()
         if state.keys() != own.keys():
             raise ValueError(f"the state must have {', '.join(own)} (indices with top_k), got {', '.join(state)}")

@@ -120,7 +120,7 @@ class SoftTargets:
         dtype: torch.dtype | None = None,
         filled: Tensor | None = None,
     ) -> SoftTargets:
-        """Rows given as probabilities: each >= 0, each row summing to 1 within 1% (2^-7 is one rounding of bfloat16).
+        """Rows given as probabilities: each >= 0, each row summing to 1 within 1% (bfloat16 rounds by up to 2^-8).
 
         Rows are stored as they are, not normalised. Arguments and errors as in :meth:`from_logits`.
         """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, _check_device, _check_weight, check, class_dim, label_shape, learned
+from ..arguments import Arguments, check, check_device, check_weight, class_dim, label_shape, learned
 from ..checks import type_of
 from ..soft_targets import SoftTargets
 
@@ -22,12 +22,12 @@ def check_own(given: Arguments, call: str) -> Arguments:
     width = given.logits.shape[class_dim(logits)] if isinstance(logits, Tensor) and logits.dim() else 0
     check(given._replace(weight=None, soft_targets=None, past=_as_if_whole(past, width)))
     if isinstance(weight, Tensor):
-        _check_weight(weight, logits, weight.numel())
+        check_weight(weight, logits, weight.numel())
     elif weight is not None:
-        _check_weight(weight, logits, 0)
+        check_weight(weight, logits, 0)
     for name, table in (("soft_targets", soft), ("past", past)):
         if isinstance(table, SoftTargets):
-            _check_device(name, table.values, logits)
+            check_device(name, table.values, logits)
             if table.encoding != "top-k" and table.num_classes != width:
                 raise ValueError(
                     f"{name} must have the columns of this rank's {width} classes (or be top-k rows of all classes), "

@@ -16,7 +16,7 @@ from ..distributed import ProcessGroup, Ranks
 
 
 class Exchange:
-    """A call that every rank of a group makes: `meet`, then the same number of `gather`, then `finish`.
+    """A call that every rank of a group makes: `meet`, then the same `gather`, `add` and `settle`, then `finish`.
 
     What may fail on one rank goes into `attempt`. A rank that failed takes part in all exchanges, so nobody waits for
     it, and in `settle`, or in `finish` at the latest, all raise.
