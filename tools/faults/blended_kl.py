@@ -153,7 +153,9 @@ FAULTS = {
         ),
         ("listed mass is left for the next row", "std::exchange(here, Real(0))", "here", CPP),
         ("0 * -inf is NaN", "if (dot != dot) dot = guarded_dot(r, s.max, scratch);", "", CPP),
-        ("0 * -inf is NaN in the guarded sum", "fma_nonzero(t.load", "fma(t.load", CPP),
+        ("0 * -inf is NaN in the guarded sum", "fma_nonzero(here", "fma(here", CPP),
+        ("probabilities are taken to sum to 1 in the stats", "sums.mass * std::log(s.sum)", "std::log(s.sum)", CPP),
+        ("no mass times an infinite logarithm is NaN in the stats", "sums.mass == 0 ? 0 :", "false ? 0 :", CPP),
         (
             "a row's maximum is taken from the row before",
             "next_max = max(i + 1, 0);",
