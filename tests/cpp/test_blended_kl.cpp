@@ -15,6 +15,7 @@ void test(DType dtype, int64_t rows, int64_t classes) {
   compare(problem);
 
   Elements loss = std::move(problem.loss), gradient = std::move(problem.gradient), stats = std::move(problem.stats);
+  Guarded<int64_t> argmax = std::move(problem.argmax);
   for (int threads = 2; threads <= 3; ++threads) {
     problem.make_outputs();
     problem.p.threads = threads;
@@ -22,6 +23,7 @@ void test(DType dtype, int64_t rows, int64_t classes) {
     toast::blended_kl_cpu(problem.p);
     CHECK(problem.intact());
     CHECK(equal(problem.loss, loss) && equal(problem.gradient, gradient) && equal(problem.stats, stats));
+    CHECK(equal(problem.argmax, argmax));
   }
   problem.make_outputs();
   problem.p.gradient = problem.p.stats = nullptr;

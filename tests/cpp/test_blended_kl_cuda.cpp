@@ -41,13 +41,17 @@ void run(Problem& problem, const Plan& plan, int clusters, unsigned seed, bool g
 
 struct Outputs {
   Elements loss, gradient, stats;
+  Guarded<int64_t> argmax;
 
   explicit Outputs(Problem& problem)
-      : loss(std::move(problem.loss)), gradient(std::move(problem.gradient)), stats(std::move(problem.stats)) {}
+      : loss(std::move(problem.loss)),
+        gradient(std::move(problem.gradient)),
+        stats(std::move(problem.stats)),
+        argmax(std::move(problem.argmax)) {}
   // In what the problem's last run was to give.
   bool equal(Problem& problem) {
     return ::equal(loss, problem.loss) && (problem.p.gradient == nullptr || ::equal(gradient, problem.gradient)) &&
-           (problem.p.stats == nullptr || ::equal(stats, problem.stats));
+           (problem.p.stats == nullptr || (::equal(stats, problem.stats) && ::equal(argmax, problem.argmax)));
   }
 };
 
