@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent
 
 def find_compiler():
     """The C++ compiler CMake would pick, or None."""
-    if "CXX" in os.environ:
-        return shutil.which(os.environ["CXX"].split()[0])
+    if command := os.environ.get("CXX", "").split():
+        return shutil.which(command[0])
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
@@ -30,9 +30,9 @@ def find_nvcc():
     """nvcc of CUDA 12 or later, if there is one and the C++ compiler that it works with."""
     if find_compiler() is None:
         return None
-    homes = [os.path.join(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    homes = [os.path.join(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     path = os.pathsep.join([*homes, os.environ.get("PATH", "")])
-    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"), path=path)
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc", path=path)
     version = nvcc and subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)", version or "")
     return None if release and int(release[1]) < 12 else nvcc
