@@ -72,7 +72,7 @@ class CMakeBuild(build_ext):
             self.skip(extension, kernels, f"{kernels.variable}=0" if wanted == "0" else kernels.nothing_found)
         else:
             print(f"toast_kernels: building the {kernels.name} with {compiler}", file=sys.stderr)
-            self.build_with_cmake(extension, compiler)
+            self.build_with_cmake(extension)
 
     def skip(self, extension, kernels, why):
         print(f"toast_kernels: {kernels.name} are not built: {why}. {kernels.instead}", file=sys.stderr)
@@ -80,7 +80,7 @@ class CMakeBuild(build_ext):
         root = ROOT if self.editable_mode else Path(self.build_lib)
         (root / self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier build
 
-    def build_with_cmake(self, extension, compiler):
+    def build_with_cmake(self, extension):
         import pybind11
 
         # cmake and ninja installed as Python packages lie beside the interpreter, which need not be on PATH.
@@ -96,7 +96,7 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         # A build folder of other compilers or flags starts anew. That of a pip environment that is gone does not: where
         # its tools lay is told anew, and the kernels' objects stay.
-        flags = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS")]
+        flags = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS", "CUDAHOSTCXX", "CUDAFLAGS")]
         settings = "\n".join([sys.executable, find_compiler(), *flags, *self.cuda_options()])
         record = build / "configured-with"
         fresh = [] if record.exists() and record.read_text() == settings else ["--fresh"]
