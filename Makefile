@@ -39,7 +39,7 @@ ctest-more: $(VENV)/.build-tools ## the same with each instruction set that the 
 	$(call run-ctest,build/sanitize-more,-DTOAST_MORE_TESTS=ON)
 
 cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
-	-$(PY) -m pip install --quiet -r requirements-cross.txt
+	$(PY) -m pip install --quiet -r requirements-cross.txt
 	$(PY) tools/cross_build.py $(ARGS)
 
 docs: setup $(VENV)/.more ## the documentation, into build/docs
