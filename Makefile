@@ -87,7 +87,7 @@ format: setup
 setup: $(VENV)/.requirements $(VENV)/.built
 
 $(VENV)/.build-tools: requirements-build.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"make needs Python 3.11 or newer, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-compile -r requirements-build.txt
 	touch $@
