@@ -55,8 +55,7 @@ class Kernel {
 
   void run() {
     std::vector<double> losses(p_.rows);
-    const std::int64_t worth = p_.rows * (p_.classes + kRow) / kGrain;
-    const int threads = int(std::max<std::int64_t>(1, std::min<std::int64_t>(p_.threads, worth)));
+    const int threads = threads_for(p_.rows * (p_.classes + kRow) / kGrain, p_.threads);
     std::vector<Scratch<Real>> scratch;  // made here, where running out of memory can still be thrown
     for (int i = 0; i < threads; ++i)
       scratch.emplace_back(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);

@@ -14,6 +14,14 @@ NO_SHARE = (
 )
 
 FAULTS = {
+    "csrc/cpu/chunk.h": [
+        (
+            "the largest logit is not looked for among a row's last lanes",
+            "m0 = max(z.load(i, m, lowest), m0);",
+            "if (m == lanes) m0 = max(z.load(i, m, lowest), m0);",
+            WIDTHS,
+        ),
+    ],
     "csrc/cpu/blended_kl_chunk.h": [
         (
             "the lanes beyond a row's end count as logits of 0",
@@ -38,12 +46,6 @@ FAULTS = {
             "to.store_and_prefetch(g, j, n);",
             "to.store_and_prefetch(g, j, V::lanes);",
             CPP,
-        ),
-        (
-            "the largest logit is not looked for among a row's last lanes",
-            "m0 = max(z.load(i, m, lowest), m0);",
-            "if (m == lanes) m0 = max(z.load(i, m, lowest), m0);",
-            WIDTHS,
         ),
         ("chunks are merged without rescaling the sum", "low.sum * low.relative_to(high)", "low.sum", CPP),
         (
