@@ -167,11 +167,7 @@ const Real* as_real(DType dtype, const void* base, std::int64_t begin, std::int6
 }
 
 // (A macro, since the compiler may drop calls of a function that does nothing else.)
-#if defined(__GNUC__)
 #define TOAST_PREFETCH(p) __builtin_prefetch(p, 0, 2)
-#else
-#define TOAST_PREFETCH(p) void(p)
-#endif
 
 // A run of Real (or of a half type, where Real is float) that is read or written a Vec at a time, while `ahead`, as
 // many of the same type, is prefetched: the hardware's prefetch stops at the end of a page. Which type it is is asked
