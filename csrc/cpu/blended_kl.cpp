@@ -59,7 +59,7 @@ class Kernel {
     std::vector<Scratch<Real>> scratch;  // made here, where running out of memory can still be thrown
     for (int i = 0; i < threads; ++i)
       scratch.emplace_back(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);
-    if (p_.rows >= 4 * threads || chunks_ == 1)
+    if (threads == 1 || p_.rows >= 4 * threads || chunks_ == 1)
       rows_to_threads(scratch, losses.data());
     else
       chunks_to_threads(scratch, losses.data());
