@@ -1,6 +1,6 @@
-// blended_kl on the CPU. A row costs about 80 ns besides its logits. It is worked on in chunks of kChunk classes: one
-// sweep for the statistics of each chunk, which are merged in order, and one for the gradient, from what the first
-// kept. Rows go to the threads, or the chunks of a row where rows are few.
+// blended_kl on the CPU. A row is worked on in chunks of kChunk classes: one sweep for the statistics of each chunk,
+// which are merged in order, and one for the gradient, from what the first kept. Rows go to the threads, or the chunks
+// of a row where rows are few.
 #include "blended_kl.h"
 
 #include <limits>

@@ -1,6 +1,6 @@
 // What blended_kl computes on, row by row and chunk by chunk: labels, weights, soft targets and past predictions
-// turned into masses, scaled as the reduction wants. A listed class costs some 10 ns, a computed table a sweep of its
-// own.
+// turned into masses, scaled as the reduction wants. Listed classes are worked on one by one; a computed table costs a
+// sweep of its own.
 #pragma once
 
 #include <algorithm>

@@ -1,3 +1,4 @@
+// Declares each kernel in the namespace of every instruction set that was built, and calls the one of the best.
 #include "cpu/dispatch.h"
 
 #include <cstdlib>

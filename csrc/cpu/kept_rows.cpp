@@ -1,3 +1,4 @@
+// pool_rows and carry_rows on the CPU: which row goes where is decided in the order of the rows; threads copy them.
 #include "kept_rows.h"
 
 #include <algorithm>

@@ -1,3 +1,6 @@
+// class_medoids on the CPU: rows are grouped by class; a fast formula (means.h, euclidean.h, cityblock.h) nominates,
+// with a bound on each cost's error; those that cannot win are dropped and exact costs decide (decide.h, costs.h). In a
+// small class all pairs do (costs.h).
 #include "medoids.h"
 
 #include "cpu/medoids/cityblock.h"
