@@ -71,7 +71,7 @@ class Kernel {
     }
     double total = 0;
     for (double x : losses) total += x;
-    const bool nothing_to_average = p_.reduction == Reduction::mean && !rows_.any();
+    const bool nothing_to_average = p_.reduction == Reduction::mean && !rows_.has_class_weight();
     *loss = nothing_to_average ? std::numeric_limits<Real>::quiet_NaN() : Real(total);
   }
 
@@ -234,9 +234,9 @@ class Kernel {
       std::memset(out, 0, bytes);
       return;
     }
-    const auto [ahead, next] = rows_.after(r.index, begin, 1);
-    Output<Real> to{p_.dtype, out, gradient_at(ahead, next)};
-    if (non_temporal_) to.at = scratch.gradient, to.ahead = to.at;
+    const auto [next_row, next_class] = rows_.after(r.index, begin, 1);
+    Output<Real> to{p_.dtype, out, gradient_at(next_row, next_class)};
+    if (non_temporal_) to.at = scratch.gradient, to.prefetch_at = to.at;
 
     const Chunk<Real>& c = scratch.chunk_at(begin);
     const double upstream = upstream_ == nullptr ? 1 : double(upstream_[r.index * p_.upstream_stride]);

@@ -211,8 +211,8 @@ FAULTS = {
         ),
         (
             "the mean is divided by the weight of a label without a share",
-            " && share_of(i, which) != 0)\n          class_rows_",
-            ")\n          class_rows_",
+            " && share_of(i, which) != 0)\n          class_weight_",
+            ")\n          class_weight_",
             NO_SHARE + "[cpu-mean-inf]",
         ),
         (
@@ -249,8 +249,8 @@ FAULTS = {
         ),
         (
             "the mean divides by the rows, not by their weights",
-            "class_rows_ += share_of(i, which) * weight_of(y);",
-            "class_rows_ += share_of(i, which);",
+            "class_weight_ += share_of(i, which) * weight_of(y);",
+            "class_weight_ += share_of(i, which);",
             CROSS_ENTROPY + "test_value_and_gradient",
         ),
         (

@@ -158,10 +158,10 @@ int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   std::vector<double> cost(c.n), bound(c.n);
   Candidates left{positions.data(), cost.data(), bound.data(), c.n};
   nominate(c, metric, false, left, threads);
-  left.count = narrow(c, metric, left, threads);
+  left.count = drop_losers(c, metric, left, threads);
   if (left.count * c.n * c.x.width > few_pairs && has_finer(c, metric)) {
     nominate(c, metric, true, left, threads);
-    left.count = narrow(c, metric, left, threads);
+    left.count = drop_losers(c, metric, left, threads);
   }
   return c.rows[decide(c, metric, left, threads)];
 }
