@@ -9,6 +9,9 @@ ARGS ?=
 PART ?=
 RESULTS ?=
 OLDEST_TRITON := triton==3.6.0
+# Examples that a launcher starts; Python runs the others.
+ON_RANKS := examples/ddp.py examples/tensor_parallel.py
+ACCELERATED := examples/accelerate_accumulation.py
 
 # Where it is set, each of the many processes of the tests compiles all that it imports, torch too: seconds every time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -50,10 +53,10 @@ docs: setup $(VENV)/.more ## the documentation, into build/docs
 
 check-more: docs cross ctest-more ## what a release wants besides `make test` and `make lint`: documentation, examples, cross builds, all instruction sets, the oldest Triton
 	$(PY) -m pytest -q docs
-	for example in plain_loop cuda_graph_step segmentation many_classes huggingface_trainer lightning_replay; do \
-		echo "examples/$$example.py"; $(PY) examples/$$example.py || exit 1; done
-	for example in ddp tensor_parallel; do $(PY) -m torch.distributed.run --nproc-per-node 2 examples/$$example.py || exit 1; done
-	$(PY) -m accelerate.commands.launch --num_processes 2 --cpu examples/accelerate_accumulation.py
+	for example in $(filter-out $(ON_RANKS) $(ACCELERATED),$(wildcard examples/*.py)); do \
+		echo "$$example"; $(PY) $$example || exit 1; done
+	for example in $(ON_RANKS); do $(PY) -m torch.distributed.run --nproc-per-node 2 $$example || exit 1; done
+	$(PY) -m accelerate.commands.launch --num_processes 2 --cpu $(ACCELERATED)
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
 	$(VENV)/bin/check-jsonschema --builtin-schema vendor.citation-file-format CITATION.cff

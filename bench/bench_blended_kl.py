@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from harness import backend_of_ours, measure, ratio, record, row
+from harness import before_timing, measure, ratio, record, row
 from loss_peers import Blended, CrossEntropy, LongRows, TopK
 from results import DEVICE, OURS
 
@@ -42,7 +42,7 @@ def run(show, suite, loss, dtype, works=(BACKWARD,), calls=1):
         if calls > 1:
             peers = {name: repeated(peer, calls) for name, peer in peers.items()}
         times = measure(
-            suite, peers, size=loss.size, dtype=dtype, work=work, classes=loss.classes,
+            suite, peers, op="blended_kl", size=loss.size, dtype=dtype, work=work, classes=loss.classes,
             num_bytes=loss.bytes(work) if calls == 1 else None, flops=loss.flops[work] * loss.logits.numel(),
             others=loss.others, before=loss.before, calls=calls, rounds=15, seconds=8.0, held=loss.held,
         )  # fmt: skip
@@ -75,7 +75,7 @@ def test_cuda_graph(rows, classes):
     assert torch.equal(captured, expected)
     measure(
         "loss_graph", {OURS: graph.replay, "toast_kernels, no graph": step},
-        size=loss.size, dtype="bfloat16", work=BACKWARD, classes=classes, held=loss.held,
+        op="blended_kl", size=loss.size, dtype="bfloat16", work=BACKWARD, classes=classes, held=loss.held,
     )  # fmt: skip
 
 
@@ -85,6 +85,7 @@ def test_host_overhead(long):
     """What the host needs to launch a pass, by the clock, 50 at a time: nothing waits for the GPU. "long": of two rows,
     for which each backend is a peer."""
     loss = LongRows(2, 16_385, torch.float32) if long else CrossEntropy(*SMALL[0], torch.float32)
+    backend = before_timing("loss_host", "blended_kl", "float32", loss.classes, loss.held)
     loss.check([BACKWARD])
     cases = loss.cases(BACKWARD)
     times = {peer: [] for peer in cases}
@@ -97,7 +98,6 @@ def test_host_overhead(long):
                 case()
             times[peer].append((time.perf_counter() - before) / 50)
     torch.cuda.synchronize()
-    backend = backend_of_ours(loss.classes, loss.held)
     same = {"size": loss.size, "dtype": "float32", "work": BACKWARD, "backend": backend}
     record("loss_host", [same | row(times, peer) for peer in times])
 

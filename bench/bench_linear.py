@@ -22,7 +22,7 @@ def test_linear(show, rows, width, classes, dtype, blended):
     linear = Linear(rows, width, classes, DTYPES[dtype], blended)
     linear.check()
     times = measure(
-        f"linear_{'blended' if blended else 'plain'}", linear.cases(), size=linear.size, dtype=dtype,
+        f"linear_{'blended' if blended else 'plain'}", linear.cases(), op="blended_kl", size=linear.size, dtype=dtype,
         work="forward + backward", classes=classes, flops=linear.flops, products=linear.products(),
         others=linear.others, rounds=9, seconds=20.0,
     )  # fmt: skip

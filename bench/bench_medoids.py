@@ -24,8 +24,9 @@ def test_large_pools(show, size, metric):
     problem.check_some()
     loop, medoid = next(iter(medoid_peers(metric).items()))
     times = measure(
-        "medoids", {OURS: problem.ours, loop: problem.loop(medoid)}, size=problem.size, dtype="bfloat16", work=metric,
-        num_bytes=problem.bytes, flops=problem.flops, products=problem.products(), rounds=3, seconds=8.0,
+        "medoids", {OURS: problem.ours, loop: problem.loop(medoid)}, op="medoids", size=problem.size,
+        dtype="bfloat16", work=metric, num_bytes=problem.bytes, flops=problem.flops, products=problem.products(),
+        rounds=3, seconds=8.0,
     )  # fmt: skip
     show(times[OURS])
 
@@ -35,7 +36,7 @@ def test_large_pools(show, size, metric):
 def test_medoids(show, size, separated, metric):
     problem = Medoids(*size, metric, separated=separated)
     times = measure(
-        "medoids", problem.agreeing(problem.cases()), size=problem.size, dtype="float32", work=metric,
+        "medoids", problem.agreeing(problem.cases()), op="medoids", size=problem.size, dtype="float32", work=metric,
         num_bytes=problem.bytes, flops=problem.flops, products=problem.products(), rounds=9, seconds=10.0,
     )  # fmt: skip
     show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})
@@ -47,8 +48,8 @@ def test_a_pool_in_a_file(show, tmp_path, metric, num_classes):
     problem = InFile(tmp_path / "pool", 1_300_000, 1000, num_classes, metric, torch.bfloat16)
     assert problem.ours().equal(problem.whole())
     times = measure(
-        "medoids_in_chunks", {OURS: problem.ours, "class_medoids at once": problem.whole}, size=problem.size,
-        dtype="bfloat16", work=metric, num_bytes=problem.bytes, rounds=3, seconds=20.0,
+        "medoids_in_chunks", {OURS: problem.ours, "class_medoids at once": problem.whole}, op="medoids",
+        size=problem.size, dtype="bfloat16", work=metric, num_bytes=problem.bytes, rounds=3, seconds=20.0,
     )  # fmt: skip
     show(times[OURS])
     (tmp_path / "pool").unlink()

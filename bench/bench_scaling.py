@@ -41,23 +41,23 @@ MEDOIDS = {
 @pytest.mark.parametrize("what", LOSSES)
 def test_loss(what):
     cases = {size: problem().gradient_case(OURS) for size, problem in LOSSES[what].items()}
-    sweep("scaling", cases, dtype="float32", work=f"loss: {what}")
+    sweep("scaling", cases, op="blended_kl", dtype="float32", work=f"loss: {what}")
 
 
 @on_cpu_only
 @pytest.mark.parametrize("what", MEDOIDS)
 def test_medoids(what):
     cases = {size: problem().ours for size, problem in MEDOIDS[what].items()}
-    sweep("scaling", cases, dtype="float32", work=f"medoids: {what}")
+    sweep("scaling", cases, op="medoids", dtype="float32", work=f"medoids: {what}")
 
 
 @on_cpu_only
-@pytest.mark.parametrize("op", ["loss", "medoids"])
-def test_threads(op):
+@pytest.mark.parametrize(("work", "op"), [("loss", "blended_kl"), ("medoids", "medoids")])
+def test_threads(work, op):
     """1, 2, 4, ... threads and all, interleaved; the same bits come out, which the tests show."""
     most = torch.get_num_threads()
     loss, pool = Blended(1024, 3250, torch.float32), Medoids(10_000, 100, 20, "euclidean")
-    run = loss.gradient_case(OURS) if op == "loss" else pool.ours
+    run = loss.gradient_case(OURS) if work == "loss" else pool.ours
 
     def on(threads):
         def case():
@@ -68,6 +68,6 @@ def test_threads(op):
 
     cases = {OURS: on(most)} | {f"{2**i} threads": on(2**i) for i in range(16) if 2**i < most}
     try:
-        measure("threads", cases, size=f"{most} threads", dtype="float32", work=op)
+        measure("threads", cases, op=op, size=f"{most} threads", dtype="float32", work=work)
     finally:
         torch.set_num_threads(most)

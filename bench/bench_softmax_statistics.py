@@ -41,7 +41,7 @@ def test_softmax_statistics(show, rows, classes, dtype):
             torch.testing.assert_close(found.double(), truth.double(), rtol=1e-5, atol=1e-5, msg=f"{peer} is off")
     times = measure(
         "softmax_statistics", {peer: lambda f=f: f(logits) for peer, f in functions.items()},
-        size=f"{rows} x {classes}", dtype=dtype, work="logsumexp and entropy",
+        op="softmax_statistics", size=f"{rows} x {classes}", dtype=dtype, work="logsumexp and entropy",
         num_bytes=logits.numel() * logits.element_size(), flops=6 * logits.numel(), rounds=15, seconds=8.0,
     )  # fmt: skip
     show(times[OURS], **{peer: ratio(times, OURS, peer)[0] for peer in times})

@@ -89,8 +89,8 @@ def test_training_step(show):
         "F.cross_entropy, new rows only": lambda: alone(F.cross_entropy(alone.model(new), labels)),
     }
     times = measure(
-        "training_step", cases, size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32", work="training step",
-        classes=CLASSES, rounds=40, seconds=30.0,
+        "training_step", cases, op="blended_kl", size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32",
+        work="training step", classes=CLASSES, rounds=40, seconds=30.0,
     )  # fmt: skip
     show(times[OURS], cost_of_toast=ratio(times, "F.cross_entropy", OURS)[0])
 
@@ -107,8 +107,8 @@ def test_step_graph(show):
         "F.cross_entropy": captured(lambda: plain(F.cross_entropy(plain.model(rows), classes))),
     }
     times = measure(
-        "step_graph", cases, size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32", work="training step",
-        classes=CLASSES, before={OURS: toast.criterion.bank.reset}, rounds=40,
+        "step_graph", cases, op="blended_kl", size=f"{len(rows)} rows, {CLASSES} classes", dtype="float32",
+        work="training step", classes=CLASSES, before={OURS: toast.criterion.bank.reset}, rounds=40,
     )  # fmt: skip
     show(times[OURS], cost_of_toast=ratio(times, "F.cross_entropy", OURS)[0])
 
@@ -157,8 +157,8 @@ def test_small_step(show):
     for _ in range(3):
         toast()
     times = measure(
-        "small_step", {OURS: toast, "F.cross_entropy": plain}, size=f"{len(logits)} rows, {classes} classes",
-        dtype="float32", work="replay, loss, pool", classes=classes,
+        "small_step", {OURS: toast, "F.cross_entropy": plain}, op="blended_kl",
+        size=f"{len(logits)} rows, {classes} classes", dtype="float32", work="replay, loss, pool", classes=classes,
     )  # fmt: skip
     show(times[OURS], cost_of_toast=ratio(times, "F.cross_entropy", OURS)[0])
 
@@ -170,8 +170,8 @@ def test_set_epoch():
         rows = min(BATCH, POOL - start)
         bank.update(normal(rows, CLASSES, dtype=torch.float32, seed=start), random_labels(rows, CLASSES, seed=start))
     measure(
-        "set_epoch", {OURS: bank.compute}, size=f"{POOL} rows, {CLASSES} classes, by {BATCH}", dtype="float16",
-        work="medoids and soft targets", rounds=5, seconds=10.0,
+        "set_epoch", {OURS: bank.compute}, op="medoids", size=f"{POOL} rows, {CLASSES} classes, by {BATCH}",
+        dtype="float16", work="medoids and soft targets", rounds=5, seconds=10.0,
     )  # fmt: skip
 
 
@@ -203,7 +203,7 @@ def test_head(show, rows, width, classes):
             error = (gradient.float() - wanted).norm() / wanted.norm()
             assert error < TOLERANCE, f"{name} has another gradient: off by {error:.1e}"
     times = measure(
-        "head", cases, size=f"{rows} x {width} x {classes}", dtype=str(DTYPE).removeprefix("torch."),
+        "head", cases, op="blended_kl", size=f"{rows} x {width} x {classes}", dtype=str(DTYPE).removeprefix("torch."),
         work="forward + backward", classes=classes, rounds=15,
     )  # fmt: skip
     show(times[OURS])

@@ -21,24 +21,22 @@ FLUSH_BYTES = 1 << 30  # written before each call that is timed on a GPU: it emp
 
 
 def measure(
-    suite, cases, *, size, dtype, work, classes=None, num_bytes=None, flops=None, products=None, others=(), before=None,
-    rounds=25, seconds=20.0, calls=1, held=False,
+    suite, cases, *, op, size, dtype, work, classes=None, num_bytes=None, flops=None, products=None, others=(),
+    before=None, rounds=25, seconds=20.0, calls=1, held=False,
 ):  # fmt: skip
     """Times {peer: callable}, prints a line for each and appends a row for each to the results of the suite.
 
-    work: what a call does. classes: the width of the loss's rows, which says which backend "auto" takes. num_bytes:
-    what a call must move at least; a copy of as many bytes is timed beside it. flops: what a call computes. products:
-    (a callable of matrix products, their flops), timed beside it too. others: peers that do something else, to which
-    bytes and flops do not apply. before: {peer: what is done before each of its calls on a GPU, and not timed}.
-    calls: how many a callable makes, for calls too short to be timed alone. held: as of backend_of_ours.
-    Returns {peer: [seconds a call, a round each]}.
+    op, dtype, classes, held: as of backend_of_ours. work: what a call does. num_bytes: what a call must move at least;
+    a copy of as many bytes is timed beside it. flops: what a call computes. products: (a callable of matrix products,
+    their flops), timed beside it too. others: peers that do something else, to which bytes and flops do not apply.
+    before: {peer: what is done before each of its calls on a GPU, and not timed}. calls: how many a callable makes, for
+    calls too short to be timed alone. Returns {peer: [seconds a call, a round each]}.
     """
-    results.conditions()  # now: a case may change the number of threads
+    same = {"work": work, "size": size, "dtype": dtype, "backend": before_timing(suite, op, dtype, classes, held)}
     if num_bytes:
         cases = {**cases, COPY: copy_of(num_bytes)}
     if products:
         cases = {**cases, PRODUCTS: products[0]}
-    results.check(suite)
     memory = {peer: peak_bytes(case) for peer, case in cases.items()}
     times = {
         peer: [t / (1 if peer == COPY else calls) for t in values]
@@ -57,20 +55,19 @@ def measure(
             rows[peer] |= {"percent_of_mm": f"{median(of_mm):.3g}"} if peer != COPY else {}
     for peer, bytes_held in memory.items():
         rows[peer]["peak_mb"] = f"{bytes_held / 2**20:.4g}"
-    same = {"work": work, "size": size, "dtype": dtype, "backend": backend_of_ours(classes, held)}
     record(suite, [same | columns for columns in rows.values()])
     return times
 
 
-def sweep(suite, cases, *, dtype, work, rounds=15, seconds=12.0):
+def sweep(suite, cases, *, op, dtype, work, rounds=15, seconds=12.0):
     """Times {size: callable of ours}, interleaved as peers are, and appends a row for each size."""
+    same = {"work": work, "dtype": dtype, "peer": OURS, "backend": before_timing(suite, op, dtype)}
     times = interleaved(cases, rounds, seconds)
-    same = {"work": work, "dtype": dtype, "peer": OURS, "backend": backend_of_ours()}
     record(suite, [row(times, size) | same | {"size": size} for size in times])
 
 
 def interleaved(cases, rounds, seconds, before=None):
-    """{name: [seconds a call, a round each]}; stops early after `seconds`, but not before three rounds."""
+    """{name: [seconds a call, a round each]}; stops early after `seconds`, but not before five rounds."""
     times = {name: [] for name in cases}
     one_round = on_gpu(before or {}) if DEVICE.type == "cuda" else on_cpu
     if DEVICE.type == "cuda":
@@ -84,7 +81,7 @@ def interleaved(cases, rounds, seconds, before=None):
         random.Random(i).shuffle(names)
         for name, seconds_a_call in one_round({name: cases[name] for name in names}).items():
             times[name].append(seconds_a_call)
-        if time.perf_counter() - start > seconds and i >= 2:
+        if time.perf_counter() - start > seconds and i >= 4:
             break
     return times
 
@@ -165,10 +162,17 @@ def copy_of(num_bytes):
     return lambda: destination.copy_(source)
 
 
-def backend_of_ours(classes=None, held=False):
-    """What "auto" takes here for rows of so many classes, which "cuda" would hold or not. It must not be the reference:
-    the results are of the kernels."""
-    backend = backends.choose("blended_kl", "auto", DEVICE, torch.float32, classes, held=held)
+def before_timing(suite, *of_ours):
+    """The backend of ours; stops here, and not after minutes, where rows could not be added or ours not be measured."""
+    results.conditions()  # now: a case may change the number of threads
+    results.check(suite)
+    return backend_of_ours(*of_ours)
+
+
+def backend_of_ours(op, dtype, classes=None, held=False):
+    """What "auto" takes here for an op's rows of so many classes, which "cuda" would hold or not. It must not be the
+    reference: the results are of the kernels."""
+    backend = backends.choose(op, "auto", DEVICE, getattr(torch, dtype), classes, held=held)
     expected = ("cpu",) if DEVICE.type == "cpu" else ("triton", "cuda")
     assert backend in expected, f"ours would run on {backend!r}: python -m toast_kernels says why"
     return backend

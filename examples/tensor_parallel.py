@@ -27,7 +27,8 @@ def main() -> None:
     x = 2 * torch.randn(CLASSES, WIDTH, device=device)[y] + torch.randn(ROWS, WIDTH, device=device)
     features = nn.Linear(WIDTH, WIDTH).to(device)
     torch.manual_seed(1 + rank)
-    head = nn.Linear(WIDTH, len(range(rank, CLASSES, world)), bias=False).to(device)  # of this rank's classes
+    first, last = rank * CLASSES // world, (rank + 1) * CLASSES // world  # slices of any width, in the ranks' order
+    head = nn.Linear(WIDTH, last - first, bias=False).to(device)  # of classes first to last - 1
     optimizer = torch.optim.AdamW([*features.parameters(), *head.parameters()], lr=1e-2)
 
     soft_targets = None

@@ -8,11 +8,6 @@ from torch import Tensor
 ECE_BINS = 15
 
 
-def evaluate(logits: Tensor, target: Tensor) -> dict[str, float]:
-    """top1 and top5 accuracy, nll (mean cross-entropy), and ece of logits [N, C] float32 and target [N]."""
-    return scores(*judged(logits, target))
-
-
 def judged(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Of each row: which of the five best classes is the target [N, 5], -log p of the target [N], the largest p [N]."""
     log_probs = logits.float().log_softmax(dim=1)
@@ -21,6 +16,7 @@ def judged(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def scores(hits: Tensor, nll: Tensor, confidence: Tensor) -> dict[str, float]:
+    """top1 and top5 accuracy, nll (mean cross-entropy) and ece, of what `judged` says of all rows."""
     return {
         "top1": hits[:, 0].double().mean().item(),
         "top5": hits.any(dim=1).double().mean().item(),

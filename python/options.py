@@ -94,7 +94,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def parse_options(argv: list[str] | None) -> argparse.Namespace:
-    """Options complete, checked and written to OUT/options.json, or read from there for --resume."""
+    """Options complete and checked; for --resume those of OUT/options.json."""
     parse = parser()
     options = parse.parse_args(argv)
     if options.resume is not None:

@@ -59,7 +59,7 @@ def learning_curves(records: list[Record], data: ImageData, backbone: str, path:
         f"{data.name}: {len(data.classes):,} classes, {len(data.train):,} training images, {backbone}, "
         f"{seeds} seed{'s' if seeds > 1 else ''}"
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def medoid_targets(record: Record, data: ImageData, path: Path) -> None:
@@ -88,7 +88,7 @@ def medoid_targets(record: Record, data: ImageData, path: Path) -> None:
             leanings = zip(medoids.share[label].tolist(), medoids.leaning[label].tolist(), strict=True)
             for panel, (share, other) in zip(row[1:], leanings, strict=False):
                 _show_image(panel, data, medoids.image[other], _percent(share))
-    _save(figure, path)
+    save(figure, path)
 
 
 def _show_image(panel: plt.Axes, data: ImageData, row: Tensor, title: str, weight: str = "normal") -> None:
@@ -111,8 +111,8 @@ def _wrapped(name: str) -> str:
     return "\n".join(textwrap.wrap(name, 22, max_lines=2, placeholder=" ..."))
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, path: Path, dpi: int = 130) -> None:
     content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=130)
+    figure.savefig(content, format="png", dpi=dpi)
     plt.close(figure)
     save_bytes(content.getvalue(), path)

@@ -127,7 +127,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", choices=("run", "cost", "report"), default="run", help="default: run")
     add = parser.add_argument_group("the grid", "defaults: the core").add_argument
-    add("--data", default="glyphs", help="glyphs, fashion-mnist, digits or folder:PATH")
+    add("--data", default="glyphs", help="glyphs, all-glyphs, fashion-mnist, digits or folder:PATH")
     add("--classes", type=number(2, kind=int), default=400, help="the first so many")
     add("--image-size", type=number(16, 1024, int), default=24, help="side of the images that the network sees")
     add("--backbone", choices=backbones.NAMES, default="cnn")

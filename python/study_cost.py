@@ -29,7 +29,7 @@ COST_COLUMNS = (
 
 
 def measure(same: dict, data_dir: Path) -> list[dict]:
-    """Rows of COST_COLUMNS, with each method's published settings. `same`: see study.Plan."""
+    """Rows of COST_COLUMNS, with each method's published settings. `same`: see study_plan.Plan."""
     torch.set_num_threads(1)
     specs = {method: _spec(same, method) for method in METHODS_TIMED}
     data = load(specs["ce"], data_dir)

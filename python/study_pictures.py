@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import statistics
 from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import matplotlib
-from checkpoint import save_bytes
+from pictures import plt, save
 from study_methods import METHODS
 from study_regimes import REGIMES
 from study_run import KEY, write_settings
@@ -17,10 +15,7 @@ from study_run import KEY, write_settings
 if TYPE_CHECKING:
     from study_results import Results
 
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-from matplotlib.figure import Figure
-
+DPI = 110
 OWN = {
     "ce": "#555555",
     "ce-1.5": "#888888",
@@ -76,7 +71,7 @@ def benefit(results: Results, path: Path) -> None:
         "mean and 95% t interval (x: one seed)",
         fontsize=11,
     )
-    _save(figure, path)
+    save(figure, path, DPI)
 
 
 def curves(results: Results, rows: list[dict], path: Path) -> None:
@@ -111,17 +106,10 @@ def curves(results: Results, rows: list[dict], path: Path) -> None:
         panel.grid(alpha=0.25)
         panel.spines[["top", "right"]].set_visible(False)
     figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4)
-    _save(figure, path)
+    save(figure, path, DPI)
 
 
 def _colours(methods) -> dict[str, str | tuple]:
     """The same for a method in every picture."""
     others = [method for method in METHODS if method not in OWN]
     return {method: OWN[method] if method in OWN else plt.cm.tab10(others.index(method)) for method in methods}
-
-
-def _save(figure: Figure, path: Path) -> None:
-    content = io.BytesIO()
-    figure.savefig(content, format="png", dpi=110)
-    plt.close(figure)
-    save_bytes(content.getvalue(), path)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import statistics
 from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import study_pictures
 from checkpoint import save_text
+from seeds import CONFIDENCE, FEW_SEEDS, spread
 from study_methods import METHODS, TRIALS
 from study_plan import SAME
 from study_regimes import REGIMES
-from study_results import CONFIDENCE, FEW_SEEDS, Results, all_results
+from study_results import Results, all_results
 from study_table import read
 
 SCORES = {"top1": ("top-1 %", 100, 2), "top5": ("top-5 %", 100, 2), "nll": ("NLL", 1, 3), "ece": ("ECE %", 100, 2)}
@@ -28,6 +31,9 @@ NOT_REPEATED = (
 )
 
 
+COST_OF = tuple(name for name in SAME if name != "epochs")
+
+
 def write(folder: Path, page: Path) -> None:
     """`page`, and the pictures in `folder`, from the tables in `folder`."""
     results = all_results(folder)
@@ -39,6 +45,7 @@ def write(folder: Path, page: Path) -> None:
 
 def text(folder: Path, page: Path) -> str:
     results, where = all_results(folder), os.path.relpath(folder, page.parent)
+    costs = {(*(row[name] for name in COST_OF), row["method"]): row for row in read(folder / "cost.csv")}  # the last
     parts = [
         "# Does it help?",
         "Cross-entropy beside TOAST and its relatives, all with this library's loss, on images, under conditions that "
@@ -46,14 +53,14 @@ def text(folder: Path, page: Path) -> str:
         f'`make study ARGS="--help"` says how to make others; this page is made of `{folder.name}/results.csv`.',
     ]
     for result in results[:1]:
-        parts += _of_plan(result, where)
+        parts += _of_plan(result, where, costs)
     parts += _others(results[1:])
-    parts += _cost(read(folder / "cost.csv"))
+    parts += _cost(list(costs.values()))
     parts += [*_methods(), "## What was not repeated", NOT_REPEATED]
     return "\n\n".join(parts) + "\n"
 
 
-def _of_plan(result: Results, pictures: str) -> list[str]:
+def _of_plan(result: Results, pictures: str, costs: dict[tuple, dict]) -> list[str]:
     same = result.same
     parts = [
         f"## {same['data']}, {same['classes']} classes, {same['backbone']}",
@@ -62,15 +69,15 @@ def _of_plan(result: Results, pictures: str) -> list[str]:
         f"images (of less data, in more epochs), but for those with more epochs. {result.runs} runs so far, trials "
         "included.",
         *filter(None, [DATA.get(same["data"])]),
-        _coverage(result),
     ]
     if not result.regimes:
-        return parts
+        return [*parts, _coverage(result)]
     return [
         *parts,
-        f"![differences from cross-entropy by regime and method]({pictures}/benefit.png)",
         "### In short",
-        *_verdicts(result),
+        *_in_short(result, costs),
+        f"![differences from cross-entropy by regime and method]({pictures}/benefit.png)",
+        _coverage(result),
         "### Scores",
         *_scores(result),
         *_equal_forward_rows(result),
@@ -90,7 +97,7 @@ def _others(results: list[Results]) -> list[str]:
         for regime in result.regimes:
             for method in result.methods(regime):
                 cell = result.cells[regime, method]
-                top1, nll = (_spread([SCORES[s][1] * run[f"test_{s}"] for run in cell.values()], SCORES[s][2])
+                top1, nll = (spread([SCORES[s][1] * run[f"test_{s}"] for run in cell.values()], SCORES[s][2])
                     for s in ("top1", "nll"))  # fmt: skip
                 rows.append(
                     (*task, REGIMES[regime].title, METHODS[method].title, _own(result, regime, method), len(cell), top1,
@@ -124,8 +131,16 @@ def _seeds(result: Results, regime: str, method: str) -> str:
     return str(len(result.cells.get((regime, method), {})) or "-")
 
 
-def _verdicts(result: Results) -> Iterable[str]:
-    """A sentence for each method: where it helped, where it hurt, and how much on average."""
+def _in_short(result: Results, costs: dict[tuple, dict]) -> Iterable[str]:
+    """TOAST, and of the others with more forward rows the best on average, in words; then all methods in a table."""
+    average = {m: result.over_regimes(m, "top1") for m in result.plan.methods if result.of_as_many_rows(m)}
+    others = [m for m in average if m != "toast" and average[m]]
+    best = max(others, key=lambda m: (average[m][1], average[m][0].mean), default=None)
+    if words := [f"- {_in_words(result, m, costs)}" for m in ("toast", best) if average.get(m)]:
+        yield (
+            "Beside cross-entropy, TOAST and the best on average of the other methods that send more rows through the "
+            "network:\n\n" + "\n".join(words)
+        )
     yield (
         f"Differences from cross-entropy with the same seed, mean ± half of the {CONFIDENCE:.0%} t interval over "
         f"seeds, not over images. Where {FEW_SEEDS} seeds or more exclude 0 they are bold and counted; there is no "
@@ -133,36 +148,66 @@ def _verdicts(result: Results) -> Iterable[str]:
         "order: the core with three seeds; its relatives under two regimes; the core with five; more seeds and regimes "
         "for the reading of stage 2 that had done best; 20% wrong labels; Mixup and CutMix."
     )
-    lines = []
-    for method in result.plan.methods:
-        regimes = [r for r in result.regimes if (d := result.difference(r, method, "top1")) and d.pairs >= FEW_SEEDS]
-        if method == "ce" or not regimes:
-            continue
-        words = []
-        for score in ("top1", "nll"):
-            overall = result.over_regimes(method, score)
-            mean = ""
-            if overall:
-                count = f"{overall[1]}" if overall[1] == len(regimes) else f"the {overall[1]} with all seeds"
-                mean = f", {overall[0].shown(*SCORES[score][1:])} on average over {count}"
-            words.append(_better_and_worse(result, method, score) + mean)
-        line = f"- **{METHODS[method].title}**, of {len(regimes)} regimes: {'; '.join(words)}."
-        if other := result.of_as_many_rows(method):
-            counts = (_better_and_worse(result, method, score, other) for score in ("top1", "nll"))
-            line += f" Against cross-entropy of as many forward rows: {'; '.join(counts)}."
-        lines.append(line)
-    if lines:
-        yield "\n".join(lines)
+    rows = [
+        (METHODS[m].title, *_tallies(result, m), *_price(result, m, costs)) for m in result.plan.methods if m != "ce"
+    ]
+    if rows:
+        yield (
+            f"In each cell: better / worse than cross-entropy in so many of the regimes that have {FEW_SEEDS} seeds "
+            "or more; the mean difference over those that have all seeds."
+        )
+        yield _table(
+            ("", "top-1, points", "NLL", "top-1 at as many forward rows", "NLL at as many forward rows",
+             "forward rows / ce's", "time of a step / ce's"),
+            rows,
+        )  # fmt: skip
 
 
-def _better_and_worse(result: Results, method: str, score: str, other: str = "ce") -> str:
-    better = 1 if score == "top1" else -1
-    signs = {r: d.sign * better for r in result.regimes if (d := result.difference(r, method, score, other))}
-    counts = []
-    for word, sign in (("better", 1), ("worse", -1)):
-        regimes = [regime for regime in signs if signs[regime] == sign]
-        counts.append(f"{word} in {len(regimes)}" + f" ({', '.join(regimes)})" * bool(regimes))
-    return f"{SCORES[score][0].removesuffix(' %')} {', '.join(counts)}"
+def _in_words(result: Results, method: str, costs: dict[tuple, dict]) -> str:
+    forward_rows, time = _price(result, method, costs)
+    tallies = _tallies(result, method)
+    words = [
+        f"at as many {rows} top-1 {top1.mean} points and NLL {nll.mean} on average over {top1.averaged} regimes, top-1 "
+        f"better / worse in {top1.counts}"
+        for rows, top1, nll in (("new images", *tallies[:2]), ("forward rows", *tallies[2:]))
+    ]
+    return (
+        f"**{METHODS[method].title}**, for {forward_rows} times the forward rows and {time} times the time of a step: "
+        f"{'; '.join(words)}."
+    )
+
+
+def _price(result: Results, method: str, costs: dict[tuple, dict]) -> tuple[str, str]:
+    """Forward rows and the time of a step, in cross-entropy's."""
+    cost = costs.get((*(result.same[name] for name in COST_OF), method))
+    return f"{METHODS[method].rows * METHODS[method].budget:g}", f"{cost['ratio']:.2f}" if cost else "-"
+
+
+def _tallies(result: Results, method: str) -> list[Tally]:
+    """Of top-1 and NLL at as many new images, then at as many forward rows."""
+    pairs = product(("ce", result.of_as_many_rows(method)), ("top1", "nll"))
+    return [Tally.of(result, method, score, other) for other, score in pairs]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Over the regimes: in how many a method is better and worse, and its mean difference."""
+
+    counts: str
+    mean: str
+    averaged: int
+
+    @classmethod
+    def of(cls, result: Results, method: str, score: str, other: str | None) -> Tally:
+        differences = [result.difference(regime, method, score, other) for regime in result.regimes]
+        signs = [each.sign for each in differences if each and each.pairs >= FEW_SEEDS]
+        better = 1 if score == "top1" else -1
+        counts = f"{signs.count(better)} / {signs.count(-better)} of {len(signs)}" if signs else "-"
+        mean, averaged = result.over_regimes(method, score, other) or (None, 0)
+        return cls(counts, mean.shown(*SCORES[score][1:]) if mean else "-", averaged)
+
+    def __str__(self) -> str:
+        return f"{self.counts}; {self.mean} over {self.averaged}" if self.averaged else self.counts
 
 
 def _scores(result: Results) -> Iterable[str]:
@@ -173,13 +218,15 @@ def _scores(result: Results) -> Iterable[str]:
             cell = result.cells[regime, method]
             row = [METHODS[method].title, len(cell)]
             for score, (_, scale, digits) in SCORES.items():
-                row.append(_spread([scale * run[f"test_{score}"] for run in cell.values()], digits))
+                row.append(spread([scale * run[f"test_{score}"] for run in cell.values()], digits))
             row += [_from_ce(result, regime, method, score) for score in ("top1", "nll")]
             plain = result.cells[regime, "ce"]
             both = [seed for seed in cell if seed in plain]
             rows_each = [cell[seed]["forward_rows"] / plain[seed]["forward_rows"] for seed in both]
             row.append(f"{statistics.fmean(rows_each):.2f}" if both else "")
-            row.append(_spread([100 * run["train_top1"] for run in cell.values()], 1))
+            # Of mixed images the older rows of the table have the hits of the first label alone.
+            mixed = REGIMES[regime].mix != "none"
+            row.append("-" if mixed else spread([100 * run["train_top1"] for run in cell.values()], 1))
             rows.append(row)
         columns = ("", "seeds", *(name for name, *_ in SCORES.values()), "top-1 from ce", "NLL from ce",
             "forward rows / ce's", "training top-1 %")  # fmt: skip
@@ -231,11 +278,10 @@ def _settings(result: Results) -> Iterable[str]:
 def _cost(rows: list[dict]) -> list[str]:
     if not rows:
         return []
-    last = {(*(row[name] for name in SAME if name != "epochs"), row["method"]): row for row in rows}
     lines = [
         (METHODS[row["method"]].title, f"{row['classes']:,}", f"{row['ms']:.1f}", f"{row['ratio']:.2f}",
          f"{row['forward_rows']:.2f}", f"{row['peak_mb']:.0f}")
-        for row in last.values()
+        for row in rows
     ]  # fmt: skip
     return [
         "## What a step costs",
@@ -265,8 +311,3 @@ def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     columns = list(columns)
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-
-
-def _spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -1,51 +1,15 @@
-"""The study's results: the runs with the chosen settings, and paired differences with their intervals."""
+"""The study's results: the runs with the chosen settings, and their differences."""
 
 from __future__ import annotations
 
-import math
 import statistics
-from dataclasses import dataclass
 from pathlib import Path
 
-from scipy import stats
+from seeds import Difference
 from study_methods import METHODS
 from study_plan import SAME, Plan, known
 from study_regimes import REGIMES
 from study_table import read
-
-CONFIDENCE = 0.95
-FEW_SEEDS = 3  # with fewer a difference is shown without a verdict
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Mean of paired differences, and half the width of its t interval; None of a single pair."""
-
-    mean: float
-    half: float | None
-    pairs: int
-
-    @classmethod
-    def of(cls, values: list[float]) -> Difference:
-        n = len(values)
-        half = None
-        if n > 1:
-            half = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * statistics.stdev(values) / math.sqrt(n)
-        return cls(statistics.fmean(values), half, n)
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval excludes 0 and stands on enough seeds, else 0."""
-        if self.half is None or self.pairs < FEW_SEEDS or abs(self.mean) <= self.half:
-            return 0
-        return 1 if self.mean > 0 else -1
-
-    def shown(self, scale: float, digits: int) -> str:
-        mean = f"{scale * self.mean:+.{digits}f}"
-        if self.half is None:
-            return f"{mean} (one seed)"
-        text = f"{mean} ± {scale * self.half:.{digits}f}"
-        return f"**{text}**" if self.sign else text
 
 
 class Results:
@@ -77,7 +41,7 @@ class Results:
     def methods(self, regime: str) -> list[str]:
         return [method for method in self.plan.methods if (regime, method) in self.cells]
 
-    def difference(self, regime: str, method: str, score: str, other: str = "ce") -> Difference | None:
+    def difference(self, regime: str, method: str, score: str, other: str | None = "ce") -> Difference | None:
         """Of the test scores with the same seed; None where no seed has both."""
         ours, theirs = (self.cells.get((regime, name), {}) for name in (method, other))
         pairs = [ours[seed][f"test_{score}"] - theirs[seed][f"test_{score}"] for seed in ours if seed in theirs]
@@ -88,19 +52,19 @@ class Results:
         longer = {METHODS[name].budget: name for name in self.plan.methods if METHODS[name].budget > 1}
         return longer.get(METHODS[method].rows)
 
-    def over_regimes(self, method: str, score: str) -> tuple[Difference, int] | None:
+    def over_regimes(self, method: str, score: str, other: str | None = "ce") -> tuple[Difference, int] | None:
         """Of each seed's mean over the regimes in which both have all seeds, and the number of these regimes."""
         seeds = self.plan.seeds
         whole = [
             regime
             for regime in self.regimes
-            if all(len(self.cells.get((regime, name), {})) == len(seeds) for name in (method, "ce"))
+            if all(len(self.cells.get((regime, name), {})) == len(seeds) for name in (method, other))
         ]
         if not whole:
             return None
         name = f"test_{score}"
         means = [
-            statistics.fmean(self.cells[r, method][seed][name] - self.cells[r, "ce"][seed][name] for r in whole)
+            statistics.fmean(self.cells[r, method][seed][name] - self.cells[r, other][seed][name] for r in whole)
             for seed in seeds
         ]
         return Difference.of(means), len(whole)

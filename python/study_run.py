@@ -9,14 +9,14 @@ from pathlib import Path
 import image_data
 import study_regimes
 import torch
-from augment import AUGMENTATIONS, MIXES, NONE, to_inputs
-from image_data import ImageData, Split
-from metrics import evaluate
+from augment import AUGMENTATIONS, MIXES, to_inputs
+from image_data import ImageData
+from metrics import scores
 from options import parser
 from study_methods import METHODS, Setting
 from study_regimes import REGIMES
 from torch import Tensor
-from training import EVAL_BATCH, Training
+from training import Training, hits
 
 CURVE_POINTS = 16  # of the learning curves
 
@@ -104,9 +104,8 @@ class Run(Training):
         self.past.keep(x, y, logits.detach(), stats.cross_entropy, rows)
 
         fresh = len(rows)
-        labels = y if isinstance(y, Tensor) else y[0]
         self.sums[0] += stats.cross_entropy[:fresh].sum()
-        self.sums[1] += (stats.argmax == labels)[:fresh].sum()
+        self.sums[1] += hits(stats.argmax, y)[:fresh].sum()
         self.sums[2] += fresh
         self.step += 1
 
@@ -121,27 +120,20 @@ class Run(Training):
     def predict_in_training(self, rows: Tensor) -> Tensor:
         return self.forward(self.inputs(self.data.train.images[rows]))
 
-    @torch.no_grad()
-    def scores(self, split: Split) -> dict[str, float]:
-        """SCORES of the images as they are."""
-        self.model.eval()
-        inputs = (to_inputs(images, self.data.input_size, NONE) for images in split.images.split(EVAL_BATCH))
-        return evaluate(torch.cat([self.model(x) for x in inputs]), split.labels)
-
     def end_epoch(self) -> None:
         self.epoch, self.step = self.epoch + 1, 0
         last = self.epoch == self.options.epochs
         points = min(CURVE_POINTS, self.options.epochs)
         if last or self.epoch * points // self.options.epochs > (self.epoch - 1) * points // self.options.epochs:
             cross_entropy, self.train_top1 = self.running()
-            scores = self.scores(self.data.val)
+            val = scores(*self.judge(self.data.val))
             self.curve.append(
                 {
                     **asdict(self.spec),
                     "epoch": self.epoch,
                     "forward_rows": self.forward_rows,
                     "train_ce": cross_entropy,
-                    **{f"val_{name}": score for name, score in scores.items()},
+                    **{f"val_{name}": score for name, score in val.items()},
                 }
             )
         self.sums.zero_()
@@ -156,7 +148,7 @@ class Run(Training):
                 self.train_step(rows)
             self.end_epoch()
         seconds = time.perf_counter() - began
-        test = self.scores(self.data.test)
+        test = scores(*self.judge(self.data.test))
         result = {
             **asdict(self.spec),
             "trained_epochs": self.epoch,

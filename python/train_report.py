@@ -12,6 +12,7 @@ from record import Record
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from seeds import CONFIDENCE, FEW_SEEDS, Difference, spread
 
 PARTS = ("data", "forward", "loss", "backward", "optimiser", "replay")
 
@@ -27,12 +28,12 @@ def print_tables(console: Console, records: list[Record], test_images: int) -> N
     for method, runs in methods.items():
         scores.add_row(
             method,
-            _spread([100 * run.test["top1"] for run in runs], 2),
-            _spread([100 * run.test["top5"] for run in runs], 2),
-            _spread([run.test["nll"] for run in runs], 4),
-            _spread([100 * run.test["ece"] for run in runs], 2),
-            _spread([run.wall_seconds for run in runs], 1),
-            _spread([run.peak_bytes / 1e6 for run in runs], 0) + " MB",
+            spread([100 * run.test["top1"] for run in runs], 2),
+            spread([100 * run.test["top5"] for run in runs], 2),
+            spread([run.test["nll"] for run in runs], 4),
+            spread([100 * run.test["ece"] for run in runs], 2),
+            spread([run.wall_seconds for run in runs], 1),
+            spread([run.peak_bytes / 1e6 for run in runs], 0) + " MB",
         )
         steps = sum(run.steps for run in runs)
         ms = [1000 * sum(run.part_seconds.get(part, 0.0) for run in runs) / steps for part in PARTS]
@@ -66,24 +67,25 @@ def _compare(method: str, ours: list[Record], plain: list[Record]) -> str:
     name = "TOAST" if method == "toast" else f"TOAST's {method}"
     points = [100 * (a.test["top1"] - b.test["top1"]) for a, b in zip(ours, plain, strict=True)]
     if len(points) > 1:
-        error = statistics.stdev(points) / math.sqrt(len(points))
-        basis = f"over {len(points)} seeds"
+        difference = Difference.of(points)
+        mean, margin, sign = difference.mean, difference.half, difference.sign
+        basis = f"the {CONFIDENCE:.0%} t interval over {len(points)} seeds"
+        basis += ", too few for a verdict" if len(points) < FEW_SEEDS else ""
     else:
         gains = 100 * (ours[0].test_hits.double() - plain[0].test_hits.double())
-        error = gains.std().item() / math.sqrt(len(gains))
-        basis = "over the test images; seeds vary beyond that"
-    mean, margin = statistics.fmean(points), 2 * error
-    if mean > margin:
-        outcome = f"{name} beat cross-entropy"
-    elif mean < -margin:
-        outcome = f"{name} lost to cross-entropy"
-    else:
-        outcome = f"{name} and cross-entropy cannot be told apart"
+        mean, margin = points[0], 2 * gains.std().item() / math.sqrt(len(gains))
+        sign = (mean > margin) - (mean < -margin)
+        basis = "two standard errors over the test images; seeds vary beyond that"
+    outcome = {
+        1: f"{name} beat cross-entropy",
+        -1: f"{name} lost to cross-entropy",
+        0: f"{name} and cross-entropy cannot be told apart",
+    }[sign]
     nll = statistics.fmean(a.test["nll"] - b.test["nll"] for a, b in zip(ours, plain, strict=True))
     longer = sum(run.wall_seconds for run in ours) / sum(run.wall_seconds for run in plain)
     replayed = f", {name} {ours[0].replayed_rows:,} replayed rows on top" if ours[0].replayed_rows else ""
     return (
-        f"{outcome}: top-1 {mean:+.2f} points ± {margin:.2f} (two standard errors {basis}), NLL {nll:+.4f}. "
+        f"{outcome}: top-1 {mean:+.2f} points ± {margin:.2f} ({basis}), NLL {nll:+.4f}. "
         f"Both saw {ours[0].fresh_rows:,} new rows in {ours[0].steps:,} steps{replayed}; "
         f"{name} took {longer:.2f} times as long."
     )
@@ -105,8 +107,3 @@ def _table(title: str, columns: tuple[str, ...]) -> Table:
     for column in columns:
         table.add_column(column, justify="right")
     return table
-
-
-def _spread(values: list[float], digits: int) -> str:
-    mean = f"{statistics.fmean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"

@@ -70,7 +70,7 @@ def pytest_runtest_call():
 
 @pytest.hookimpl(tryfirst=True)  # before pytest's own looks at markers
 def pytest_collection_modifyitems(config, items):
-    """GPU kernels compute in float32: no float64 logits. Where there is no GPU, CUDA's run on the CPU."""
+    """GPU kernels of logits compute in float32: no float64. Where there is no GPU, CUDA's run on the CPU."""
 
     def runs_on(item, *kernels):
         parameters = item.callspec.params if hasattr(item, "callspec") else {}

@@ -1,5 +1,6 @@
 """toast_loss's arguments: checked, each error naming the argument, what was expected and what came; then a Problem."""
 
+import math
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,8 @@ from torch import Tensor
 
 from .backends import FLOATS
 from .blended_kl.problem import Problem, Table, is_traced, loss_dtype, number
+from .checks import came, check_floating, check_int, check_number, type_of
+from .mixup import check_lam
 from .native import rows_of, widest
 from .soft_targets import SoftTargets
 
@@ -40,23 +43,23 @@ def check(given: Arguments) -> None:
     if logits.dim() == 0 or logits.shape[class_dim(logits)] == 0:
         raise ValueError(f"logits must have shape [C], [N, C] or [N, C, d1, ...] with C >= 1, got {list(logits.shape)}")
     num_classes = logits.shape[class_dim(logits)]
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    check_int("ignore_index", ignore_index)
     if not -(2**63) <= ignore_index < 2**63:
         raise ValueError(f"ignore_index must fit into int64, got {ignore_index}")
     _check_target(given.target, logits, ignore_index)
-    _check_weight(given.weight, logits, num_classes)
-    for name in ("label_smoothing", "temperature"):
-        if isinstance(value := getattr(given, name), Tensor) and value.requires_grad and torch.is_grad_enabled():
-            raise ValueError(f"{name} must not require grad: nothing gives it a gradient, detach it")
-    if not 0 <= given.label_smoothing <= 1:
-        raise ValueError(f"label_smoothing must be in [0, 1], got {given.label_smoothing}")
+    check_weight(given.weight, logits, num_classes)
+    for name, *interval in (("label_smoothing", 0, 1), ("temperature", 0, math.inf, "()")):
+        value = getattr(given, name)
+        _check_scalar(name, value, logits, *interval)
+        if isinstance(value, Tensor):
+            if value.requires_grad and torch.is_grad_enabled():
+                raise ValueError(f"{name} must not require grad: nothing gives it a gradient, detach it")
+            check_number(name, value.item(), *interval)
     if given.reduction not in ("none", "mean", "sum"):
         raise ValueError(f'reduction must be "none", "mean" or "sum", got {given.reduction!r}')
-    if not 0 < given.temperature < float("inf"):
-        raise ValueError(f"temperature must be positive and finite, got {given.temperature}")
-    _check_scalar("alpha", given.alpha, logits)
-    _check_scalar("past_weight", given.past_weight, logits)
+    if given.alpha is not None:
+        _check_scalar("alpha", given.alpha, logits, 0, 1)
+    _check_scalar("past_weight", given.past_weight, logits, 0, math.inf, "[)")
     _check_soft_targets(given.soft_targets, given.target, logits, num_classes)
     _check_past(given.past, given.past_index, logits, given.temperature)
     if given.alpha is None:
@@ -82,12 +85,12 @@ def numbers(given: tuple) -> tuple:
     target, soft_targets, given_alpha, past_weight = given[1], given[3], given[4], given[7]
     alpha, past_weight = number(given_alpha), number(past_weight)
     if type(alpha) is float or not isinstance(alpha, Tensor):
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
+        if not 0 <= alpha <= 1:  # in every call: check_number would take longer
+            check_number("alpha", alpha, 0, 1)
         if alpha > 0 and soft_targets is None and not isinstance(given_alpha, Tensor):
             raise ValueError(f"alpha = {alpha} needs soft_targets, got None")
-    if (type(past_weight) is float or not isinstance(past_weight, Tensor)) and not past_weight >= 0:
-        raise ValueError(f"past_weight must be at least 0, got {past_weight}")
+    if (type(past_weight) is float or not isinstance(past_weight, Tensor)) and not 0 <= past_weight < math.inf:
+        check_number("past_weight", past_weight, 0, math.inf, "[)")
     if type(target) is not Tensor and isinstance(target, (tuple, list)):
         _check_lam(target[2])
     return alpha, past_weight
@@ -126,10 +129,10 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
     ) = given  # fmt: skip
     temperature = float(temperature)
     dtype = loss_dtype(logits.dtype)
-    rows = rows_of(_as_rows(logits))
+    rows = rows_of(as_rows(logits))
     y_b = lam = None
     if isinstance(target, Tensor):
-        target = rows_of(_as_rows(target)) if target.is_floating_point() else _labels(target)
+        target = rows_of(as_rows(target)) if target.is_floating_point() else _labels(target)
     else:
         y_a, y_b, lam = target
         target, y_b = _labels(y_a), _labels(y_b)
@@ -148,7 +151,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
         past_weight = None
     else:
         if isinstance(past, Tensor):
-            past = SoftTargets.view_logits(_as_rows(past.detach()), temperature)
+            past = SoftTargets.view_logits(as_rows(past.detach()), temperature)
         past = _table(past, temperature, dtype)
         if past_index is None:
             past_index = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
@@ -160,7 +163,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
     )  # fmt: skip
 
 
-def _as_rows(x: Tensor) -> Tensor:
+def as_rows(x: Tensor) -> Tensor:
     """[C] -> [1, C]; [N, C, d1, ...] -> [N * d1 * ..., C], a copy unless the classes lie together."""
     if x.dim() == 2:
         return x
@@ -205,16 +208,12 @@ def _check_target(target, logits, ignore_index):
             raise ValueError(f"target as a tuple must be (y_a, y_b, lam), got {len(target)} items")
         for i, y in enumerate(target[:2]):
             _check_labels(f"target[{i}]", y, logits)
-        lam = target[2]
-        if isinstance(lam, Tensor) and lam.dim() and lam.shape != label_shape(logits):
-            expected = f"a number or have shape {list(label_shape(logits))}"
-            raise ValueError(f"target[2] (lam) must be {expected}, got {list(lam.shape)}")
-        return
+        return check_lam(target[2], label_shape(logits))
     if not isinstance(target, Tensor):
         raise TypeError(f"target must be a tensor or a triple (y_a, y_b, lam), got {type_of(target)}")
     if not target.is_floating_point():
         return _check_labels("target", target, logits)
-    _check_device("target", target, logits)
+    check_device("target", target, logits)
     if target.shape != logits.shape:
         raise ValueError(
             f"target of class probabilities must be shaped like logits {list(logits.shape)}, got {list(target.shape)}"
@@ -226,7 +225,7 @@ def _check_target(target, logits, ignore_index):
 def _check_labels(name, labels, logits):
     if not isinstance(labels, Tensor) or labels.dtype not in LABELS:
         raise TypeError(f"{name} must hold int64, int32 or uint8 labels, got {type_of(labels)}")
-    _check_device(name, labels, logits)
+    check_device(name, labels, logits)
     if labels.shape != label_shape(logits):
         raise ValueError(
             f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the class "
@@ -237,27 +236,28 @@ def _check_labels(name, labels, logits):
 def _check_lam(lam):
     if not isinstance(lam, Tensor):
         if not 0 <= lam <= 1:
-            raise ValueError(f"target[2] (lam) must be in [0, 1], got {lam}")
+            check_number("target[2] (lam)", lam, 0, 1)
     elif lam.device.type == "cpu" and not is_traced() and not ((lam >= 0) & (lam <= 1)).all():
         raise ValueError(f"target[2] (lam) must be in [0, 1], got values from {lam.min()} to {lam.max()}")
 
 
-def _check_weight(weight, logits, num_classes):
+def check_weight(weight, logits, num_classes):
     if weight is None:
         return
-    if not isinstance(weight, Tensor) or not weight.is_floating_point():
-        raise TypeError(f"weight must be a floating-point tensor, got {type_of(weight)}")
-    _check_device("weight", weight, logits)
+    check_floating("weight", weight)
+    check_device("weight", weight, logits)
     if weight.shape != (num_classes,):
         raise ValueError(f"weight must have shape [C] with C = {num_classes} (from logits), got {list(weight.shape)}")
 
 
-def _check_scalar(name, value, logits):
-    if isinstance(value, Tensor):
-        if value.dim():
-            raise ValueError(f"{name} must be a number or a 0-d tensor, got a tensor of shape {list(value.shape)}")
-        if value.device.type != "cpu":
-            _check_device(name, value, logits)
+def _check_scalar(name, value, logits, *interval):
+    """A number; or a 0-d tensor, whose value is not looked at."""
+    if not isinstance(value, Tensor):
+        check_number(name, value, *interval)
+    elif value.dim() or value.is_complex():
+        raise ValueError(f"{name} must be a number or a real 0-d tensor, got {came(value)}")
+    elif value.device.type != "cpu":
+        check_device(name, value, logits)
 
 
 def _check_soft_targets(soft_targets, target, logits, num_classes):
@@ -265,7 +265,7 @@ def _check_soft_targets(soft_targets, target, logits, num_classes):
         return
     if not isinstance(soft_targets, SoftTargets):
         raise TypeError(f"soft_targets must be SoftTargets, got {type_of(soft_targets)}")
-    _check_device("soft_targets", soft_targets.values, logits)
+    check_device("soft_targets", soft_targets.values, logits)
     if len(soft_targets) != num_classes or soft_targets.num_classes != num_classes:
         raise ValueError(
             f"soft_targets must have one row of C probabilities per class with C = {num_classes} (from logits), "
@@ -284,12 +284,12 @@ def _check_past(past, past_index, logits, temperature):
             raise ValueError("past_index needs past, got None")
         return
     if isinstance(past, Tensor) and past.is_floating_point() and past.dim():
-        values, (num_past, past_classes), past_temperature = past, _as_rows(past).shape, temperature
+        values, (num_past, past_classes), past_temperature = past, as_rows(past).shape, temperature
     elif isinstance(past, SoftTargets):
         values, num_past, past_classes, past_temperature = past.values, len(past), past.num_classes, past.temperature
     else:
         raise TypeError(f"past must be SoftTargets or a tensor of logits, got {type_of(past)}")
-    _check_device("past", values, logits)
+    check_device("past", values, logits)
     num_classes = logits.shape[class_dim(logits)]
     if past_classes != num_classes:
         raise ValueError(f"past must have C = {num_classes} classes (from logits), got {past_classes}")
@@ -305,15 +305,11 @@ def _check_past(past, past_index, logits, temperature):
         return
     if not isinstance(past_index, Tensor) or past_index.dtype not in (torch.int64, torch.int32):
         raise TypeError(f"past_index must be an int64 or int32 tensor, got {type_of(past_index)}")
-    _check_device("past_index", past_index, logits)
+    check_device("past_index", past_index, logits)
     if past_index.shape != shape:
         raise ValueError(f"past_index must have the labels' shape {list(shape)}, got {list(past_index.shape)}")
 
 
-def _check_device(name, tensor, logits):
+def check_device(name, tensor, logits):
     if tensor.device != logits.device:
         raise ValueError(f"{name} must be on the device of logits, {logits.device}, got {tensor.device}")
-
-
-def type_of(value) -> str:
-    return f"a {value.dtype} tensor" if isinstance(value, Tensor) else type(value).__name__

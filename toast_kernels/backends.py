@@ -30,10 +30,9 @@ class Kernels(NamedTuple):
     dtypes: tuple[torch.dtype, ...] = FLOATS
     widest: int | None = None  # row: classes, or columns of class_medoids' x; None: any
     auto_from: int = 0  # how wide rows must be for "auto" to take it; then they must be of those that it holds, too
-    learns: tuple[str, ...] = ()  # arguments besides the logits that get a gradient
 
 
-REFERENCE = Kernels(None, learns=("target", "weight", "lam", "alpha", "past_weight"))
+REFERENCE = Kernels(None)
 
 # op -> backend -> its kernels, in the order in which "auto" tries them. README.md has this as a table.
 # Measured on a CPU: "cpu" against the reference and torch's own, in README.md and bench/README.md.
@@ -75,6 +74,12 @@ OLDEST_CAPABILITY = (8, 0)  # what the kernels are compiled for and checked in t
 OLDEST_WITH_CLUSTERS = (9, 0)  # of thread blocks, which "cuda" is made of
 
 
+@functools.cache
+def implementation(op: str, backend: str) -> ModuleType:
+    """The module with an op's kernels, or its reference."""
+    return importlib.import_module(f".{op}.{backend}", __package__)
+
+
 def choose(
     op: str,
     requested: str,
@@ -82,14 +87,12 @@ def choose(
     dtype: torch.dtype,
     width: int | None = None,
     *,
-    learns: tuple[str, ...] = (),
     held: bool = False,
 ) -> str:
     """The backend that runs `op` on tensors of this device and dtype, whose rows hold `width` numbers (None: few).
 
     "auto" takes the first of KERNELS[op] that can, and at last the reference; a name is taken at its word.
-    learns: arguments that require grad, for which "auto" takes a backend that gives it. held: "cuda" would hold the
-    rows in registers, see blended_kl/cuda.py.
+    held: "cuda" would hold the rows in registers, see blended_kl/cuda.py.
 
     Raises ValueError for an unknown name or one that cannot take these tensors, RuntimeError for one that is not
     installed; both say what would do.
@@ -100,7 +103,7 @@ def choose(
         for name, kernels in KERNELS[op].items():
             wanted = not kernels.auto_from or (held and width >= kernels.auto_from)
             here = wanted and kernels.device in (None, device.type) and not missing(name, device)
-            if here and not _refusal(kernels, dtype, width, learns):
+            if here and not _refusal(kernels, dtype, width):
                 return name
     if requested not in KERNELS[op]:
         others = " or ".join(f'"{name}"' for name in ("auto", *KERNELS[op]))
@@ -113,19 +116,17 @@ def choose(
         hint = " (TRITON_INTERPRET=1, set before Python starts, runs it on the CPU, very slowly)"
         hint = hint if requested == "triton" and device.type == "cpu" else ""
         raise ValueError(f'backend "{requested}" needs tensors on {where}, got tensors on {device}{hint}')
-    if why := _refusal(kernels, dtype, width, learns):
+    if why := _refusal(kernels, dtype, width):
         raise ValueError(f'backend "{requested}" {why}; use "auto" or "reference"')
     return requested
 
 
-def _refusal(kernels: Kernels, dtype: torch.dtype, width: int | None, learns: tuple[str, ...]) -> str | None:
+def _refusal(kernels: Kernels, dtype: torch.dtype, width: int | None) -> str | None:
     """Why these kernels cannot take such tensors, wherever they are; None if they can."""
     if dtype not in kernels.dtypes:
         return f"computes in float32, and the logits are {str(dtype).removeprefix('torch.')}"
     if width is not None and kernels.widest is not None and width > kernels.widest:
         return f"takes rows of at most {kernels.widest} numbers, and these have {width}"
-    for name in set(learns).difference(kernels.learns):
-        return f"gives no gradient to the {name}, and this one requires grad"
     return None
 
 

@@ -6,15 +6,16 @@ import torch
 from torch import Tensor, nn
 
 from .annotations import Backend, Metric, Target
-from .arguments import label_shape, type_of
+from .arguments import label_shape
 from .backends import BACKENDS, FLOATS, KERNELS
+from .checks import check_floating, check_int, check_number, check_positive
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
 from .medoids.reference import METRICS
-from .mixup import main_class
+from .mixup import check_target, main_class
 from .pool import Pool
-from .soft_targets import SoftTargets, check_temperature
-from .state import of_another_version, state_rank, warn
+from .soft_targets import SoftTargets
+from .state import state_rank, warn
 from .top_predictions import TopPredictions, check_predictions
 from .uncompiled import leave_uncompiled
 
@@ -46,8 +47,8 @@ class MedoidBank(nn.Module):
         dtype: of the soft targets: bfloat16, float32 or float64. Default: bfloat16, which rounds a probability by at
             most 0.4%, for top-k float32.
         pool_dtype: the pool takes N * C values of it (of features N * D, and 8 k bytes a row). float16 holds a logit
-            to 0.05%, and bfloat16 logits exactly; a row with a number above its range, 65504, is left out like any row
-            that is not finite.
+            to 0.05%, or to 3e-8, and bfloat16 logits from 2^-17 in size on exactly; a row with a number above its
+            range, 65504, is left out like any row that is not finite.
         pool_rows: N, made once on the device of the first logits. Rows that find no room are dropped, and compute
             says how many. Ignored rows take none. A CUDA graph that holds an update goes on where the last replay
             ended. Default: the pool grows by half as rows come; while it is copied both pools are held, 2.5 times N at
@@ -95,10 +96,10 @@ class MedoidBank(nn.Module):
         backend: Backend = "auto",
     ):
         super().__init__()
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-            raise ValueError(f"num_classes must be an int >= 1, got {num_classes!r}")
-        if not 0.5 < min_share <= 1:
-            raise ValueError(f"min_share must be in (0.5, 1], got {min_share}")
+        check_int("num_classes", num_classes, 1)
+        check_int("seed", seed)
+        check_int("ignore_index", ignore_index)
+        check_number("min_share", min_share, 0.5, 1, "(]")
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
         if pool_dtype not in FLOATS:
@@ -107,18 +108,15 @@ class MedoidBank(nn.Module):
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
         positive = {"pool_rows": pool_rows, "max_rows_per_class": max_rows_per_class, "num_features": num_features}
         for name, number in positive.items():
-            if number is not None and (isinstance(number, bool) or not isinstance(number, int) or number < 1):
-                raise ValueError(f"{name} must be None or an int >= 1, got {number!r}")
+            check_int(name, number, 1, or_none=True)
         if None not in (pool_rows, max_rows_per_class):
             raise ValueError(f"pool_rows is num_classes * max_rows_per_class already, got pool_rows = {pool_rows}")
         if save_pool and pool_rows is max_rows_per_class is None:
             raise ValueError("save_pool needs pool_rows or max_rows_per_class, so that the state has one size")
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise ValueError(f"seed must be an int, got {seed!r}")
         leave_uncompiled(MedoidBank, "update")
         self.num_classes = num_classes
         self.metric = metric
-        self.temperature = check_temperature(temperature)
+        self.temperature = check_positive("temperature", temperature)
         self.top_k = top_k
         self.correct_only = correct_only
         self.min_share = min_share
@@ -163,8 +161,7 @@ class MedoidBank(nn.Module):
         Raises:
             IndexError: on the CPU, a label that is neither in [0, C) nor ignore_index. Nothing was added.
         """
-        if not isinstance(logits, Tensor) or not logits.is_floating_point():
-            raise TypeError(f"logits must be a floating-point tensor, got {type_of(logits)}")
+        check_floating("logits", logits)
         if getattr(self, "_is_replica", False):
             raise RuntimeError(
                 "a replica of nn.DataParallel cannot pool rows: they would be lost after its forward pass. Use "
@@ -187,10 +184,8 @@ class MedoidBank(nn.Module):
         elif logits.dim() < 2 or logits.shape[1] != self.num_classes:
             expected = f"[N, C] or [N, C, d1, ...] with C = {self.num_classes}"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
+        check_target(target, label_shape(logits), self.num_classes)
         labels = main_class(target, self.min_share, self.ignore_index)
-        shape = label_shape(logits)
-        if labels.shape != shape:
-            raise ValueError(f"target must have shape {list(shape)} (from logits), got {list(labels.shape)}")
         if self.correct_only:
             predicted = logits.argmax(dim=1) if predictions is None else predictions.indices[:, 0]
             wrong = (predicted != labels) & (labels >= 0) & (labels < self.num_classes)
@@ -338,8 +333,6 @@ class MedoidBank(nn.Module):
 
     @torch.no_grad()
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
-        if of_another_version(state, prefix, errors):
-            return
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         own = self._saved_pool(prefix)
         unexpected[:] = [key for key in unexpected if key not in own]

@@ -13,10 +13,6 @@ from torch import Tensor
 from .functional import class_medoids
 from .medoids.reference import by_class
 
-_SET_EPOCH = (
-    "set_epoch is collective, every rank of the process group must call it "
-    "(with process_group=None each keeps to its own rows)"
-)
 ProcessGroup = dist.ProcessGroup if dist.is_available() else type(None)
 SLAB = 1 << 26  # bytes of rows that a rank sends, and as many that it receives, at a time
 
@@ -27,10 +23,10 @@ class Ranks:
     Args:
         process_group: a group of torch.distributed; "world", the default group of the time of each call, so that this
             may be made before init_process_group; or None: every process on its own.
-        collective: what every rank must call, for the error where one does not.
+        collective: the call that every rank must make, for the error where one does not.
     """
 
-    def __init__(self, process_group: ProcessGroup | str | None = "world", collective: str = _SET_EPOCH):
+    def __init__(self, process_group: ProcessGroup | str | None = "world", collective: str = "MedoidBank.compute"):
         outside = dist.GroupMember.NON_GROUP_MEMBER if dist.is_available() else None  # new_group's for such a process
         if process_group not in (None, "world", outside) and not isinstance(process_group, ProcessGroup):
             raise ValueError(f'process_group must be a process group, "world" or None, got {process_group!r}')
@@ -122,7 +118,10 @@ class Ranks:
         try:
             yield
         except RuntimeError as error:
-            raise RuntimeError(f"a rank failed or did not come: {self.collective}: {error}") from error
+            raise RuntimeError(
+                f"a rank failed or did not come: {self.collective} is collective, every rank of the process group must "
+                f"call it (see the argument process_group): {error}"
+            ) from error
 
     @property
     def _group(self) -> ProcessGroup | None:

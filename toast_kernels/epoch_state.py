@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .bank import MedoidBank
 from .pool import is_fake
 from .soft_targets import SoftTargets
-from .state import LARGE, keeping_dtypes, of_another_loss, of_another_version, warn
+from .state import LARGE, keeping_dtypes, of_another_loss, warn
 from .uncompiled import leave_uncompiled
 
 _TABLE = ("values", "indices", "entropy", "filled")  # of SoftTargets
@@ -119,7 +119,7 @@ class EpochState(nn.Module):
         return self
 
     def _load_from_state_dict(self, state, prefix, metadata, strict, missing, unexpected, errors):
-        if of_another_version(state, prefix, errors) or of_another_loss(self, state, prefix, errors):
+        if of_another_loss(self, state, prefix, errors):
             return
         super()._load_from_state_dict(state, prefix, metadata, strict, missing, unexpected, errors)
         self._may_warn.discard("growing")

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import torch
 
 from .annotations import Backend, Metric, Reduction, Target
-from .arguments import LABELS, label_shape, type_of
+from .arguments import LABELS, label_shape
 from .backends import FLOATS
-from .blended_kl.plan import blended_kl
+from .blended_kl.plan import PLAIN, blended_kl
+from .checks import check_int, type_of
 from .medoids import chunks
 from .medoids import op as medoids
 from .medoids.reference import METRICS
@@ -18,8 +19,6 @@ from .soft_targets import SoftTargets
 
 if TYPE_CHECKING:
     from .distributed import ProcessGroup
-
-_PLAIN = (torch.Tensor, torch.nn.Parameter)
 
 
 class ToastStats(NamedTuple):
@@ -182,7 +181,7 @@ def toast_loss(
         logits, target, weight, soft_targets, alpha, past, past_index, past_weight, temperature, ignore_index,
         label_smoothing, reduction, return_stats, backend,
     )  # fmt: skip
-    if process_group is not None or (type(logits) not in _PLAIN and is_dtensor(logits)):
+    if process_group is not None or (type(logits) not in PLAIN and is_dtensor(logits)):
         from .sharded.loss import sharded_blended_kl  # which needs this module
 
         loss, _, stats, argmax = sharded_blended_kl(given, process_group)
@@ -233,11 +232,11 @@ def class_medoids(
     Rows with a NaN or infinite value are left out too. The label of a row that is left out is not looked at.
 
     On a CPU rows are read where they lie, also in a memory-mapped file (``torch.from_file``, ``torch.from_numpy`` of a
-    numpy.memmap); none is copied but a few MB at a time. With `device` or `chunk_bytes` x may be larger than the
-    device's memory, or than the computer's: classes are gathered in chunks of whole ones, in host memory that is pinned
-    for a GPU, where the next is gathered while it computes. Each of their rows is gathered once. A chunk's rows and
-    what is made of them take at most `chunk_bytes` on the device, and 16 MB more on a GPU; two chunks' rows are in host
-    memory (for a CPU one). The answer is the same.
+    numpy.memmap); euclidean copies some 64 MB of them at a time, other metrics a few. With `device` or `chunk_bytes` x
+    may be larger than the device's memory, or than the computer's: classes are gathered in chunks of whole ones, in
+    host memory that is pinned for a GPU, where the next is gathered while it computes. Each of their rows is gathered
+    once. A chunk's rows and what is made of them take at most `chunk_bytes` on the device, and 16 MB more on a GPU; two
+    chunks' rows are in host memory (for a CPU one). The answer is the same.
 
     Returns:
         int64 ``[K]`` on the device of x: row numbers in x, -1 for a class without rows.
@@ -263,11 +262,8 @@ def class_medoids(
             raise ValueError(f"{name} must have shape [N] with N = {x.shape[0]} (from x), got {list(rows.shape)}")
         if rows is not None and rows.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {rows.device}")
-    for name, number in (("num_classes", num_classes), ("ignore_index", ignore_index)):
-        if not isinstance(number, (int, torch.SymInt)) or isinstance(number, bool):
-            raise TypeError(f"{name} must be an int, got {number!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes must be at least 1, got {num_classes}")
+    check_int("num_classes", num_classes, 1)
+    check_int("ignore_index", ignore_index)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     labels = labels.long() if labels.dtype == torch.uint8 else labels
@@ -277,10 +273,9 @@ def class_medoids(
         return medoids.class_medoids(x.resolve_neg(), *arguments)
     if x.device.type != "cpu":
         raise ValueError(f"x must be on the CPU where chunk_bytes or another device is given, got x on {x.device}")
+    check_int("chunk_bytes", chunk_bytes, or_none=True)
     if chunk_bytes is None:
         chunk_bytes = chunks.CHUNK_BYTES
-    elif not isinstance(chunk_bytes, int) or isinstance(chunk_bytes, bool):
-        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}")
     return chunks.class_medoids(x, *arguments, device, chunk_bytes)
 
 

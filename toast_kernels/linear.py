@@ -1,32 +1,90 @@
 """linear_toast_loss: toast_loss of a linear layer's output, which is never held whole."""
 
 import math
+from typing import Literal, TypeAlias, overload
 
 import torch
 from torch import Tensor
 
-from .arguments import Arguments, check, learned, numbers, to_problem, type_of
+from .annotations import Backend, Reduction, Target
+from .arguments import Arguments, check, learned, numbers, to_problem
 from .backends import FLOATS, choose
 from .blended_kl.cuda import held
 from .blended_kl.op import gradient_in_forward
 from .blended_kl.problem import is_traced
-from .blended_kl.reference import _reject_out_of_range
+from .blended_kl.reference import reject_out_of_range
+from .checks import check_int, check_positive, type_of
+from .distributed import ProcessGroup
 from .functional import ToastStats
 from .linear_blended_kl.chunks import Head, Settings, gradient_is_written_over_logits
 from .linear_blended_kl.op import linear_blended_kl
 from .sharded.dtensor import is_dtensor
-from .soft_targets import SoftTargets, check_temperature
+from .soft_targets import SoftTargets
 from .top_predictions import TopPredictions
 
 # Bytes of a chunk where the user names none: a quarter of what the gradients of input and weight take, but so many at
 # least. On a GPU these are 1024 rows of 128,256 bfloat16 logits, for products at their full rate.
 LEAST_CHUNK = {"cpu": 32 << 20, "cuda": 1 << 29}
 
+LinearLoss: TypeAlias = (  # with what was asked for beside it
+    Tensor | tuple[Tensor, ToastStats] | tuple[Tensor, TopPredictions] | tuple[Tensor, ToastStats, TopPredictions]
+)
 
+
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[False] = ..., return_top_k: None = ..., soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> Tensor: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[True], return_top_k: None = ..., soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> tuple[Tensor, ToastStats]: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[False] = ..., return_top_k: int, soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> tuple[Tensor, TopPredictions]: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: Literal[True], return_top_k: int, soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> tuple[Tensor, ToastStats, TopPredictions]: ...  # fmt: skip
+@overload
+def linear_toast_loss(
+    input: Tensor, linear_weight: Tensor, target: Target, linear_bias: Tensor | None = ..., *,
+    weight: Tensor | None = ..., soft_targets: SoftTargets | None = ..., alpha: float | Tensor | None = ...,
+    past: SoftTargets | Tensor | None = ..., past_index: Tensor | None = ..., past_weight: float | Tensor = ...,
+    temperature: float = ..., ignore_index: int = ..., label_smoothing: float = ..., reduction: Reduction = ...,
+    shift: int = ..., return_stats: bool = ..., return_top_k: int | None = ..., soft_temperature: float = ...,
+    chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ..., backend: Backend = ...,
+    process_group: ProcessGroup | str | None = ...,
+) -> LinearLoss: ...  # fmt: skip
 def linear_toast_loss(
     input: Tensor,
     linear_weight: Tensor,
-    target,
+    target: Target,
     linear_bias: Tensor | None = None,
     *,
     weight: Tensor | None = None,
@@ -38,16 +96,16 @@ def linear_toast_loss(
     temperature: float = 3.0,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
+    reduction: Reduction = "mean",
     shift: int = 0,
     return_stats: bool = False,
     return_top_k: int | None = None,
     soft_temperature: float = 1.0,
     chunk_bytes: int | None = None,
     acc_dtype: torch.dtype | None = None,
-    backend: str = "auto",
-    process_group=None,
-):
+    backend: Backend = "auto",
+    process_group: ProcessGroup | str | None = None,
+) -> LinearLoss:
     r""":func:`toast_loss` of a linear layer's output, without ever holding it: for heads of very many classes.
 
         linear_toast_loss(input, linear_weight, target, linear_bias)    # is, rounding apart,
@@ -107,19 +165,15 @@ def linear_toast_loss(
             ignore_index=ignore_index, label_smoothing=label_smoothing, reduction=reduction, return_stats=return_stats,
             backend=backend,
         )  # fmt: skip
-    rows_shape = _check(input, linear_weight, linear_bias, target, past_index, shift)
+    rows_shape = check_linear(input, linear_weight, linear_bias, target, past_index, shift)
     num_classes, width = linear_weight.shape
-    dtype = _product_dtype(input, linear_weight, linear_bias)
-    acc_dtype = _check_acc_dtype(acc_dtype, dtype)
-    if return_top_k is not None and (
-        isinstance(return_top_k, bool) or not isinstance(return_top_k, int) or not 1 <= return_top_k <= num_classes
-    ):
-        expected = f"an int in [1, {num_classes}] (the number of classes) or None"
-        raise ValueError(f"return_top_k must be {expected}, got {return_top_k!r}")
-    soft_temperature = check_temperature(soft_temperature)
+    dtype = product_dtype(input, linear_weight, linear_bias)
+    acc_dtype = check_acc_dtype(acc_dtype, dtype)
+    check_int("return_top_k", return_top_k, 1, num_classes, or_none=True)
+    soft_temperature = check_positive("soft_temperature", soft_temperature)
 
     x = input.reshape(math.prod(rows_shape), width).to(dtype)
-    target, past, past_index = _as_rows(target, past, past_index, rows_shape, int(shift), ignore_index)
+    target, past, past_index = flattened(target, past, past_index, rows_shape, int(shift), ignore_index)
     # Has the logits' shape and takes the memory of one row.
     logits = x.new_empty(1, num_classes).expand(x.shape[0], num_classes)
     given = Arguments(
@@ -135,8 +189,10 @@ def linear_toast_loss(
     in_forward = any(needs) and gradient_in_forward(logits, reduction)
     problem = to_problem(given, *numbers(given), in_forward)
     if x.device.type == "cpu" and not is_traced():
-        _reject_out_of_range(problem)
-    chunk_rows = _chunk_rows(chunk_bytes, x, num_classes, gradient_is_written_over_logits(backend) or not any(needs))
+        reject_out_of_range(problem)
+    chunk_rows = choose_chunk_rows(
+        chunk_bytes, x, num_classes, gradient_is_written_over_logits(backend) or not any(needs)
+    )
     settings = Settings(
         chunk_rows, acc_dtype, return_top_k or 0, [1.0, problem.temperature, soft_temperature], *needs, backend
     )
@@ -151,7 +207,7 @@ def linear_toast_loss(
     return tuple(returned) if len(returned) > 1 else returned[0]
 
 
-def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torch.Size:
+def check_linear(input, linear_weight, linear_bias, target, past_index, shift) -> torch.Size:
     """The rows' shape, of arguments whose shapes, dtypes and devices fit together."""
     for name, tensor in (("input", input), ("linear_weight", linear_weight), ("linear_bias", linear_bias)):
         if (name != "linear_bias" or tensor is not None) and (
@@ -183,14 +239,14 @@ def _check(input, linear_weight, linear_bias, target, past_index, shift) -> torc
         shape = [*rows_shape, num_classes] if name.endswith("probabilities") else list(rows_shape)
         if isinstance(tensor, Tensor) and list(tensor.shape) != shape:
             raise ValueError(f"{name} must have shape {shape} (from input), got {list(tensor.shape)}")
-    if not isinstance(shift, int) or shift < 0:
-        raise ValueError(f"shift must be an int >= 0, got {shift!r}")
+    if not isinstance(shift, bool):  # True is 1
+        check_int("shift", shift, 0)
     if shift and (probabilities or not rows_shape):
         raise ValueError(f"shift = {int(shift)} needs labels of shape [..., T], got {type_of(target)}")
     return rows_shape
 
 
-def _product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
+def product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
     """What F.linear computes in here."""
     kind = input.device.type
     autocasts = torch.amp.is_autocast_available(kind)  # not "meta"
@@ -202,7 +258,7 @@ def _product_dtype(input, linear_weight, linear_bias) -> torch.dtype:
     return input.dtype
 
 
-def _check_acc_dtype(acc_dtype, dtype) -> torch.dtype:
+def check_acc_dtype(acc_dtype, dtype) -> torch.dtype:
     wide = torch.promote_types(dtype, torch.float32)
     if acc_dtype not in (None, wide, dtype):
         expected = " or ".join(dict.fromkeys(map(str, (wide, dtype))))
@@ -210,7 +266,7 @@ def _check_acc_dtype(acc_dtype, dtype) -> torch.dtype:
     return acc_dtype or wide
 
 
-def _as_rows(target, past, past_index, shape, shift, ignore_index):
+def flattened(target, past, past_index, shape, shift, ignore_index):
     """With one dimension of rows, of which row t has the label of row t + shift."""
 
     def rows(x, beyond):
@@ -234,16 +290,15 @@ def _as_rows(target, past, past_index, shape, shift, ignore_index):
     return target, past, past_index
 
 
-def _chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
+def choose_chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
     """Rows of a chunk: as many as fit, of about equal chunks."""
     num_rows, width = x.shape
     size = x.element_size()
     row = num_classes * size * (1 if in_place else 2)
+    check_int("chunk_bytes", chunk_bytes, or_none=True)
     if chunk_bytes is None:
         gradients = (num_rows + num_classes) * width * size
         chunk_bytes = max(row, gradients // 4, LEAST_CHUNK.get(x.device.type, LEAST_CHUNK["cuda"]))
-    elif isinstance(chunk_bytes, bool) or not isinstance(chunk_bytes, int):
-        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}")
     elif chunk_bytes < row:
         raise ValueError(
             f"chunk_bytes must be at least {row}, what one row of {num_classes} logits needs, got {chunk_bytes}"

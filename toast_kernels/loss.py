@@ -1,21 +1,20 @@
 """ToastLoss: toast_loss as a module that makes its own class soft targets, epoch by epoch."""
 
-import math
 import operator
-from numbers import Real
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from .annotations import Backend, Metric, Reduction, Target
-from .arguments import check_settings, type_of
+from .arguments import check_settings
 from .bank import MedoidBank
+from .checks import check_number, check_positive, type_of
 from .distributed import ProcessGroup
 from .epoch_state import EpochState
 from .functional import ToastStats, toast_loss
-from .linear import linear_toast_loss
-from .mixup import mixup_triple
+from .linear import LinearLoss, linear_toast_loss
+from .mixup import first_rows, mixup_triple
 from .replay import PastPredictions
 from .state import warn
 from .top_predictions import TopPredictions
@@ -44,8 +43,8 @@ class ToastLoss(EpochState):
         num_classes: C.
         num_epochs: of the training, for :meth:`set_epoch`, which may be given it instead.
         alpha: share of the soft target in the last epoch, in [0, 1]; see :meth:`set_epoch` for the ramp. 0.1
-            and the past_weight 0.3 are the pair that our study chose under three of seven conditions, more often than
-            either other it tried; PS-KD, whose ramp it is, has 0.8.
+            and the past_weight 0.3 are the pair that our study chose more often than the other pairs it tried; PS-KD,
+            whose ramp it is, has 0.8.
         past_weight: lambda >= 0; DLB has 1.
         temperature: T of the past term. [DLB]
         metric, correct_only, min_share, top_k, dtype: of the soft targets, see :class:`MedoidBank`.
@@ -103,9 +102,10 @@ class ToastLoss(EpochState):
         process_group: ProcessGroup | str | None = "world",
         backend: Backend = "auto",
     ):
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha must be in [0, 1], got {alpha}")
-        num_epochs = None if num_epochs is None else _checked_num_epochs(num_epochs)
+        check_number("alpha", alpha, 0, 1)
+        if num_epochs is not None:
+            check_positive("num_epochs", num_epochs)
+        check_positive("soft_temperature", soft_temperature)
         bank = MedoidBank(
             num_classes, metric=metric, temperature=soft_temperature, top_k=top_k, num_features=num_features,
             correct_only=correct_only, min_share=min_share, dtype=dtype, pool_dtype=pool_dtype, pool_rows=pool_rows,
@@ -116,6 +116,7 @@ class ToastLoss(EpochState):
             num_classes, weight=weight, past_weight=past_weight, temperature=temperature, ignore_index=ignore_index,
             label_smoothing=label_smoothing, reduction=reduction, backend=backend,
         )  # fmt: skip
+        bank.ranks.collective = "set_epoch"  # which calls the bank's compute
         super().__init__(bank, alpha, weight)
         self.num_epochs = num_epochs
         self.past_weight = past_weight
@@ -159,6 +160,24 @@ class ToastLoss(EpochState):
     if TYPE_CHECKING:
         __call__ = forward
 
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[False] = ..., return_top_k: Literal[False] = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> Tensor: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[True], return_top_k: Literal[True],
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> tuple[Tensor, ToastStats, TopPredictions]: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: bool = ..., return_top_k: bool = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> LinearLoss: ...  # fmt: skip
     def linear(
         self,
         input: Tensor,
@@ -171,7 +190,7 @@ class ToastLoss(EpochState):
         return_top_k: bool = False,
         chunk_bytes: int | None = None,
         acc_dtype: torch.dtype | None = None,
-    ):
+    ) -> LinearLoss:
         """The loss of F.linear(input, linear_weight, linear_bias), as forward gives it, without ever holding it. ::
 
             loss, stats, predictions = criterion.linear(
@@ -180,9 +199,10 @@ class ToastLoss(EpochState):
             loss.backward()
             replay.keep(x, y, predictions, stats.cross_entropy)      # a HardReplay with a top_k, at most this loss's
 
-        Needs a ToastLoss with top_k. A training call pools the features, and of each row the top_k largest
-        probabilities: medoids are those of the features [choice], and the medoid's top-k prediction is the class's
-        soft target. A loss is called in one form, this or forward; evaluations may come in both.
+        With alpha > 0 or return_top_k it needs a ToastLoss with top_k. A training call pools the features, and of each
+        row the top_k largest probabilities: medoids are those of the features [choice], and the medoid's top-k
+        prediction is the class's soft target. A loss is called in one form, this or forward; evaluations may come in
+        both.
 
         Args:
             input: features [N, D].
@@ -194,8 +214,9 @@ class ToastLoss(EpochState):
             chunk_bytes, acc_dtype: as in :func:`linear_toast_loss`, which has what is raised.
         """
         num_classes, top_k = self.bank.num_classes, self.bank.top_k
-        if top_k is None:
-            raise ValueError("top_k must be given to a ToastLoss whose linear is called, got None: 64 is a start")
+        if top_k is None and (self.max_alpha > 0 or return_top_k):
+            expected = "given to a ToastLoss whose linear is called with alpha > 0 or return_top_k"
+            raise ValueError(f"top_k must be {expected}, got None: 64 is a start")
         for name, tensor in (("input", input), ("linear_weight", linear_weight)):
             if not isinstance(tensor, Tensor):
                 raise TypeError(f"{name} must be a tensor, got {type_of(tensor)}")
@@ -269,7 +290,7 @@ class ToastLoss(EpochState):
             )
         rows = rows.detach()
         if past is not None:
-            rows, target = rows[: past.num_new], _first_rows(target, past.num_new)
+            rows, target = rows[: past.num_new], first_rows(target, past.num_new)
             predictions = None if predictions is None else predictions.first(past.num_new)
         self.bank.update(rows, target, predictions)
 
@@ -294,7 +315,8 @@ class ToastLoss(EpochState):
             raise ValueError(f"epoch must be >= 0, got {epoch}")
         if num_epochs is None and self.num_epochs is None:
             raise TypeError("num_epochs must be given, to set_epoch or to ToastLoss")
-        num_epochs = self.num_epochs if num_epochs is None else _checked_num_epochs(num_epochs)
+        num_epochs = self.num_epochs if num_epochs is None else num_epochs
+        check_positive("num_epochs", num_epochs)
         on_its_gpu = torch.cuda.device_of(self.alpha)  # NCCL gathers objects by way of the current one
         with torch.inference_mode(False), torch.no_grad(), on_its_gpu:
             if self.max_alpha > 0:
@@ -323,16 +345,3 @@ class ToastLoss(EpochState):
         settings = ("num_epochs", "past_weight", "temperature", "ignore_index", "label_smoothing", "reduction")
         settings = [f"{name}={getattr(self, name)!r}" for name in (*settings, "backend")]
         return ", ".join([str(self.bank.num_classes), f"alpha={self.max_alpha}", *settings])
-
-
-def _checked_num_epochs(num_epochs: float) -> float:
-    if not isinstance(num_epochs, Real) or not 0 < num_epochs < math.inf:
-        raise ValueError(f"num_epochs must be a number > 0, got {num_epochs!r}")
-    return num_epochs
-
-
-def _first_rows(target, rows: int):
-    if isinstance(target, Tensor):
-        return target[:rows]
-    y_a, y_b, lam = target
-    return y_a[:rows], y_b[:rows], lam[:rows] if isinstance(lam, Tensor) and lam.dim() else lam

@@ -4,6 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .annotations import Target
+from .checks import check_floating, check_number, type_of
+
 
 @torch.no_grad()
 def mixup_triple(probs: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor, Tensor, Tensor]:
@@ -28,14 +31,12 @@ def mixup_triple(probs: Tensor, *, label_smoothing: float = 0.0) -> tuple[Tensor
             On a CPU, a row that is no mixture of one or two labels; on a GPU, where nothing waits for it, and under
             torch.compile the lam of that row is NaN, and so is its loss.
     """
-    if not isinstance(probs, Tensor) or not probs.is_floating_point():
-        raise TypeError(f"probs must be a floating-point tensor, got {getattr(probs, 'dtype', type(probs).__name__)}")
+    check_floating("probs", probs)
     if probs.dim() < 2 or probs.shape[1] == 0:
         raise ValueError(f"probs must have shape [N, C] or [N, C, d1, ...] with C >= 1, got {list(probs.shape)}")
     if probs.requires_grad:
         raise ValueError("probs must not require a gradient: labels have none")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+    check_number("label_smoothing", label_smoothing, 0, 1, "[)")
     probs = probs.movedim(1, -1)
     num_classes, wide = probs.shape[-1], torch.promote_types(probs.dtype, torch.float32)
     largest = min(3, num_classes)
@@ -71,12 +72,39 @@ def _raise_row(probs: Tensor, mixed: Tensor, floor: Tensor, label_smoothing: flo
     )
 
 
+def check_target(target, shape: torch.Size, num_classes: int) -> None:
+    """Raises unless it is labels of this shape, class probabilities or a triple."""
+    is_triple = isinstance(target, (tuple, list)) and len(target) == 3
+    for name, part in (("target[0]", target[0]), ("target[1]", target[1])) if is_triple else (("target", target),):
+        if not isinstance(part, Tensor):
+            expected = "a tensor" if is_triple else "a tensor or a triple (y_a, y_b, lam)"
+            raise TypeError(f"{name} must be {expected}, got {type_of(part)}")
+        expected = shape
+        if part.is_floating_point():
+            if is_triple:
+                raise TypeError(f"{name} must hold labels, got {type_of(part)}")
+            name, expected = "target of class probabilities", (*shape[:1], num_classes, *shape[1:])
+        if part.shape != expected:
+            raise ValueError(f"{name} must have shape {list(expected)} (from logits), got {list(part.shape)}")
+    if is_triple:
+        check_lam(target[2], shape)
+
+
+def check_lam(lam, shape: torch.Size) -> None:
+    """A tensor's values are not looked at."""
+    if not isinstance(lam, Tensor):
+        check_number("target[2] (lam)", lam, 0, 1)
+    elif lam.dim() and lam.shape != shape:
+        raise ValueError(f"target[2] (lam) must be a number or have shape {list(shape)}, got {list(lam.shape)}")
+
+
 def main_class(target, min_share: float, ignore_index: int) -> Tensor:
     """int64: the class that each row belongs to with a share of min_share > 0.5, or ignore_index; a label as it is."""
     if isinstance(target, (tuple, list)):
         y_a, y_b, lam = target[0].long(), target[1].long(), target[2]  # ignore_index is no uint8
         if not isinstance(lam, Tensor):
-            lam = torch.full((), lam, device=y_a.device)  # filled there: a copy from here would wait
+            # Filled there: a copy from here would wait.
+            lam = torch.full((), lam, dtype=torch.float32, device=y_a.device)
         lam = lam.to(y_a.device)
         mostly_b = torch.where(1 - lam >= min_share, y_b, ignore_index)
         return torch.where((lam >= min_share) | (y_a == y_b), y_a, mostly_b)
@@ -84,3 +112,10 @@ def main_class(target, min_share: float, ignore_index: int) -> Tensor:
         share, labels = target.max(dim=1)
         return torch.where(share >= min_share, labels, ignore_index)
     return target.long()
+
+
+def first_rows(target: Target, rows: int) -> Target:
+    if isinstance(target, Tensor):
+        return target[:rows]
+    y_a, y_b, lam = target
+    return y_a[:rows], y_b[:rows], lam[:rows] if isinstance(lam, Tensor) and lam.dim() else lam

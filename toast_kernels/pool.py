@@ -166,7 +166,8 @@ class Pool:
         (k = 0, 1, ...) goes to place k while there are such; from then on to a place drawn from k + 1, if it has it."""
         most, classes = self.most, len(self.seen)
         c, order = torch.where(self._kept(labels), labels, classes).sort(stable=True)
-        same = torch.arange(len(c), device=c.device) - torch.searchsorted(c, c)  # rows of its class before, in here
+        same = torch.arange(len(c), dtype=torch.int64, device=c.device)
+        same -= torch.searchsorted(c, c)  # rows of its class before, in here
         k = self.seen[c.clamp(max=classes - 1)] + same
         place = torch.where(k < most, k, _drawn(self.seed, state_rank(), c, k))
         place = torch.where((place < most) & (c < classes), c * most + place, -1)

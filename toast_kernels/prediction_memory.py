@@ -6,9 +6,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .checks import came, check_floating, check_int, check_positive
 from .distributed import Ranks
 from .replay import PastPredictions
-from .soft_targets import SoftTargets, check_temperature
+from .soft_targets import SoftTargets
+from .softmax_statistics.op import softmax_statistics
 from .state import warn
 from .top_predictions import TopPredictions
 
@@ -41,13 +43,13 @@ class PredictionMemory:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        if num_samples < 1 or num_classes < 1:
-            raise ValueError(f"num_samples and num_classes must be >= 1, got {num_samples} and {num_classes}")
+        check_int("num_samples", num_samples, 1)
+        check_int("num_classes", num_classes, 1)
         dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
         self.top_k = top_k
         with torch.inference_mode(False):
             targets = SoftTargets.empty(num_samples, num_classes, top_k=top_k, dtype=dtype, device=device)
-        self.targets = replace(targets, temperature=check_temperature(temperature))
+        self.targets = replace(targets, temperature=check_positive("temperature", temperature))
         self._warned = False
 
     def reset(self) -> None:
@@ -75,6 +77,8 @@ class PredictionMemory:
         rows = self._rows(sample)
         of_classes, settings = self.targets.num_classes, {"dtype": self.targets.values.dtype}
         listed = isinstance(logits, TopPredictions)
+        if not listed:
+            check_floating("logits", logits)
         shape = (*logits.logsumexp.shape, logits.num_classes) if listed else logits.shape
         if shape != (len(rows), of_classes):
             expected = [len(rows), of_classes]
@@ -85,7 +89,7 @@ class PredictionMemory:
             packed = logits.packed(self.top_k, temperature, logits.logsumexp_at_temperature)[finite]
             new = SoftTargets.from_listed(*packed.chunk(2, dim=1), of_classes, temperature, **settings)
         else:
-            finite = logits.logsumexp(dim=1).isfinite()
+            finite = softmax_statistics(logits, 1.0)[0].isfinite()
             new = SoftTargets.from_logits(logits[finite], temperature, top_k=self.top_k, **settings)
         self.targets[rows[finite.to(rows.device)]] = new
 
@@ -96,10 +100,6 @@ class PredictionMemory:
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        if "targets" in state:
-            raise ValueError(
-                "the state is of a toast_kernels in which states were not tensors only: start with a new one"
-            )
         own = self.state_dict()
         if state.keys() != own.keys():
             raise ValueError(f"the state must have {', '.join(own)} (indices with top_k), got {', '.join(state)}")
@@ -114,8 +114,8 @@ class PredictionMemory:
             tensor.copy_(state[name])
 
     def _rows(self, sample: Tensor) -> Tensor:
-        if sample.dtype != torch.int64 or sample.dim() != 1:
-            raise ValueError(f"sample must be int64 [N], got {sample.dtype} {list(sample.shape)}")
+        if not isinstance(sample, Tensor) or sample.dtype != torch.int64 or sample.dim() != 1:
+            raise ValueError(f"sample must be an int64 tensor of shape [N], got {came(sample)}")
         if sample.device.type == "cpu" and len(sample) and not 0 <= sample.min() <= sample.max() < len(self.targets):
             raise IndexError(
                 f"sample must be in [0, {len(self.targets)}), got {int(sample.min())} to {int(sample.max())}"

@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from .annotations import Target
-from .arguments import type_of
 from .carried_rows import CarriedRows, named_leaves, with_leaves
+from .checks import came, check_floating, check_int, check_number, check_positive, type_of
 from .kept_rows.op import carry_rows
-from .soft_targets import SoftTargets, check_temperature
+from .soft_targets import SoftTargets
 from .top_predictions import TopPredictions
 from .uncompiled import leave_uncompiled
 
@@ -54,8 +54,8 @@ class HardReplay:
 
     Args:
         fraction: of the number of new rows, in [0, 1].
-        max_age: how often in a row one row may be carried, >= 1. Without a cap the same look-alikes come back for
-            ever: measured, up to 211 times, at a cost of 9 points of accuracy.
+        max_age: how often in a row one row may be carried, >= 1. Without a cap the same look-alikes, hard at every
+            age, would come back for ever.
         distil_fraction: of the carried rows, the hardest ones, that get their past prediction; the others are only
             trained on again. In [0, 1].
         temperature: of the past predictions: the loss's temperature.
@@ -78,15 +78,13 @@ class HardReplay:
         ignore_index: int = -100,
         collate: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     ):
-        for name, value in (("fraction", fraction), ("distil_fraction", distil_fraction)):
-            if not 0 <= value <= 1:
-                raise ValueError(f"{name} must be in [0, 1], got {value}")
-        if isinstance(max_age, bool) or not isinstance(max_age, int) or max_age < 1:
-            raise ValueError(f"max_age must be an int >= 1, got {max_age!r}")
-        self.fraction = fraction
+        check_int("max_age", max_age, 1)
+        check_int("top_k", top_k, 1, or_none=True)
+        check_int("ignore_index", ignore_index)
+        self.fraction = check_number("fraction", fraction, 0, 1)
         self.max_age = max_age
-        self.distil_fraction = distil_fraction
-        self.temperature = check_temperature(temperature)
+        self.distil_fraction = check_number("distil_fraction", distil_fraction, 0, 1)
+        self.temperature = check_positive("temperature", temperature)
         self.top_k = top_k
         self.ignore_index = ignore_index
         self.collate = collate
@@ -125,9 +123,7 @@ class HardReplay:
                 "step was given up"
             )
         leaves, rows = _rows_of("x", x)
-        if not isinstance(y, Tensor) and not (isinstance(y, (tuple, list)) and len(y) == 3):
-            raise TypeError(f"y must be a tensor or a triple (y_a, y_b, lam), got {type_of(y)}")
-        labels = _rows_of("y", y if isinstance(y, Tensor) else y[:2])[1]
+        labels = _rows_of_target(y)
         if labels != rows:
             raise ValueError(f"y must have as many rows as x, {rows}, got {labels}")
         probabilities = isinstance(y, Tensor) and y.is_floating_point()
@@ -209,20 +205,18 @@ class HardReplay:
                 raise ValueError("cross_entropy must be given with TopPredictions (from the loss's stats), got None")
             num_classes = logits.num_classes
             logits = logits.packed(self.top_k, self.temperature, logits.logsumexp_at_temperature)
+        check_floating("logits", logits)
         if logits.dim() != 2 or logits.shape[0] != rows:
             expected = f"[N, C] with N = {rows} (the rows that extend returned)"
             raise ValueError(f"logits must have shape {expected}, got {list(logits.shape)}")
-        if not logits.is_floating_point():
-            raise TypeError(f"logits must be a floating-point tensor, got {logits.dtype}")
         leaves, rows_of_x = _rows_of("x", x)
-        rows_of_y = _rows_of("y", y if isinstance(y, Tensor) else y[:2])[1]
-        for name, found in (("x", rows_of_x), ("y", rows_of_y)):
+        for name, found in (("x", rows_of_x), ("y", _rows_of_target(y))):
             if found != rows:
                 raise ValueError(f"{name} must have the {rows} rows that extend returned, got {found}")
+        if cross_entropy is not None and (not isinstance(cross_entropy, Tensor) or cross_entropy.shape != (rows,)):
+            raise ValueError(f"cross_entropy must be a tensor of shape [{rows}], got {came(cross_entropy)}")
         with torch.no_grad():
             score = self._cross_entropy(logits, y) if cross_entropy is None else cross_entropy.detach()
-            if score.shape != (rows,):
-                raise ValueError(f"cross_entropy must have shape [{rows}] (from logits), got {list(score.shape)}")
             self._carry(leaves, y, logits.detach(), score.to(logits.device), num_classes)
         self._num_rows = None
 
@@ -277,8 +271,6 @@ class HardReplay:
         """Copies the state's rows to memory of their own: a CUDA graph is to be captured after it."""
         self.reset()
         if (state := state["carried"]) is not None:
-            if not isinstance(state["x"], dict):
-                raise ValueError("the state's x must be a dict of tensors by name: an older version made this state")
             targets = SoftTargets.from_state_dict(state["targets"])
             top_k = targets.values.shape[1] if targets.encoding == "top-k" else None
             for name, of_state in (("temperature", targets.temperature), ("top_k", top_k)):
@@ -318,6 +310,12 @@ def _rows_of(name: str, tree) -> tuple[dict[str, Tensor], int]:
         found = ", ".join(f"{at}: {count}" for at, count in rows.items())
         raise ValueError(f"the tensors in {name} must have as many rows as each other, got {found}")
     return leaves, next(iter(rows.values()))
+
+
+def _rows_of_target(y) -> int:
+    if not isinstance(y, Tensor) and not (isinstance(y, (tuple, list)) and len(y) == 3):
+        raise TypeError(f"y must be a tensor or a triple (y_a, y_b, lam), got {type_of(y)}")
+    return _rows_of("y", y if isinstance(y, Tensor) else y[:2])[1]
 
 
 def _with_slots(name: str, new: Tensor, kept: Tensor, filled: Tensor | None) -> Tensor:

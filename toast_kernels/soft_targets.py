@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
 
-from .blended_kl.problem import Table, tail
+from .blended_kl.problem import Table, is_traced, tail
+from .checks import came, check_floating, check_int, check_positive
 from .softmax_statistics.op import softmax_statistics
 
 _PROBABILITY_DTYPES = (torch.bfloat16, torch.float32, torch.float64)
@@ -57,8 +57,12 @@ class SoftTargets:
     temperature: float | None = None
 
     def __post_init__(self) -> None:
-        rows = self.values.shape[:1]
-        expected = {"entropy": rows, "filled": rows, "logsumexp": rows, "indices": self.values.shape}
+        shape, num_classes = self.values.shape, self.num_classes
+        if len(shape) != 2 or shape[1] > num_classes or (self.indices is None and shape[1] < num_classes):
+            expected = f"[R, C] with C = {num_classes} (num_classes), or with indices [R, k], k <= C"
+            raise ValueError(f"values must have shape {expected}, got {list(shape)}")
+        rows = shape[:1]
+        expected = {"entropy": rows, "filled": rows, "logsumexp": rows, "indices": shape}
         for name, shape in expected.items():
             tensor = getattr(self, name)
             if tensor is not None and tensor.shape != shape:
@@ -98,7 +102,7 @@ class SoftTargets:
             TypeError, ValueError: an argument is not as described. On a GPU the look at the values is a host sync.
         """
         _check_matrix("logits", logits)
-        temperature = check_temperature(temperature)
+        temperature = check_positive("temperature", temperature)
 
         def soften(rows: Tensor) -> Tensor:
             return torch.softmax(_at_least_float32(rows) / temperature, dim=1)
@@ -116,7 +120,7 @@ class SoftTargets:
         dtype: torch.dtype | None = None,
         filled: Tensor | None = None,
     ) -> SoftTargets:
-        """Rows given as probabilities: each >= 0, each row summing to 1 within 1% (2^-7 is one rounding of bfloat16).
+        """Rows given as probabilities: each >= 0, each row summing to 1 within 1% (bfloat16 rounds by up to 2^-8).
 
         Rows are stored as they are, not normalised. Arguments and errors as in :meth:`from_logits`.
         """
@@ -138,7 +142,7 @@ class SoftTargets:
         at (no host sync): a NaN in a row shows as a NaN in its entropy. Arguments as in :meth:`from_logits`.
         """
         _check_matrix("logits", logits)
-        temperature = check_temperature(temperature)
+        temperature = check_positive("temperature", temperature)
         logits = logits.detach()
         logsumexp, entropy = softmax_statistics(logits, temperature)
         filled = torch.ones_like(entropy, dtype=torch.bool)
@@ -159,8 +163,7 @@ class SoftTargets:
             raise TypeError(f"dtype must be one of {', '.join(map(str, _PROBABILITY_DTYPES))}, got {dtype}")
         indices = None
         if top_k is not None:
-            if isinstance(top_k, bool) or not isinstance(top_k, int) or not 1 <= top_k <= num_classes:
-                raise ValueError(f"top_k must be an int in [1, {num_classes}] (the number of classes), got {top_k!r}")
+            check_int("top_k", top_k, 1, num_classes)
             indices = torch.arange(top_k, dtype=torch.int32, device=device).repeat(num_rows, 1)
         values = torch.zeros(num_rows, num_classes if top_k is None else top_k, dtype=dtype, device=device)
         entropy = values.new_zeros(num_rows, dtype=torch.promote_types(dtype, torch.float32))
@@ -177,7 +180,16 @@ class SoftTargets:
         *,
         dtype: torch.dtype = torch.float32,
     ) -> SoftTargets:
-        """Top-k rows, all filled, given as probs [R, k] of classes [R, k], as :meth:`write_listed` takes them."""
+        """Top-k rows, all filled, given as probs [R, k] of classes [R, k], as :meth:`write_listed` takes them.
+        Classes that are not distinct and in [0, num_classes) raise a ValueError; on a GPU they are not checked."""
+        if classes.shape != probs.shape:
+            raise ValueError(f"classes must have shape {list(probs.shape)} (from probs), got {list(classes.shape)}")
+        if classes.device.type == "cpu" and not is_traced():
+            ranked = classes.sort(dim=1).values
+            wrong = (ranked[:, 0] < 0) | (ranked[:, -1] >= num_classes) | (ranked.diff(dim=1) == 0).any(dim=1)
+            if wrong.any():
+                expected, row = f"distinct and in [0, {num_classes}) in each row", classes[wrong][0].tolist()
+                raise ValueError(f"classes must be {expected}, got {row}")
         table = cls.empty(len(probs), num_classes, top_k=probs.shape[1], dtype=dtype, device=probs.device)
         table.filled.fill_(True)
         table.write_listed(probs, classes)
@@ -253,8 +265,8 @@ class SoftTargets:
         table = cls.empty(*source.shape, top_k=top_k, dtype=dtype, device=source.device)
         if filled is None:
             filled = torch.ones_like(table.filled)
-        elif filled.dtype != torch.bool or filled.shape != table.filled.shape:
-            raise ValueError(f"filled must be bool [{len(table)}], got {filled.dtype} {list(filled.shape)}")
+        elif not isinstance(filled, Tensor) or filled.dtype != torch.bool or filled.shape != table.filled.shape:
+            raise ValueError(f"filled must be a bool tensor of shape [{len(table)}], got {came(filled)}")
         table.filled.copy_(filled)
         for rows in _chunks(*source.shape):
             kept = table.filled[rows]
@@ -307,17 +319,8 @@ def default_dtype(source: torch.dtype, top_k: int | None) -> torch.dtype:
     return torch.promote_types(source, torch.float32)
 
 
-def check_temperature(temperature: float) -> float:
-    """`temperature` as a float, or an error that says what is wrong with it."""
-    if isinstance(temperature, Tensor) or not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number > 0, got {temperature!r}")
-    return float(temperature)
-
-
 def _check_matrix(name: str, matrix: Tensor) -> None:
-    if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-        kind = matrix.dtype if isinstance(matrix, Tensor) else type(matrix).__name__
-        raise TypeError(f"{name} must be a floating-point tensor, got {kind}")
+    check_floating(name, matrix)
     if matrix.dim() != 2 or matrix.shape[1] == 0:
         raise ValueError(f"{name} must have shape [R, C] with C >= 1, got {list(matrix.shape)}")
 

@@ -22,17 +22,6 @@ def keeping_dtypes(fn: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]
     return apply
 
 
-def of_another_version(state: dict, prefix: str, errors: list[str]) -> bool:
-    """Whether a module's state was saved before states held tensors only; then `errors` says so."""
-    if f"{prefix}_extra_state" not in state:
-        return False
-    errors.append(
-        f"{prefix or 'the state'} is of a toast_kernels in which states were not tensors only, and cannot be loaded: "
-        "train on from the epoch's start with a fresh loss, whose soft targets are there after one epoch"
-    )
-    return True
-
-
 def warn(message: str) -> None:
     """A UserWarning at the line that called into this package, past its own frames and those of nn.Module."""
     frame, level = sys._getframe(1), 2

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .arguments import type_of
+from .checks import type_of
 
 MOST_CLASSES = 1 << 24  # whose numbers float32 holds
 

@@ -104,9 +104,8 @@ def plan_cell(kind, dtype, classes):
 
 
 def write(title, table):
-    text, found = re.subn(
-        rf"(<!-- table {title} -->\n).*?(<!-- end -->)", rf"\g<1>{table}\n\g<2>", PAGE.read_text(), flags=re.S
-    )
+    place = re.compile(rf"(<!-- table {title} -->\n).*?(<!-- end -->)", re.S)
+    text, found = place.subn(lambda m: m[1] + table + "\n" + m[2], PAGE.read_text())
     assert found == 1, f"{PAGE} must have one place for the table {title}, has {found}"
     PAGE.write_text(text)
 

@@ -3,8 +3,9 @@
     python tools/cross_build.py [TARGET ...]
 
 Needs ziglang (requirements-cross.txt), whose clang brings the libraries along: libc++ everywhere, with glibc, musl or
-macOS's libSystem. Without it nothing is done, and that is said. The programs are those of tests/cpp, without OpenMP;
-x86_64-linux-musl runs on any x86-64 Linux, so that there the tests pass with libc++ too, on the same random draws.
+macOS's libSystem. Without it nothing is done, and that is said. The programs are tests/cpp/test_NAME.cpp of KERNELS,
+without OpenMP; those of x86_64-linux-musl run on any x86-64 Linux: there the tests pass with libc++ too, on the same
+random draws. Not among them: test_medoid_costs.cpp, which is compiled for each instruction set, and CUDA's.
 """
 
 import importlib.util

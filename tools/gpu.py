@@ -47,12 +47,19 @@ GATE = {
     "gate: cuda": ["-k", f"kernel_once and cuda or {ON_A_GPU}", ONCE, *OWN, "tests/library/test_step.py"],
 }
 MANY = "any_combination or widths or every_pair"  # each case another kernel that Triton compiles
-LOSS = ("extremes", "rows", "cross_entropy", "autograd", "layouts", "plan")
+LOSS = (
+    "extremes", "rows", "cross_entropy", "autograd", "layouts", "plan", "masked_top_k", "learned", "hostile_input",
+)  # fmt: skip
 SHARED = [f"tests/blended_kl/test_blended_kl_{name}.py" for name in LOSS]
 OTHERS = [
     "tests/softmax_statistics/test_softmax_statistics.py",
     "tests/kept_rows/test_kept_rows.py",
+    "tests/kept_rows/test_kept_rows_pool.py",
+    "tests/linear_blended_kl/test_linear_toast_loss.py",
     "tests/library/test_step.py",
+    "tests/library/test_operands.py",
+    "tests/library/test_export.py",
+    "tests/toast_loss/test_mixup.py",
 ]
 TESTS = {
     "tests: many": ["-k", MANY, OWN[0]],

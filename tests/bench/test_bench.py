@@ -31,7 +31,7 @@ def test_measure_counts_calls_bytes_flops_and_memory(bench, tmp_path, capsys):
         time.sleep(0.1)
 
     cases = {harness.OURS: lambda: time.sleep(0.05), "peer": hold}
-    what = {"size": "2 x 3", "dtype": "float32", "work": "sleep"}
+    what = {"op": "blended_kl", "size": "2 x 3", "dtype": "float32", "work": "sleep"}
     products = (lambda: time.sleep(0.025), 2_000_000)
     times = harness.measure("suite", cases, **what, num_bytes=4000, flops=1_000_000, products=products, rounds=3)
     assert min(times[harness.OURS]) >= 0.05
@@ -57,7 +57,7 @@ def test_the_sizes_of_a_sweep_take_turns(bench, monkeypatch, tmp_path):
     harness, order = bench("harness"), []
     monkeypatch.setattr(harness, "burst", lambda case: case())
     cases = {size: lambda size=size: order.append(size) or 1.0 for size in (1, 2)}
-    harness.sweep("suite", cases, dtype="float32", work="w", rounds=9)
+    harness.sweep("suite", cases, op="medoids", dtype="float32", work="w", rounds=9)
     assert all({first, second} == {1, 2} for first, second in zip(order[::2], order[1::2], strict=True))
     assert set(order[::2]) == {1, 2}  # in no fixed order
     assert [row["size"] for row in rows_of(tmp_path / "suite.csv")] == ["1", "2"]
@@ -84,12 +84,26 @@ def test_results_of_two_kinds_do_not_mix(bench, tmp_path):
 
 
 @on_a_cpu
-def test_the_reference_is_never_published_as_ours(bench, monkeypatch):
-    harness = bench("harness")
-    assert harness.backend_of_ours() == "cpu"
-    monkeypatch.setattr(harness.backends, "choose", lambda *_, **__: "reference")
+@pytest.mark.parametrize("times", ["measure", "sweep"])
+def test_what_cannot_be_recorded_is_not_timed(bench, monkeypatch, tmp_path, times):
+    """The reference is never published as ours, and it is the measured op and dtype that count."""
+    harness, called = bench("harness"), []
+    what = {"op": "medoids", "dtype": "bfloat16", "work": "w"} | ({"size": "s"} if times == "measure" else {})
+
+    def time_it():
+        getattr(harness, times)("suite", {harness.OURS: lambda: called.append(1)}, **what)
+
+    def choose(op, requested, device, dtype, *_, **__):
+        return "reference" if (op, dtype) == ("medoids", torch.bfloat16) else "cpu"
+
+    (tmp_path / "suite.csv").write_text("other,columns\n")
+    with pytest.raises(AssertionError, match="has other columns"):
+        time_it()
+    (tmp_path / "suite.csv").unlink()
+    monkeypatch.setattr(harness.backends, "choose", choose)
     with pytest.raises(AssertionError, match="would run on 'reference'"):
-        harness.backend_of_ours()
+        time_it()
+    assert not called
 
 
 CPUINFO = Path("/proc/cpuinfo")

@@ -185,7 +185,7 @@ def test_logits_of_minus_infinity_only_give_nan_as_cross_entropy_does(kernel):
 @pytest.mark.parametrize("backend", ["cpu", "triton"])
 def test_a_kernel_named_for_learned_probability_targets_raises(backend):
     logits, target, _ = make("NC", torch.float32, "probabilities")
-    with pytest.raises(ValueError, match=f'backend "{backend}" gives no gradient to the target, and this one requires'):
+    with pytest.raises(ValueError, match=f'target requires grad, and backend "{backend}" gives it no gradient'):
         toast_loss(logits, target.requires_grad_(), backend=backend)
 
 

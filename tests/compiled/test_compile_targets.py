@@ -1,4 +1,5 @@
-"""Every kernel the library launches compiles for every GPU it is for, to what compile_cases.py promises.
+"""Every Triton kernel in docs/compiled.md compiles for every GPU it is for, to what compile_cases.py promises; those of
+kept_rows are in tests/kept_rows/test_kept_rows_compile.py.
 
 That takes many minutes, so an ordinary run compiles EVERY_RUN for sm_90; `-m ""` (make check-more) all cases for all
 chips.

@@ -18,6 +18,7 @@ from toast_kernels import (
     mixup_triple,
     toast_loss,
 )
+from toast_kernels.mixup import main_class
 
 
 @contextlib.contextmanager
@@ -144,6 +145,11 @@ def module():
     return results
 
 
+def share_just_below():
+    """Which bfloat16 rounds to 0.9, from where on a row belongs to a class."""
+    return (main_class((LABELS, LABELS.roll(1), 0.899), 0.9, -100),)
+
+
 ROWS = torch.eye(3) * 0.6 + torch.eye(3).roll(1, 0) * 0.4
 RUNS = {
     "compiled loss": compiled_loss,
@@ -153,6 +159,7 @@ RUNS = {
     "replay": replay(),
     "replay, top-k": replay(top_k=2),
     "memory": memory,
+    "share just below": share_just_below,
     "mixup_triple": lambda: mixup_triple(ROWS),
     "module": module,
 }

@@ -113,6 +113,25 @@ def test_nothing_to_average(smoothing, weighted):
     assert all((x == 0).all() for x in gradients)
 
 
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("swapped", [False, True])
+def test_the_weight_of_a_label_without_a_share_does_not_count(swapped, reduction, backend):
+    settings = {"weight": torch.tensor([torch.inf, 1.0, 2.0, 0.5]), "reduction": reduction}
+    target, other = 1 + torch.arange(20) % 3, torch.zeros(20, dtype=torch.int64)
+    pair = (other, target, torch.zeros(20)) if swapped else (target, other, 1.0)
+
+    def chunked(x, w, bias):
+        return linear_toast_loss(x, w, pair, bias, chunk_bytes=4 * 4 * 8 * 2, backend=backend, **settings)
+
+    def whole(x, w, bias):
+        return F.cross_entropy(F.linear(x, w, bias), target, **settings)
+
+    upstream = torch.ones(20 if reduction == "none" else ())
+    actual, expected = (differentiated(f, head(Case(20, 4)), upstream)[0] for f in (chunked, whole))
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-6)
+
+
 def test_a_mean_of_the_past_alone_where_all_weights_are_0():
     case = Case(20, 4, past="dense")
     _, _, keywords = case.arguments()

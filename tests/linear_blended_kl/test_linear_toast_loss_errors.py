@@ -78,16 +78,16 @@ WRONG = {
     ),
     "past of other classes": ({"past": torch.zeros(6, C + 1)}, ValueError, r"past must have C = 5 classes .* got 6"),
     "negative shift": ({"shift": -1}, ValueError, r"shift must be an int >= 0, got -1"),
-    "shift of a fraction": ({"shift": 0.5}, ValueError, r"shift must be an int >= 0, got 0.5"),
+    "shift of a fraction": ({"shift": 0.5}, TypeError, r"shift must be an int >= 0, got 0.5"),
     "shift of probabilities": (
         {"target": PROBABILITIES, "shift": 1}, ValueError, r"shift = 1 needs labels .* got a torch.float32 tensor"
     ),
     "top_k of more than all": (
-        {"return_top_k": C + 1}, ValueError, r"return_top_k must be an int in \[1, 5\] .* or None, got 6"
+        {"return_top_k": C + 1}, ValueError, r"return_top_k must be an int in \[1, 5\] or None, got 6"
     ),
     "top_k of nothing": ({"return_top_k": 0}, ValueError, r"return_top_k must be an int in \[1, 5\] .* got 0"),
-    "top_k a bool": ({"return_top_k": True}, ValueError, r"return_top_k must be an int in \[1, 5\] .* got True"),
-    "soft_temperature": ({"soft_temperature": 0.0}, ValueError, r"temperature must be a finite number > 0, got 0.0"),
+    "top_k a bool": ({"return_top_k": True}, TypeError, r"return_top_k must be an int in \[1, 5\] .* got True"),
+    "soft_temperature": ({"soft_temperature": 0.0}, ValueError, r"soft_temperature must be a number in .* got 0.0"),
     "a budget too small for one row": (
         {"chunk_bytes": ROW - 1}, ValueError,
         r"chunk_bytes must be at least 20, what one row of 5 logits needs, got 19",

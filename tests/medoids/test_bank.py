@@ -168,16 +168,19 @@ def test_the_pool_is_a_copy_without_a_graph():
 LOGITS, LABELS = make_rows(8)
 BAD_CALLS = {
     "classes": (lambda: MedoidBank(0), "num_classes must be an int >= 1, got 0"),
-    "min_share": (lambda: MedoidBank(5, min_share=0.5), r"min_share must be in \(0.5, 1\], got 0.5"),
+    "min_share": (lambda: MedoidBank(5, min_share=0.5), r"min_share must be a number in \(0.5, 1\], got 0.5"),
+    "share text": (lambda: MedoidBank(5, min_share="a"), r"min_share must be a number in \(0.5, 1\], got 'a'"),
+    "T text": (lambda: MedoidBank(5, temperature="1"), r"temperature must be a number in \(0, inf\), got '1'"),
+    "ignored": (lambda: MedoidBank(5, ignore_index=2.5), "ignore_index must be an int, got 2.5"),
     "pool_dtype": (lambda: MedoidBank(5, pool_dtype=torch.int8), "pool_dtype must be one of torch.float64, .*, got"),
     "float8": (lambda: MedoidBank(5, pool_dtype=torch.float8_e4m3fn), "pool_dtype must be one of torch.float64"),
     "dtype": (lambda: MedoidBank(5, dtype=torch.float16), "dtype must be one of torch.bfloat16"),
-    "max_rows": (lambda: MedoidBank(5, max_rows_per_class=0), "max_rows_per_class must be None or an int >= 1, got 0"),
+    "max_rows": (lambda: MedoidBank(5, max_rows_per_class=0), "max_rows_per_class must be an int >= 1 or None, got 0"),
     "both": (lambda: MedoidBank(5, max_rows_per_class=2, pool_rows=3), r"num_classes \* max_rows_per_class already"),
     "save_pool": (lambda: MedoidBank(5, save_pool=True), "save_pool needs pool_rows or max_rows_per_class"),
     "backend": (lambda: MedoidBank(5, backend="gpu"), "backend must be one of 'auto', .*, got 'gpu'"),
-    "pool_rows": (lambda: MedoidBank(5, pool_rows=0), "pool_rows must be None or an int >= 1, got 0"),
-    "temperature": (lambda: MedoidBank(5, temperature=float("nan")), "temperature must be a finite number > 0"),
+    "pool_rows": (lambda: MedoidBank(5, pool_rows=0), "pool_rows must be an int >= 1 or None, got 0"),
+    "temperature": (lambda: MedoidBank(5, temperature=float("nan")), r"temperature must be a number in \(0, inf\)"),
     "top_k": (lambda: MedoidBank(5, top_k=6), r"top_k must be an int in \[1, 5\]"),
     "C": (lambda: MedoidBank(4).update(LOGITS, LABELS), r"logits must have shape .* with C = 4, got \[8, 5\]"),
     "int": (lambda: MedoidBank(5).update(LOGITS.int(), LABELS), "logits must be a floating-point tensor, got"),
@@ -185,6 +188,35 @@ BAD_CALLS = {
     "rows": (
         lambda: MedoidBank(5).update(LOGITS, LABELS[1:]),
         r"target must have shape \[8\] \(from logits\), got \[7",
+    ),
+    "other classes": (
+        lambda: MedoidBank(5).update(LOGITS[:4], torch.eye(7)[:4]),
+        r"target of class probabilities must have shape \[4, 5\] \(from logits\), got \[4, 7\]",
+    ),
+    "no target": (lambda: MedoidBank(5).update(LOGITS, None), "target must be a tensor or a triple .*, got NoneType"),
+    "pair": (
+        lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS)),
+        "target must be a tensor or a .*, got tuple",
+    ),
+    "float labels": (
+        lambda: MedoidBank(5).update(LOGITS, LABELS.float()),
+        r"target of class probabilities must have shape \[8, 5\] \(from logits\), got \[8\]",
+    ),
+    "triple of shares": (
+        lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS.float(), 0.5)),
+        r"target\[1\] must hold labels, got a torch.float32 tensor",
+    ),
+    "triple of rows": (
+        lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS[1:], 0.5)),
+        r"target\[1\] must have shape \[8\] \(from logits\), got \[7\]",
+    ),
+    "lam": (
+        lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS, None)),
+        r"target\[2\] \(lam\) must be a number in \[0, 1\], got None",
+    ),
+    "lam rows": (
+        lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS, torch.ones(7))),
+        r"target\[2\] \(lam\) must be a number or have shape \[8\], got \[7\]",
     ),
     "label": (lambda: MedoidBank(5).update(LOGITS, LABELS + 5), r"target must be in \[0, 5\) or ignore_index = -100"),
     "negative": (lambda: MedoidBank(5).update(LOGITS, LABELS - 9), r"target must be in \[0, 5\)"),

@@ -1,9 +1,13 @@
-"""What README, CONTRIBUTING and the papers of a release say of the repository is so."""
+"""What README, CONTRIBUTING and the papers of a release say of the repository is so, and what they show runs."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
 
 from toast_kernels import __version__
 
@@ -43,3 +47,32 @@ def test_the_recipes_names_are_in_the_code():
             missing.add(name)
     assert len(said) > 20
     assert not missing
+
+
+def test_readmes_python_trains():
+    """Its blocks one after the other, with what it leaves to the reader: a model, an optimizer, rows."""
+    torch.manual_seed(0)
+    y = torch.arange(64) % 8
+    x = F.one_hot(y, 16) + 0.1 * torch.randn(64, 16)
+    model = nn.Linear(16, 8)
+    names = {
+        "F": F, "model": model, "x": x, "y": y, "num_classes": 8, "num_epochs": 3, "epoch": 0,
+        "loader": list(zip(x.split(16), y.split(16), strict=True)),
+        "optimizer": torch.optim.AdamW(model.parameters(), lr=0.1),
+    }  # fmt: skip
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    before = F.cross_entropy(model(x), y)
+    for block in blocks:
+        exec(block, names)
+    assert F.cross_entropy(model(x), y) < before / 2
+    assert names["criterion"].filled.all()
+    assert names["past"] is not None
+
+
+@pytest.mark.parametrize("example", ["plain_loop", "segmentation"])  # make check-more runs all
+def test_an_example_learns(capsys, example):
+    runpy.run_path(ROOT / "examples" / f"{example}.py", run_name="__main__")
+    losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", capsys.readouterr().out)]
+    assert len(losses) == 4
+    assert losses[-1] < 0.9 * losses[0]

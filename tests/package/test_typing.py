@@ -20,6 +20,7 @@ def test_literals_are_what_is_taken():
 def test_the_snippet_runs_and_what_mypy_refuses_raises():
     logits, y = torch.eye(6, 3).requires_grad_(), torch.arange(6) % 3
     typed_snippet.functions(logits, y, True)
+    typed_snippet.heads(logits, torch.eye(3), y, True)
     typed_snippet.training({"features": logits}, y)
     with pytest.raises(ValueError, match=r"reduction must be .* got .avg."):
         typed_snippet.wrong(logits, y)

@@ -1,4 +1,4 @@
-"""Batches for the tests of HardReplay that say where their rows came from, and the backends they run on."""
+"""Batches for the tests of HardReplay that say where their rows came from."""
 
 import torch
 import torch.nn.functional as F

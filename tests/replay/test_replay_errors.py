@@ -35,11 +35,19 @@ def extend_again():
 
 
 BAD_CALLS = {
-    "fraction": (lambda: HardReplay(1.5), r"fraction must be in \[0, 1\], got 1.5"),
-    "nan": (lambda: HardReplay(float("nan")), r"fraction must be in \[0, 1\], got nan"),
-    "distil": (lambda: HardReplay(distil_fraction=-1), r"distil_fraction must be in \[0, 1\], got -1"),
+    "fraction": (lambda: HardReplay(1.5), r"fraction must be a number in \[0, 1\], got 1.5"),
+    "nan": (lambda: HardReplay(float("nan")), r"fraction must be a number in \[0, 1\], got nan"),
+    "distil": (lambda: HardReplay(distil_fraction=-1), r"distil_fraction must be a number in \[0, 1\], got -1"),
+    "fraction text": (lambda: HardReplay("a"), r"fraction must be a number in \[0, 1\], got 'a'"),
+    "top_k": (lambda: HardReplay(top_k=0), "top_k must be an int >= 1 or None, got 0"),
+    "top_k text": (lambda: HardReplay(top_k="a"), "top_k must be an int >= 1 or None, got 'a'"),
+    "ignore_index": (lambda: HardReplay(ignore_index=None), "ignore_index must be an int, got None"),
+    "ignore_index float": (lambda: HardReplay(ignore_index=2.5), "ignore_index must be an int, got 2.5"),
+    "logits list": (lambda: kept(logits=[1.0]), "logits must be a floating-point tensor, got list"),
+    "score list": (lambda: kept(score=[1.0]), r"cross_entropy must be a tensor of shape \[8\], got \[1.0\]"),
+    "y an int": (lambda: kept(y=5), r"y must be a tensor or a triple \(y_a, y_b, lam\), got int"),
     "max_age": (lambda: HardReplay(max_age=0), "max_age must be an int >= 1, got 0"),
-    "temperature": (lambda: HardReplay(temperature=0), "temperature must be a finite number > 0, got 0"),
+    "temperature": (lambda: HardReplay(temperature=0), r"temperature must be a number in \(0, inf\), got 0"),
     "rows": (lambda: HardReplay().extend(X, Y[1:]), "y must have as many rows as x, 8, got 7"),
     "ragged": (
         lambda: HardReplay().extend((X, X[1:]), Y),
@@ -83,8 +91,11 @@ BAD_CALLS = {
     "x": (lambda: kept(x=X[1:]), "x must have the 8 rows that extend returned, got 7"),
     "y": (lambda: kept(y=Y[1:]), "y must have the 8 rows that extend returned, got 7"),
     "pair": (lambda: kept(y=(Y, Y[1:], 0.5)), r"the tensors in y must have as many rows .* got y\[0\]: 8, y\[1\]: 7"),
-    "int": (lambda: kept(logits=torch.zeros(8, 4).int()), "logits must be a floating-point tensor, got torch.int32"),
-    "score": (lambda: kept(score=torch.zeros(9)), r"cross_entropy must have shape \[8\] \(from logits\), got \[9\]"),
+    "int": (
+        lambda: kept(logits=torch.zeros(8, 4).int()),
+        "logits must be a floating-point tensor, got a torch.int32",
+    ),
+    "score": (lambda: kept(score=torch.zeros(9)), r"cross_entropy must be a tensor of shape \[8\], got .* \[9\]"),
 }
 
 

@@ -175,9 +175,9 @@ def test_toast_loss_as_a_module_takes_dense_targets_in_every_epoch(smoothed):
         ([[0.0, 0.0, 0.0]], {}, "row 0 has 0 classes above that and a sum of 0"),
         ([[0.8, 0.1, 0.1]], {"label_smoothing": 0.1}, "label_smoothing = 0.1 or not at all; row 0 has 3 classes"),
         ([[0.8, 0.1, 0.1]], {"label_smoothing": 0.5}, "label_smoothing = 0.5 or not at all; row 0 has 1 class"),
-        ([[1.0, 0.0, 0.0]], {"label_smoothing": 1.0}, r"label_smoothing must be in \[0, 1\), got 1.0"),
+        ([[1.0, 0.0, 0.0]], {"label_smoothing": 1.0}, r"label_smoothing must be a number in \[0, 1\), got 1.0"),
         ([1.0, 0.0], {}, r"probs must have shape \[N, C\] or .* with C >= 1, got \[2\]"),
-        ([[1, 0]], {}, "probs must be a floating-point tensor, got torch.int64"),
+        ([[1, 0]], {}, "probs must be a floating-point tensor, got a torch.int64 tensor"),
     ],
     ids=["three", "sum", "negative", "nan", "zero", "smoothed less", "smoothed more", "smoothing", "1-d", "int"],
 )

@@ -86,7 +86,7 @@ def test_memory_of_another_size_is_refused():
         PredictionMemory(5, CLASSES, temperature=2.0).load_state_dict(state)
     with pytest.raises(ValueError, match=r"the state must have values, entropy, filled, indices, temperature .*, got"):
         PredictionMemory(5, CLASSES, top_k=2).load_state_dict(state)
-    with pytest.raises(ValueError, match="states were not tensors only"):
+    with pytest.raises(ValueError, match=r"the state must have values, entropy, filled, temperature .*, got targets"):
         PredictionMemory(5, CLASSES).load_state_dict({"targets": {}})
 
 
@@ -95,11 +95,35 @@ def test_memory_of_another_size_is_refused():
     [
         (torch.tensor([0, 6]), torch.zeros(2, CLASSES), r"sample must be in \[0, 6\), got 0 to 6"),
         (torch.tensor([-1]), torch.zeros(1, CLASSES), r"sample must be in \[0, 6\), got -1 to -1"),
-        (torch.tensor([0.0]), torch.zeros(1, CLASSES), r"sample must be int64 \[N\], got torch.float32 \[1\]"),
+        (
+            torch.tensor([0.0]),
+            torch.zeros(1, CLASSES),
+            r"sample must be an int64 tensor .* got a torch.float32 tensor",
+        ),
+        ([0], torch.zeros(1, CLASSES), r"sample must be an int64 tensor of shape \[N\], got \[0\]"),
+        (torch.tensor([0]), torch.zeros(1, CLASSES).numpy(), "logits must be a floating-point tensor, got ndarray"),
         (torch.tensor([0]), torch.zeros(2, CLASSES), r"logits must have shape \[1, 4\] .* got \[2, 4\]"),
     ],
-    ids=["beyond", "negative", "float", "rows"],
+    ids=["beyond", "negative", "float", "list", "array", "rows"],
 )
 def test_memory_bad_arguments_are_named(sample, logits, message):
-    with pytest.raises((ValueError, IndexError), match=message):
+    with pytest.raises((TypeError, ValueError, IndexError), match=message):
         PredictionMemory(6, CLASSES).keep(sample, logits)
+
+
+def test_memory_names_what_is_wrong_with_its_sizes_and_samples():
+    for sizes, message in (
+        ((10.5, 5), "num_samples must be an int >= 1, got 10.5"),
+        ((5, 0), "num_classes must be .* 0"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            PredictionMemory(*sizes)
+    with pytest.raises(ValueError, match=r"sample must be an int64 tensor of shape \[N\], got \[1, 2\]"):
+        PredictionMemory(6, CLASSES).past([1, 2])
+
+
+def test_half_precision_rows_of_very_many_classes_are_kept():
+    """Their exponentials add up to more than the largest float16."""
+    memory = PredictionMemory(2, 70_000, top_k=3)
+    memory.keep(torch.arange(2), torch.zeros(2, 70_000, dtype=torch.float16))
+    assert memory.past(torch.arange(2)).index.tolist() == [0, 1]

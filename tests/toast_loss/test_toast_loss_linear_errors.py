@@ -4,7 +4,7 @@ import pytest
 import torch
 from toast_loss_linear_cases import WEIGHT, X, Y, after, nothing, predictions
 
-from toast_kernels import HardReplay, MedoidBank, PredictionMemory, ToastLoss
+from toast_kernels import HardReplay, MedoidBank, PredictionMemory, ToastLoss, linear_toast_loss
 
 
 def kept(top_k, **arguments):
@@ -15,6 +15,11 @@ def kept(top_k, **arguments):
 
 WRONG = {
     "no top_k": (lambda: ToastLoss(30).linear(X, WEIGHT, Y), ValueError, "top_k must be given .*, got None"),
+    "no top_k, and predictions wanted": (
+        lambda: ToastLoss(30, alpha=0.0).linear(X, WEIGHT, Y, return_top_k=True),
+        ValueError,
+        "top_k must be given .*, got None",
+    ),
     "top_k above C": (lambda: ToastLoss(30, top_k=31), ValueError, r"top_k must be an int in \[1, 30\].*got 31"),
     "input None": (
         lambda: after(nothing).linear(None, WEIGHT, Y),
@@ -80,12 +85,17 @@ WRONG = {
     "num_features 0": (
         lambda: MedoidBank(30, top_k=3, num_features=0),
         ValueError,
-        "num_features must be None or .* 0",
+        "num_features must be an int >= 1 or None, got 0",
     ),
     "a label out of range": (
         lambda: MedoidBank(30, top_k=3).update(X, Y + 9, predictions()),
         IndexError,
         r"target must be in \[0, 30\) or ignore_index = -100, got 3",
+    ),
+    "probabilities of other classes": (
+        lambda: MedoidBank(30, top_k=3).update(X, torch.eye(31)[:24], predictions()),
+        ValueError,
+        r"target of class probabilities must have shape \[24, 30\] \(from logits\), got \[24, 31\]",
     ),
     "predictions of too few classes": (
         lambda: MedoidBank(30, top_k=3).update(X, Y, predictions(2)),
@@ -126,7 +136,7 @@ WRONG = {
     "replay of other rows": (
         lambda: kept(3, cross_entropy=X[:23, 0]),
         ValueError,
-        r"cross_entropy must have shape \[24\]",
+        r"cross_entropy must be a tensor of shape \[24\]",
     ),
     "memory of other rows": (
         lambda: PredictionMemory(9, 30, top_k=3).keep(torch.arange(9), predictions()),
@@ -140,3 +150,10 @@ WRONG = {
 def test_bad_input_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_loss_that_pools_nothing_needs_no_top_k():
+    criterion = ToastLoss(30, alpha=0.0)
+    for _ in range(2):
+        torch.testing.assert_close(criterion.linear(X, WEIGHT, Y), linear_toast_loss(X, WEIGHT, Y))
+        criterion.eval()

@@ -73,13 +73,19 @@ PathFinder.find_spec = lambda name, *rest: None if name.partition(".")[0] in lac
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
     Path(__file__).with_name("ids").write_text("\\n".join(item.nodeid for item in items))
+    on_kernels = set()
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        if {"triton", "cuda"} & {parameters.get("kernel"), parameters.get("backend")}:
+            on_kernels.add(item.nodeid.partition("::")[0])
+    Path(__file__).with_name("on_kernels").write_text("\\n".join(on_kernels))
 """
 
 
 @pytest.fixture(scope="module")
 def on_a_gpu_machine(tmp_path_factory):
     """A few tests of all, run where packages are missing and pytest has no plugin but pytest-benchmark: what it
-    printed, and the ids of all tests."""
+    printed, the ids of all tests, and the files with tests that a GPU's kernel is a parameter of."""
     folder = tmp_path_factory.mktemp("lacking")
     (folder / "lacking.py").write_text(LACKING)
     command = [sys.executable, "-m", "pytest", "-q", "-p", "lacking", "-p", "pytest_benchmark.plugin", "--assert=plain"]
@@ -87,7 +93,7 @@ def on_a_gpu_machine(tmp_path_factory):
     environment = os.environ | {"PYTHONPATH": str(folder), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run([*command, *some], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout, (folder / "ids").read_text().splitlines()
+    return done.stdout, *((folder / name).read_text().splitlines() for name in ("ids", "on_kernels"))
 
 
 @pytest.fixture(scope="module")
@@ -138,9 +144,16 @@ def test_the_long_suite_has_the_gpu_kernels_tests_once(gpu, gpu_tests):
         assert sum(file in test and bool(re.search(rf"\b{kernel}\b", test)) for test in chosen) >= 3, (file, kernel)
 
 
+def test_no_file_with_tests_of_gpu_kernels_is_left_out(gpu, on_a_gpu_machine):
+    """But for the gate's own, and one that chooses among kernels and runs none."""
+    (tests,) = steps(gpu, "tests", built=True)
+    listed = {word for step in tests for word in step.command}
+    assert set(on_a_gpu_machine[2]) - listed == {gpu.ONCE, "tests/library/test_backends.py"}
+
+
 def test_a_package_that_is_missing_leaves_its_tests_out_by_name(on_a_gpu_machine):
     """All of tests/ and bench/ can be read without it."""
-    output, _ = on_a_gpu_machine
+    output = on_a_gpu_machine[0]
     assert re.search(r"^\d+ passed, \d+ skipped", output, re.MULTILINE)
     assert "test_blended_kl_layouts.py:165: needs hypothesis" in re.sub(r"py:\d+", "py:165", output)
     assert "needs fontTools" in output

@@ -19,6 +19,8 @@ import image_folder  # noqa: E402, F401
 import metrics  # noqa: E402, F401
 import options  # noqa: E402, F401
 import pictures  # noqa: E402, F401
+import record  # noqa: E402, F401
+import seeds  # noqa: E402, F401
 import study_cost  # noqa: E402, F401
 import study_methods  # noqa: E402, F401
 import study_plan  # noqa: E402, F401
@@ -28,6 +30,7 @@ import study_results  # noqa: E402, F401
 import study_run  # noqa: E402, F401
 import study_table  # noqa: E402, F401
 import train  # noqa: E402, F401
+import train_report  # noqa: E402, F401
 import training  # noqa: E402, F401
 
 import study  # noqa: E402, F401

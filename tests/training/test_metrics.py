@@ -13,9 +13,9 @@ def predictions():
     return logits, torch.randint(12, (500,), generator=generator)
 
 
-def test_evaluate_agrees_with_direct_counts(predictions):
+def test_scores_agree_with_direct_counts(predictions):
     logits, target = predictions
-    scores = metrics.evaluate(logits, target)
+    scores = metrics.scores(*metrics.judged(logits, target))
     ranks = (logits > logits.gather(1, target[:, None])).sum(dim=1)
     assert scores["top1"] == (ranks == 0).double().mean().item()
     assert scores["top5"] == (ranks < 5).double().mean().item()
@@ -23,7 +23,8 @@ def test_evaluate_agrees_with_direct_counts(predictions):
 
 
 def test_top5_of_fewer_than_five_classes_is_one():
-    assert metrics.evaluate(torch.randn(10, 3), torch.zeros(10, dtype=torch.long))["top5"] == 1
+    judged = metrics.judged(torch.randn(10, 3), torch.zeros(10, dtype=torch.long))
+    assert metrics.scores(*judged)["top5"] == 1
 
 
 def test_ece_agrees_with_a_loop_over_bins(predictions):

@@ -13,6 +13,7 @@ from programs import (
     PYTHON,
     digits,
     image_data,
+    seeds,
     study,
     study_cost,
     study_methods,
@@ -109,23 +110,26 @@ def test_a_table_keeps_its_whole_lines_and_types(tmp_path):
 
 def test_the_interval_is_students():
     """For 1, 2, 6: mean 3, standard deviation sqrt(7), t(0.975; 2) = 4.302653 (printed tables)."""
-    difference = study_results.Difference.of([1.0, 2.0, 6.0])
+    difference = seeds.Difference.of([1.0, 2.0, 6.0])
     assert difference.mean == 3
     assert difference.half == pytest.approx(4.302653 * math.sqrt(7) / math.sqrt(3), rel=1e-6)
     assert difference.sign == 0
-    assert study_results.Difference.of([3.0]).half is None
-    assert study_results.Difference.of([-1.0, -1.1, -0.9]).sign == -1
-    assert study_results.Difference.of([-1.0, -1.1]).sign == 0  # too few seeds for a verdict
+    assert seeds.Difference.of([3.0]).half is None
+    assert seeds.Difference.of([-1.0, -1.1, -0.9]).sign == -1
+    assert seeds.Difference.of([-1.0, -1.1]).sign == 0  # too few seeds for a verdict
 
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two regimes; TOAST is 2, 3 and 4 points better under the base and has no run under the other."""
+    """Two regimes; under the base TOAST is 2, 3 and 4 points better and longer cross-entropy 7, and neither has a run
+    under the other."""
     done = {}
     finish(plan(methods=("ce", "toast", "ce-1.5")), done)
     finish(plan(("half",), ("ce",)), done)
     for spec, row in done.items():
         row["test_top1"] = 0.5 + 0.1 * spec.seed
+        if spec.method == "ce-1.5":
+            row["test_top1"] += 0.07
         if spec.method == "toast":
             row["test_top1"] += 0.02 + 0.01 * spec.seed
             row["test_nll"] -= 0.2 + 0.01 * spec.seed
@@ -135,22 +139,60 @@ def folder(tmp_path):
 
 
 def test_the_page_says_what_the_table_does(folder):
+    cost = {**SAME, "method": "toast", "ms": 30, "ratio": 1.25, "forward_rows": 1.5, "peak_mb": 100, "rounds": 15}
+    rows = [{name: row.get(name, 0) for name in study_cost.COST_COLUMNS} for row in (cost | {"ratio": 1.75}, cost)]
+    table.append(folder / "cost.csv", study_cost.COST_COLUMNS, rows)
     page = study_report.text(folder, folder.parent / "docs" / "study.md")
     half = 4.302653 * 1 / math.sqrt(3)
     assert f"**+3.00 ± {half:.2f}**" in page
     assert "| TOAST, both stages | 3 | 63.00 ± 11.00 |" in page
     assert "| 1.50 |" in page
-    assert f"top-1 better in 1 (base), worse in 0, **+3.00 ± {half:.2f}** on average over 1" in page
-    assert f"NLL better in 1 (base), worse in 0, **-0.210 ± {half / 100:.3f}** on average over 1" in page
-    assert "of 1 regimes" in page
+    top1, longer, nll = f"**+3.00 ± {half:.2f}**", f"**-4.00 ± {half:.2f}**", f"**-0.210 ± {half / 100:.3f}**"
+    of_nll = f"1 / 0 of 1; {nll} over 1"
     assert (
-        "Against cross-entropy of as many forward rows: top-1 better in 1 (base), worse in 0; NLL better in 1 (base)"
-        in page
+        f"| TOAST, both stages | 1 / 0 of 1; {top1} over 1 | {of_nll} | 0 / 1 of 1; {longer} over 1 | {of_nll} "
+        "| 1.5 | 1.25 |" in page
+    )
+    assert (
+        "| cross-entropy for 1.5 times the epochs | 1 / 0 of 1; **+7.00 ± 0.00** over 1 "
+        "| 0 / 0 of 1; +0.000 ± 0.000 over 1 | - | - | 1.5 | - |" in page
+    )
+    nll += " on average over 1 regimes"
+    assert (
+        "- **TOAST, both stages**, for 1.5 times the forward rows and 1.25 times the time of a step: "
+        f"at as many new images top-1 {top1} points and NLL {nll}, top-1 better / worse in 1 / 0 of 1; "
+        f"at as many forward rows top-1 {longer} points and NLL {nll}, top-1 better / worse in 0 / 1 of 1.\n" in page
     )
     assert "| half of the data | 3 | - | - |" in page
     assert "Not there yet: epochs-x4, epochs-x8, quarter," in page
     assert "(../study/benefit.png)" in page
-    assert "| TOAST, both stages | base: all data, the usual augmentation | 1.5 | **+3.00" in page
+    assert "| TOAST, both stages | base: all data, the usual augmentation | 1.5 | **-4.00" in page
+
+
+@pytest.mark.parametrize(("regimes", "best"), [(("base",), "CS-KD"), (("base", "half"), "DLB")])
+def test_the_best_other_method_has_the_best_average_over_the_most_regimes(tmp_path, regimes, best):
+    """CS-KD is 2 points better under the base alone, DLB 1 point under all regimes."""
+    done = {}
+    finish(plan(regimes, ("ce", "dlb", "toast", "ce-1.5", "ce-2")), done)
+    finish(plan(("base",), ("ce", "cs-kd")), done)
+    for spec, row in done.items():
+        row["test_top1"] += {"dlb": 0.01, "cs-kd": 0.02}.get(spec.method, 0)
+    table.append(tmp_path / "results.csv", study_run.COLUMNS, done.values())
+    page = study_report.text(tmp_path, tmp_path / "study.md")
+    toast, other = [line for line in page.splitlines() if line.startswith("- **")]
+    assert toast.startswith("- **TOAST, both stages**")
+    assert other.startswith(f"- **{best}, ")
+
+
+def test_of_mixed_images_no_training_accuracy_is_shown(folder):
+    done = {}
+    finish(plan(("mixup",), ("ce",)), done)
+    table.append(folder / "results.csv", study_run.COLUMNS, done.values())
+    page = study_report.text(folder, folder.parent / "docs" / "study.md")
+    _, _, mixup = page.partition("**Mixup**")
+    assert "| 1.00 | 25.0 ± 0.0 |" in page
+    assert "| 1.00 | - |" in mixup
+    assert "25.0 ± 0.0 |" not in mixup
 
 
 def test_other_networks_are_rows_of_one_table(folder):

@@ -195,6 +195,26 @@ def test_mixed_images(data, method):
     assert result["forward_rows"] == result["new_rows"] * study_methods.METHODS[method].rows
 
 
+def test_a_mixed_image_is_a_hit_by_the_share_of_its_label(data):
+    run, seen = study_run.Run(spec("dlb", "mixup"), data, CPU), []
+    criterion = run.criterion
+
+    def recording(logits, y, past, **options):
+        loss, stats = criterion(logits, y, past, **options)
+        seen.append((stats.argmax.tolist(), *(part.tolist() for part in y)))
+        return loss, stats
+
+    run.criterion = recording
+    for rows in run.epoch_batches():
+        run.train_step(rows)
+    hits = 0
+    for argmax, y_a, y_b, lam in seen:
+        for row in range(20):  # the new ones come first
+            hits += lam[row] * (argmax[row] == y_a[row]) + (1 - lam[row]) * (argmax[row] == y_b[row])
+    assert run.sums[1].item() == pytest.approx(hits)
+    assert run.sums[2] == 60
+
+
 def test_what_mixed_images_have_no_meaning_for_is_refused(data):
     with pytest.raises(ValueError, match=r"ps-kd is not defined for mixed images \(mixup\)"):
         study_run.Run(spec("ps-kd", "mixup"), data, CPU)

@@ -4,16 +4,26 @@ Loss and gradient are computed together, in the forward pass, and the backward p
 and reduction "none", see gradient_in_forward.
 """
 
-import functools
-import importlib
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..backends import implementation
 from ..uncompiled import run_as_is
-from .problem import Outputs, Problem, allocate, arguments_of_op, flatten, is_traced, number, schema, unflatten
+from .problem import (
+    Outputs,
+    Problem,
+    allocate,
+    arguments_of_op,
+    flatten,
+    is_traced,
+    none_as_empty,
+    number,
+    schema,
+    unflatten,
+)
 
 torch.library.define(
     "toast_kernels::blended_kl",
@@ -22,23 +32,10 @@ torch.library.define(
 _op = torch.ops.toast_kernels.blended_kl.default
 
 
-@functools.cache
-def kernels(backend: str):
-    """The module of a backend: scale_ and, but for the reference, Launch."""
-    return importlib.import_module(f".{backend}", __package__)
-
-
 def gradient_in_forward(logits: Tensor, reduction: str) -> bool:
     """For reduction "none" and for float16 logits the backward pass computes it, with the upstream gradient folded in
     before rounding: so a GradScaler's scale reaches float16 gradients before they underflow."""
     return reduction != "none" and logits.dtype != torch.float16
-
-
-# The op. A Tensor is all that it can return: what there is none of is empty.
-
-
-def _tensors(outputs: Outputs, logits: Tensor) -> tuple:
-    return tuple(logits.new_empty(0) if x is None else x for x in outputs)
 
 
 @torch.library.impl("toast_kernels::blended_kl", "CompositeExplicitAutograd")
@@ -47,13 +44,13 @@ def _(*arguments):
     problem = unflatten(arguments)
     problem = problem._replace(alpha=number(problem.alpha), past_weight=number(problem.past_weight))
     with torch.cuda.device_of(problem.logits):  # a kernel is launched on the current device
-        return _tensors(kernels(backend).Launch(problem)(problem), problem.logits)
+        return none_as_empty(implementation("blended_kl", backend).Launch(problem)(problem), problem.logits)
 
 
 @torch.library.register_fake("toast_kernels::blended_kl")
 def _(*arguments):
     problem = unflatten(arguments[:-1])
-    return _tensors(allocate(problem), problem.logits)
+    return none_as_empty(allocate(problem), problem.logits)
 
 
 _KEPT = object()  # stands for a tensor that autograd keeps
@@ -145,7 +142,7 @@ class BlendedKL(torch.autograd.Function):
 
     @staticmethod
     def gradient(ctx, upstream):
-        plan, batched = ctx.plan, not _has_storage(upstream)  # is_grads_batched: several upstream gradients in one
+        plan, batched = ctx.plan, not has_storage(upstream)  # is_grads_batched: several upstream gradients in one
         batched = batched or torch._C._len_torch_dispatch_stack() > 0
         if not plan.need_gradient:
             problem = unflatten(kept(ctx))
@@ -159,7 +156,7 @@ class BlendedKL(torch.autograd.Function):
 
 # Function.apply less its look for torch.func transforms, under which no plan is found.
 with_gradient = super(torch.autograd.Function, BlendedKL).apply
-_has_storage = getattr(torch._C, "_has_storage", lambda tensor: True)  # no public interface, as the next
+has_storage = getattr(torch._C, "_has_storage", lambda tensor: True)  # no public interface, as the next
 # Whether the backward pass that runs may be run again: retain_graph.
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
@@ -172,7 +169,7 @@ def times_upstream(gradients: Iterable[Tensor | None], upstream: Tensor, backend
     gradients = [g if g is None else g.detach() for g in gradients]  # autograd hands over what nobody else holds
     for gradient in gradients:  # each a new version: run again, after a hook that raised, it would be scaled twice
         if gradient is not None and gradient.is_contiguous() and not gradient.is_neg():
-            kernels(backend).scale_(gradient, upstream)
+            implementation("blended_kl", backend).scale_(gradient, upstream)
         elif gradient is not None:  # a hook gave back another
             gradient.mul_(upstream)
     return gradients

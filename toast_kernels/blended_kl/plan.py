@@ -11,15 +11,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ..arguments import Arguments, check, class_dim, learned, numbers, to_problem
-from ..backends import choose
+from ..backends import choose, implementation
 from ..native import rows_of
 from ..soft_targets import SoftTargets
 from . import reference
 from .cuda import held
-from .op import gradient_in_forward, kernels, traced, with_gradient
+from .op import gradient_in_forward, traced, with_gradient
 from .problem import Outputs, Problem, flatten, is_traced, make
 
 MOST_PLANS = 1024
+PLAIN = (Tensor, torch.nn.Parameter)  # types of tensors whose operations nothing overrides
 _plans: dict[tuple, "Plan"] = {}
 _adding = threading.Lock()
 
@@ -57,13 +58,11 @@ class Plan:
         logits, target = given.logits, given.target
         grad = torch.is_grad_enabled()
         self.learned = learned(given) if grad else ()
-        # What F.cross_entropy gives a gradient, "auto" does.
-        learns = self.learned if isinstance(target, Tensor) and target.is_floating_point() else ()
-        width = logits.shape[class_dim(logits)]
-        self.backend = choose(
-            "blended_kl", given.backend, logits.device, logits.dtype, width,
-            learns=tuple(name for name in learns if name in ("target", "weight")), held=held(given),
-        )  # fmt: skip
+        backend, width = given.backend, logits.shape[class_dim(logits)]
+        probabilities = isinstance(target, Tensor) and target.is_floating_point()
+        if backend == "auto" and probabilities and not {"target", "weight"}.isdisjoint(self.learned):
+            backend = "reference"  # which alone gives them a gradient, as F.cross_entropy does
+        self.backend = choose("blended_kl", backend, logits.device, logits.dtype, width, held=held(given))
         if self.learned and self.backend != "reference":
             raise ValueError(
                 f'{self.learned[0]} requires grad, and backend "{self.backend}" gives it no gradient: use '
@@ -89,7 +88,7 @@ class Plan:
                     return reference.blended_kl(problem._replace(**values))
                 if not self.eager:
                     return traced(problem, self.backend)
-                self.launch = kernels(self.backend).Launch(problem)
+                self.launch = implementation("blended_kl", self.backend).Launch(problem)
                 if _is_plain(problem, given):
                     self.rest = problem[2:]
         logits = problem[0]
@@ -110,7 +109,7 @@ class Plan:
         strides = tuple(x.stride() for x in flatten(problem) if isinstance(x, Tensor))
         launch = self.backward_launches.get(strides)
         if launch is None:
-            launch = self.backward_launches[strides] = kernels(self.backend).Launch(problem)
+            launch = self.backward_launches[strides] = implementation("blended_kl", self.backend).Launch(problem)
         return launch(problem).gradient
 
 
@@ -151,13 +150,12 @@ class _Unplanned(Exception):
 
 
 _SCALARS = ("alpha", "past_weight")
-_TENSORS = (Tensor, torch.nn.Parameter)
 _NUMBERS = (float, int)
 _KINDS_OF_SETTINGS = (_NUMBERS, int, _NUMBERS, str, bool, str)
 
 
 def _of_tensor(x) -> tuple:
-    if type(x) in _TENSORS:
+    if type(x) in PLAIN:
         return x.shape, x.stride(), x.dtype, x.device, x.requires_grad, x.is_neg()
     raise _Unplanned
 
@@ -166,7 +164,7 @@ def _of_number(x):
     """Its value is no part of a kind."""
     if isinstance(x, _NUMBERS):
         return float
-    if type(x) in _TENSORS and not x.dim():
+    if type(x) in PLAIN and not x.dim():
         kind = float if x.device.type == "cpu" else (x.dtype, x.device)
         return (kind, "learned") if x.requires_grad else kind
     raise _Unplanned

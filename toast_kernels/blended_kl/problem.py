@@ -177,6 +177,11 @@ def arguments_of_op(problem: Problem) -> list:
     return flatten(problem._replace(alpha=alpha, past_weight=past_weight))
 
 
+def none_as_empty(results: tuple, like: Tensor) -> tuple:
+    """As an op returns them, which has tensors alone to return: what there is none of is empty."""
+    return tuple(like.new_empty(0) if x is None else x for x in results)
+
+
 def unflatten(arguments) -> Problem:
     """The inverse of `flatten`."""
     rest = list(arguments)

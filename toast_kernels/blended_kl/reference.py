@@ -27,7 +27,7 @@ def blended_kl(problem: Problem) -> Outputs:
     masked = statistics_of == -torch.inf
     w = None if weight is None else weight.to(dtype)
     if z.device.type == "cpu" and not is_traced():
-        _reject_out_of_range(problem)
+        reject_out_of_range(problem)
 
     if not problem.has_labels:
         labels = []
@@ -112,7 +112,7 @@ def _cross_entropy(mass, log_probs):
     return -torch.where(mass != 0, mass * log_probs, 0).sum(1)
 
 
-def _reject_out_of_range(problem: Problem):
+def reject_out_of_range(problem: Problem):
     """On a CPU an index out of range is an error; elsewhere it makes the row's loss NaN, with no host sync."""
     num_classes, ignore_index = problem.logits.shape[1], problem.ignore_index
     checks = []

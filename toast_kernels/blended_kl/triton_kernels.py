@@ -10,6 +10,7 @@ triton_reduction.py sums over programs, triton_tiles.py how tiles lie in threads
 import triton
 import triton.language as tl
 
+from ..triton_common import INF
 from .problem import Outputs
 from .triton_arguments import Inputs
 from .triton_parts import (
@@ -26,7 +27,7 @@ from .triton_parts import (
     weighted,
 )
 from .triton_passes import held_logits, held_row, long_row
-from .triton_reduction import INF, add_up
+from .triton_reduction import add_up
 from .triton_rows import Gradient, Sums, finish, gradient_tile
 from .triton_sparse import hard_mass
 from .triton_tiles import along, load, maxima_along, minima_along, sums_along, there, wide, widened

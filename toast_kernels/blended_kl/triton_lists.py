@@ -3,8 +3,8 @@
 import triton
 import triton.language as tl
 
+from ..triton_common import INF
 from .triton_parts import scaled
-from .triton_reduction import INF
 
 LIST_BLOCK = tl.constexpr(64)  # listed classes of a turn
 

@@ -3,8 +3,9 @@
 import triton
 import triton.language as tl
 
+from ..triton_common import INF, increment
+
 MOST_PARTS = tl.constexpr(32)
-INF = tl.constexpr(float("inf"))
 
 
 @triton.jit
@@ -14,14 +15,6 @@ def divisors_of(reduction):
     there = i < reduction.parts
     weight = tl.sum(tl.load(reduction.divisors + i, mask=there, other=0.0), 0)
     return weight, tl.sum(tl.load(reduction.divisors + reduction.parts + i, mask=there, other=0.0), 0)
-
-
-@triton.jit
-def increment(counter):
-    """Atomic increment (acq_rel) by one program; returns the new value, int32. A program that reads it later sees what
-    this one has stored."""
-    tl.debug_barrier()
-    return tl.atomic_add(counter, 1, sem="acq_rel") + 1
 
 
 @triton.jit

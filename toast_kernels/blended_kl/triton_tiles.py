@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from triton.language.target_info import is_cuda
 
-from .triton_reduction import INF
+from ..triton_common import INF
 
 INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 # Of [ROWS, SEGMENTS, WIDTH] or [SEGMENTS, ROWS, WIDTH], and of LANES and VECTORS. A warp's lanes shall lie along WIDTH

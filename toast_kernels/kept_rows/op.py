@@ -4,13 +4,11 @@ Plain functions that write into the caller's buffers. They have no gradient, and
 them (MedoidBank.update, HardReplay.keep). On a GPU they do not wait for the device.
 """
 
-import functools
-import importlib
 from typing import NamedTuple
 
 from torch import Tensor
 
-from ..backends import choose
+from ..backends import choose, implementation
 
 
 class Slots(NamedTuple):
@@ -63,7 +61,7 @@ def pool_rows(
         if wrong.any():
             raise_label(labels[wrong][0], num_classes, ignore_index)
     if labels.shape[0]:
-        _implementation(backend).pool_rows(logits, labels, memory, num_classes, ignore_index, places)
+        implementation("kept_rows", backend).pool_rows(logits, labels, memory, num_classes, ignore_index, places)
 
 
 def carry_rows(
@@ -89,7 +87,7 @@ def carry_rows(
     backend = _backend(backend, logits)
     score = score if score.is_floating_point() else score.float()
     batch = (None if part is None else part.resolve_neg().contiguous() for part in (labels, labels_b, lam, score))
-    carry = _implementation(backend).carry_rows
+    carry = implementation("kept_rows", backend).carry_rows
     return bool(carry(logits, *batch, num_new, ages, slots, max_age, ignore_index, temperature))
 
 
@@ -99,8 +97,3 @@ def raise_label(label, num_classes, ignore_index):
 
 def _backend(backend: str, logits: Tensor) -> str:
     return choose("kept_rows", backend, logits.device, logits.dtype, logits.shape[1])
-
-
-@functools.cache
-def _implementation(backend: str):
-    return importlib.import_module(f".{backend}", __package__)

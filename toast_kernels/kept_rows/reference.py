@@ -60,7 +60,7 @@ def carry_rows(
         labelled = labels != ignore_index
         may &= labelled if labels_b is None else labelled | (labels_b != ignore_index)
     rows = torch.where(may, score, -torch.inf).argsort(descending=True, stable=True)[:num_slots]
-    slot = torch.arange(num_slots, device=logits.device)
+    slot = torch.arange(num_slots, dtype=torch.int64, device=logits.device)
     chosen = may.sum().clamp(max=num_slots)
     filled = slot < chosen
     slots.filled.copy_(filled)

@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from ..blended_kl.triton_reduction import increment
+from ..triton_common import increment
 
 
 @triton.jit

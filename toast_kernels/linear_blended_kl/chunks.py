@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..backends import implementation
 from ..blended_kl import reference
-from ..blended_kl.op import kernels
 from ..blended_kl.problem import Allocation, Outputs, Problem, number
 from ..softmax_statistics.op import softmax_statistics
 
@@ -92,7 +92,7 @@ def run(problem: Problem, head: Head, settings: Settings) -> Result:
             torch.addmm(bias, features, weight.T, out=z)
         if settings.top_k:
             _write_predictions(result, rows, z, settings.temperatures)
-        chunk = _cut(problem, rows, z)
+        chunk = problem_of_chunk(problem, rows, z)
         launch = launches.get(len(z))
         if launch is None:
             launch = launches[len(z)] = _launch(chunk, settings.backend)
@@ -146,14 +146,15 @@ def _divisors(problem: Problem, num_classes: int) -> tuple[Tensor, Tensor]:
     if not problem.has_labels:
         row_weight, used = row_weight + 1, ~used
     elif problem.target_b is None:
-        labels = [(problem.target, 1)]
+        labels = [(problem.target, x.new_ones((), dtype=problem.dtype))]
     else:
         labels = [(problem.target, problem.lam), (problem.target_b, 1 - problem.lam)]
     for label, share in labels:
         kept = label != problem.ignore_index
         outside = kept & ((label < 0) | (label >= num_classes))
         if weight is not None:
-            share = share * weight[torch.where(kept & ~outside, label, 0)]
+            of_label = weight[torch.where(kept & ~outside, label, 0)]
+            share = torch.where(share != 0, share * of_label, 0)  # 0 * inf = 0
         row_weight += torch.where(kept, share, 0)
         used, bad = used | kept, bad | outside
     has_past = torch.zeros_like(used)
@@ -166,7 +167,7 @@ def _divisors(problem: Problem, num_classes: int) -> tuple[Tensor, Tensor]:
     return torch.where(used, row_weight, 0).sum(), (used & has_past).sum(dtype=torch.float64)
 
 
-def _cut(problem: Problem, rows: slice, logits: Tensor) -> Problem:
+def problem_of_chunk(problem: Problem, rows: slice, logits: Tensor) -> Problem:
     """The problem of a chunk of rows, whose logits these are."""
     target, target_b, lam, past_index = (
         None if x is None else x[rows] for x in (problem.target, problem.target_b, problem.lam, problem.past_index)
@@ -183,8 +184,8 @@ def _launch(problem: Problem, backend: str) -> Callable[[Problem], Outputs]:
     if backend == "reference":
         return _reference
     if problem.need_gradient and gradient_is_written_over_logits(backend):
-        return kernels(backend).Launch(problem, _OverLogits)
-    launch = kernels(backend).Launch(problem)
+        return implementation("blended_kl", backend).Launch(problem, _OverLogits)
+    launch = implementation("blended_kl", backend).Launch(problem)
     if backend == "triton" and problem.upstream is not None:  # which multiplies the loss too
         return lambda problem: (outputs := launch(problem))._replace(loss=outputs.loss / problem.upstream)
     return launch

@@ -7,8 +7,8 @@ backward pass runs the chunks again, with the upstream gradient folded in.
 
 import torch
 
-from ..blended_kl.op import _has_storage, keep, kept, reject_second_derivative, times_upstream
-from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, number, schema, unflatten
+from ..blended_kl.op import has_storage, keep, kept, reject_second_derivative, times_upstream
+from ..blended_kl.problem import Problem, arguments_of_op, flatten, is_traced, none_as_empty, number, schema, unflatten
 from ..uncompiled import run_as_is
 from .chunks import Head, Result, Settings, allocate, run
 
@@ -41,29 +41,22 @@ def linear_blended_kl(problem: Problem, head: Head, settings: Settings) -> Resul
     return result
 
 
-# The op. A Tensor is all that it can return: what there is none of is empty.
-
-
 @torch.library.impl("toast_kernels::linear_blended_kl", "CompositeExplicitAutograd")
 def _(*arguments):
     problem, head, settings = _given(arguments)
     problem = problem._replace(alpha=number(problem.alpha), past_weight=number(problem.past_weight))
-    return _tensors(_run(problem, head, settings), problem)
+    return none_as_empty(_run(problem, head, settings), problem.logits)
 
 
 @torch.library.register_fake("toast_kernels::linear_blended_kl")
 def _(*arguments):
     problem, head, settings = _given(arguments)
     result = allocate(problem, head, settings)
-    return _tensors(result._replace(loss=result.loss.to(problem.dtype)), problem)
+    return none_as_empty(result._replace(loss=result.loss.to(problem.dtype)), problem.logits)
 
 
 def _given(arguments) -> tuple[Problem, Head, Settings]:
     return unflatten(arguments[: _HEAD.start]), Head(*arguments[_HEAD]), Settings(*arguments[-_SETTINGS:])
-
-
-def _tensors(result: Result, problem: Problem) -> tuple:
-    return tuple(problem.logits.new_empty(0) if x is None else x for x in result)
 
 
 def _save(ctx, inputs, output):
@@ -122,7 +115,7 @@ class LinearBlendedKL(torch.autograd.Function):
     @run_as_is
     def backward(ctx, upstream):
         reject_second_derivative("linear_toast_loss")
-        if not _has_storage(upstream):
+        if not has_storage(upstream):
             raise NotImplementedError("linear_toast_loss takes one upstream gradient at a time, not is_grads_batched")
         if ctx.in_forward:
             gradients = times_upstream(kept(ctx), upstream, ctx.settings.backend)

@@ -42,11 +42,11 @@ def class_medoids(
             f"chunk_bytes must be at least {int(needed[most])}, what the {int(counts[most])} rows of class {most} need "
             f'on {device} at once, got {chunk_bytes}; or device="cpu", which takes such classes from where they lie'
         )
-    borders = _cut(needed.masked_fill(too_large, 0), chunk_bytes)
+    borders = class_borders(needed.masked_fill(too_large, 0), chunk_bytes)
     spans = list(pairwise(borders))
-    chunk_of = torch.bucketize(
-        torch.arange(num_classes, device="cpu"), torch.tensor(borders[1:], device="cpu"), right=True, out_int32=True
-    )
+    classes = torch.arange(num_classes, dtype=torch.int64, device="cpu")
+    ends = torch.tensor(borders[1:], dtype=torch.int64, device="cpu")
+    chunk_of = torch.bucketize(classes, ends, right=True, out_int32=True)
     left_out = len(spans)
     chunk_of[too_large] = left_out
     chunk_of = torch.where(used, chunk_of[labels.clamp(0, num_classes - 1)], left_out)
@@ -89,7 +89,7 @@ def _used_rows(x, labels, mask, num_classes, ignore_index):
     return used & inside
 
 
-def _cut(needed, most):
+def class_borders(needed, most):
     """Borders of runs of consecutive classes that need at most so much together; the first is 0, the last K."""
     before, borders = needed.cumsum(0), [0]
     while borders[-1] < len(needed):

@@ -1,10 +1,8 @@
 """The op toast_kernels::medoids: schema, fake and choice of backend."""
 
-import importlib
-
 import torch
 
-from ..backends import choose
+from ..backends import choose, implementation
 
 torch.library.define(
     "toast_kernels::medoids",
@@ -14,8 +12,7 @@ torch.library.define(
 
 @torch.library.impl("toast_kernels::medoids", "CompositeExplicitAutograd")
 def _(x, labels, mask, num_classes, metric, ignore_index, backend):
-    implementation = importlib.import_module(f".{backend}", __package__)
-    return implementation.class_medoids(x, labels, mask, num_classes, metric, ignore_index)
+    return implementation("medoids", backend).class_medoids(x, labels, mask, num_classes, metric, ignore_index)
 
 
 @torch.library.register_fake("toast_kernels::medoids")

@@ -7,8 +7,9 @@ items of a class lie side by side, by number.
 import triton
 import triton.language as tl
 
+from ..triton_common import INF
 from .reference import COSINE_FLOOR, TIE
-from .triton_kernels import INF, features, load_norms, load_tile, widen
+from .triton_kernels import features, load_norms, load_tile, widen
 
 RELATIVE_TIE = tl.constexpr(1 + TIE)
 COSINE_TIE = tl.constexpr(COSINE_FLOOR)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-INF = tl.constexpr(float("inf"))
+from ..triton_common import INF
 
 
 class Matrix(NamedTuple):

@@ -6,7 +6,8 @@ Positions and offsets are those of triton_kernels.py. Classes are cut into piece
 import triton
 import triton.language as tl
 
-from .triton_kernels import INF, class_of, features, load_norms, load_tile, widen
+from ..triton_common import INF
+from .triton_kernels import class_of, features, load_norms, load_tile, widen
 
 
 @triton.jit

@@ -8,7 +8,8 @@ panels: those of the one class that lies in both, if any.
 import triton
 import triton.language as tl
 
-from .triton_kernels import INF, exponent_of, in_working_precision, load_tile, power_of_two
+from ..triton_common import INF
+from .triton_kernels import exponent_of, in_working_precision, load_tile, power_of_two
 
 LIMIT = tl.constexpr(32768.0)  # of packed values; beyond it the rounding error says how far a value was moved
 LARGEST = tl.constexpr(6)  # the sample's largest |x - centre| is brought to [2^6, 2^7)

@@ -14,7 +14,7 @@ CLOSE = tl.constexpr(64.0)  # pairs whose squared distance is less than so many 
 
 
 @triton.jit
-def tile_of(x, number, tile_offsets, classes, first, panel, TILE: tl.constexpr):
+def triangle_tile(x, number, tile_offsets, classes, first, panel, TILE: tl.constexpr):
     """(class, first position of the rows, of the columns, end) of a tile of a panel's triangles."""
     c = class_of(number, tile_offsets, classes, 128)
     begin = tl.maximum(tl.load(x.offsets + c), first)
@@ -152,7 +152,7 @@ def pair_tiles(
             start_a = begin_a + number // side * TILE
             start_b = second + number % side * TILE
         else:
-            c, start_a, start_b, end_a = tile_of(x, number, tile_offsets, classes, first, panel, TILE)
+            c, start_a, start_b, end_a = triangle_tile(x, number, tile_offsets, classes, first, panel, TILE)
             end_b = end_a
         at_a = start_a - first
         at_b = start_b - second

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, _check_device, _check_weight, check, class_dim, label_shape, learned, type_of
+from ..arguments import Arguments, check, check_device, check_weight, class_dim, label_shape, learned
+from ..checks import type_of
 from ..soft_targets import SoftTargets
 
 
@@ -21,12 +22,12 @@ def check_own(given: Arguments, call: str) -> Arguments:
     width = given.logits.shape[class_dim(logits)] if isinstance(logits, Tensor) and logits.dim() else 0
     check(given._replace(weight=None, soft_targets=None, past=_as_if_whole(past, width)))
     if isinstance(weight, Tensor):
-        _check_weight(weight, logits, weight.numel())
+        check_weight(weight, logits, weight.numel())
     elif weight is not None:
-        _check_weight(weight, logits, 0)
+        check_weight(weight, logits, 0)
     for name, table in (("soft_targets", soft), ("past", past)):
         if isinstance(table, SoftTargets):
-            _check_device(name, table.values, logits)
+            check_device(name, table.values, logits)
             if table.encoding != "top-k" and table.num_classes != width:
                 raise ValueError(
                     f"{name} must have the columns of this rank's {width} classes (or be top-k rows of all classes), "
@@ -105,5 +106,6 @@ def _padded(x):
 def _as_if_whole(past, width: int):
     """For `check`, which asks for as many classes as there are columns."""
     if isinstance(past, SoftTargets) and past.encoding == "top-k":
-        return SoftTargets(past.values, past.entropy, past.filled, width, past.indices, None, past.temperature)
+        values, indices = past.values[:, :width], past.indices[:, :width]
+        return SoftTargets(values, past.entropy, past.filled, width, indices, None, past.temperature)
     return past

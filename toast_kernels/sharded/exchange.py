@@ -16,16 +16,14 @@ from ..distributed import ProcessGroup, Ranks
 
 
 class Exchange:
-    """A call that every rank of a group makes: `meet`, then the same number of `gather`, then `finish`.
+    """A call that every rank of a group makes: `meet`, then the same `gather`, `add` and `settle`, then `finish`.
 
     What may fail on one rank goes into `attempt`. A rank that failed takes part in all exchanges, so nobody waits for
     it, and in `settle`, or in `finish` at the latest, all raise.
     """
 
     def __init__(self, process_group: ProcessGroup | str, call: str):
-        self.ranks = Ranks(
-            process_group, f"{call} is collective over the process group, every rank of it must make the call"
-        )
+        self.ranks = Ranks(process_group, call)
         if is_traced() or torch._C._are_functorch_transforms_active():
             raise RuntimeError(f"{call} over a process group runs eagerly: not in torch.export, make_fx or torch.func")
         if not (dist.is_available() and dist.is_initialized()):

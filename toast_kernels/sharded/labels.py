@@ -9,8 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..backends import choose
-from ..blended_kl.op import kernels
+from ..backends import choose, implementation
 from ..blended_kl.problem import Problem
 from .rows import Coefficients, Rows, Totals
 from .tables import Slice
@@ -52,7 +51,7 @@ def losses(
             need_gradient=True,
             need_stats=False,
         )
-        gradient = kernels(backend).Launch(asked)(asked).gradient
+        gradient = implementation("blended_kl", backend).Launch(asked)(asked).gradient
         at_label = of_class * (known.mass * log_p.exp() - torch.where(here, label.hard, 0))
         at_label = torch.where(rows.used, at_label, 0).to(gradient.dtype)
         gradient.scatter_(1, column[:, None], at_label[:, None])

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from ..arguments import Arguments, numbers, to_problem
 from ..backends import choose
-from ..blended_kl.op import _has_storage, gradient_in_forward, keep, kept, reject_second_derivative, times_upstream
+from ..blended_kl.op import gradient_in_forward, has_storage, keep, kept, reject_second_derivative, times_upstream
 from ..blended_kl.problem import Problem, flatten, unflatten
 from ..distributed import ProcessGroup
 from ..functional import ToastStats
-from ..linear import _as_rows, _check, _check_acc_dtype, _chunk_rows, _product_dtype
-from ..linear_blended_kl.chunks import Head, _cut, add_product
+from ..linear import check_acc_dtype, check_linear, choose_chunk_rows, flattened, product_dtype
+from ..linear_blended_kl.chunks import Head, add_product, problem_of_chunk
 from ..uncompiled import run_as_is
 from .arguments import check_own, check_widths, settings
 from .dtensor import arrived, check_one_group, group_of, local, slice_of, whole
 from .exchange import Exchange
 from .loss import differentiate, reject_out_of_range, share_losses, share_statistics
-from .rows import Totals, coefficients, cut, rows_of
+from .rows import Totals, coefficients, cut, prepare_rows
 from .tables import Slice, parts_of
 
 CALL = "linear_toast_loss"
@@ -45,7 +45,7 @@ def sharded_linear_toast_loss(
     chunk_bytes: int | None,
     acc_dtype: torch.dtype | None,
     **given: Any,  # Arguments but for logits
-):
+) -> Tensor | tuple[Tensor, ToastStats]:
     """linear.linear_toast_loss, of this rank's classes."""
     exchange = Exchange(group_of("linear_weight", linear_weight, process_group), CALL)
     width, said = 0, {}
@@ -62,13 +62,13 @@ def sharded_linear_toast_loss(
             head = [x if x is None else x.new_zeros(1, *x.shape[1:]) for x in head]
             if isinstance(target, Tensor) and target.is_floating_point():
                 target = target.new_zeros(*target.shape[:-1], 1)
-        shape = _check(input, *head, target, past_index, shift)
+        shape = check_linear(input, *head, target, past_index, shift)
         if return_top_k is not None:
             raise ValueError(f"return_top_k must be None over a process group, got {return_top_k!r}")
-        dtype = _product_dtype(input, *head)
-        acc_dtype = _check_acc_dtype(acc_dtype, dtype)
+        dtype = product_dtype(input, *head)
+        acc_dtype = check_acc_dtype(acc_dtype, dtype)
         x = input.reshape(shape.numel(), input.shape[-1]).to(dtype)
-        target, past, past_index = _as_rows(target, past, past_index, shape, int(shift), given.ignore_index)
+        target, past, past_index = flattened(target, past, past_index, shape, int(shift), given.ignore_index)
         logits = x.new_empty(1, width).expand(len(x), width)
         given = given._replace(logits=logits, target=target, past=past, past_index=past_index)
         given = check_own(given, CALL)
@@ -83,12 +83,12 @@ def sharded_linear_toast_loss(
     widths = exchange.meet(width, said)
     own = Slice(sum(widths[: exchange.rank]), width, sum(widths))
     check_widths(given, own.num_classes)
-    work = Work(own, _chunk_rows(chunk_bytes, x, max(widths), in_place=False), acc_dtype, needs)
+    work = Work(own, choose_chunk_rows(chunk_bytes, x, max(widths), in_place=False), acc_dtype, needs)
     with exchange.attempt():
         reject_out_of_range(problem, own.num_classes)
     in_forward = work if problem.need_gradient else work._replace(needs=(False,) * 3)
     found, known, gradients = run(problem, Head(linear_weight, linear_bias), in_forward, exchange)
-    loss, cross_entropy = share_losses(problem, rows_of(problem, own), known, found, exchange)
+    loss, cross_entropy = share_losses(problem, prepare_rows(problem, own), known, found, exchange)
     loss = loss.to(problem.dtype)
     if any(needs):
         loss = ShardedLinear.apply(x, linear_weight, linear_bias, loss, gradients, known, problem, work, exchange)
@@ -115,7 +115,7 @@ def run(
         of_input = of_weight = of_bias = None
         with exchange.attempt():
             weight, bias = (None if y is None else arrived(y).to(x.dtype) for y in head)
-            rows = rows_of(problem, own)
+            rows = prepare_rows(problem, own)
             scale = coefficients(problem, rows) if any(work.needs) else None
             if need_input:
                 of_input = torch.empty_like(x)
@@ -128,7 +128,7 @@ def run(
         found, totals = [], []
         for part in parts_of(len(x), work.chunk_rows):
             features, of_rows = x[part], cut(rows, part)
-            chunk = _cut(problem, part, features[:, :1])  # until the logits are there
+            chunk = problem_of_chunk(problem, part, features[:, :1])  # until the logits are there
             with exchange.attempt():
                 if exchange.error is None:
                     z = torch.mm(features, weight.T) if bias is None else torch.addmm(bias, features, weight.T)
@@ -175,7 +175,7 @@ class ShardedLinear(torch.autograd.Function):
     @run_as_is
     def backward(ctx, upstream):
         reject_second_derivative(CALL)
-        if not _has_storage(upstream):
+        if not has_storage(upstream):
             raise NotImplementedError(f"{CALL} takes one upstream gradient at a time, not is_grads_batched")
         if ctx.in_forward:
             backend = choose("blended_kl", "auto", upstream.device, ctx.dtypes[0])

@@ -8,23 +8,33 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..arguments import Arguments, _as_rows, numbers, to_problem
+from ..arguments import Arguments, as_rows, numbers, to_problem
 from ..backends import choose
-from ..blended_kl.op import _has_storage, gradient_in_forward, keep, kept, reject_second_derivative, times_upstream
+from ..blended_kl import reference
+from ..blended_kl.op import gradient_in_forward, has_storage, keep, kept, reject_second_derivative, times_upstream
 from ..blended_kl.problem import Outputs, Problem, flatten, unflatten
-from ..blended_kl.reference import _reject_out_of_range
 from ..distributed import ProcessGroup
 from ..uncompiled import run_as_is
 from . import labels
 from .arguments import check_own, check_widths, settings
 from .dtensor import arrived, check_one_group, group_of, local
 from .exchange import Exchange
-from .rows import Coefficients, Rows, Totals, coefficients, losses, names_of_statistics, rows_of, statistics, totals
+from .rows import (
+    Coefficients,
+    Rows,
+    Totals,
+    coefficients,
+    losses,
+    names_of_statistics,
+    prepare_rows,
+    statistics,
+    totals,
+)
 from .tables import Slice, checksums
 
-# Logits worked on at a time, in some four copies of their number: so many that they take longer than some hundred calls
-# of PyTorch (of 2^17, which a second-level cache would hold, up to 1.5 times as long), and on a GPU what keeps it busy,
-# or a part of all.
+# Logits worked on at a time, in up to 6 float32 copies: so many that they take longer than some hundred calls of
+# PyTorch (of 2^17, which a second-level cache would hold, up to 1.5 times as long), and on a GPU what keeps it busy, or
+# a part of all.
 CHUNK = {"cpu": 1 << 19, "cuda": 1 << 22}
 PART_OF_ALL = 32
 
@@ -44,16 +54,16 @@ def sharded_blended_kl(given: tuple, process_group: ProcessGroup | str | None) -
         in_forward = needs_gradient and gradient_in_forward(own.logits, own.reduction)
         problem = to_problem(own, *numbers(own), in_forward)
         problem = problem._replace(logits=arrived(problem.logits))
-        width = _as_rows(given.logits).shape[1]
+        width = as_rows(given.logits).shape[1]
     widths = exchange.meet(width, said)
     slice_ = Slice(sum(widths[: exchange.rank]), width, sum(widths))
     check_widths(own, slice_.num_classes)
-    return with_graph(_as_rows(given.logits), *run(problem, slice_, exchange), problem, slice_)
+    return with_graph(as_rows(given.logits), *run(problem, slice_, exchange), problem, slice_)
 
 
 @torch.no_grad()
 def run(problem: Problem, own: Slice, exchange: Exchange) -> tuple[Outputs, Totals]:
-    rows = rows_of(problem, own)
+    rows = prepare_rows(problem, own)
     scale = coefficients(problem, rows) if problem.need_gradient else None
     with exchange.attempt():
         reject_out_of_range(problem, own.num_classes)
@@ -83,7 +93,7 @@ def differentiate(
 def reject_out_of_range(problem: Problem, num_classes: int) -> None:
     logits = problem.logits
     if logits.device.type == "cpu":
-        _reject_out_of_range(problem._replace(logits=logits.new_empty(1, 1).expand(len(logits), num_classes)))
+        reference.reject_out_of_range(problem._replace(logits=logits.new_empty(1, 1).expand(len(logits), num_classes)))
 
 
 def share_statistics(problem: Problem, rows: Rows, own: Slice, exchange: Exchange) -> Totals:
@@ -174,12 +184,12 @@ class ShardedBlendedKL(torch.autograd.Function):
 
 
 def _gradient(ctx, upstream: Tensor) -> Tensor:
-    if not _has_storage(upstream):
+    if not has_storage(upstream):
         raise NotImplementedError("over a process group toast_loss takes one upstream gradient at a time")
     if ctx.in_forward:
         (gradient,) = kept(ctx)
         backend = choose("blended_kl", "auto", gradient.device, gradient.dtype)
         return times_upstream((gradient,), upstream, backend)[0]
     problem = unflatten(kept(ctx))._replace(upstream=upstream.double(), need_stats=False)
-    rows = rows_of(problem, ctx.own)
+    rows = prepare_rows(problem, ctx.own)
     return differentiate(problem, rows, ctx.known, ctx.own, coefficients(problem, rows))[1]

@@ -46,7 +46,7 @@ class Rows(NamedTuple):
         return sum_of_weights, self.past.used.sum(dtype=torch.float64).clamp(min=1)
 
 
-def rows_of(problem: Problem, own: Slice) -> Rows:
+def prepare_rows(problem: Problem, own: Slice) -> Rows:
     target, weight, eps = problem.target, problem.weight, problem.label_smoothing
     num_rows = len(target)
     one = target.new_ones(num_rows, dtype=torch.float64)

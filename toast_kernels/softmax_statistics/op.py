@@ -1,10 +1,8 @@
 """The op toast_kernels::softmax_statistics: row by row logsumexp(z / T) and the entropy of softmax(z / T)."""
 
-import importlib
-
 import torch
 
-from ..backends import choose
+from ..backends import choose, implementation
 from ..native import widest
 
 torch.library.define(
@@ -14,8 +12,7 @@ torch.library.define(
 
 @torch.library.impl("toast_kernels::softmax_statistics", "CompositeExplicitAutograd")
 def _(logits, temperature, backend):
-    implementation = importlib.import_module(f".{backend}", __package__)
-    return implementation.softmax_statistics(logits, temperature)
+    return implementation("softmax_statistics", backend).softmax_statistics(logits, temperature)
 
 
 @torch.library.register_fake("toast_kernels::softmax_statistics")

@@ -3,7 +3,8 @@
 import triton
 import triton.language as tl
 
-INF = tl.constexpr(float("inf"))
+from ..triton_common import INF
+
 LN2 = tl.constexpr(0.6931471805599453)
 FAR = tl.constexpr(1e30)  # a finite distance, whose exponential is 0: 0 * FAR = 0
 
