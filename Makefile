@@ -16,7 +16,10 @@ ACCELERATED := examples/accelerate_accumulation.py
 # Where it is set, each of the many processes of the tests compiles all that it imports, torch too: seconds every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train study test ctest ctest-more cross docs check-more faults bench gpu lint format setup clean
+.PHONY: help train study test ctest ctest-more cross docs check-more faults bench gpu lint format setup clean
+
+help: ## what make can do
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
 train: setup ## train on real data: cross-entropy beside TOAST (ARGS="--help" for the options)
 	$(PY) python/train.py $(ARGS)
@@ -42,7 +45,7 @@ ctest-more: $(VENV)/.build-tools ## the same with each instruction set that the 
 	$(call run-ctest,build/sanitize-more,-DTOAST_MORE_TESTS=ON)
 
 cross: $(VENV)/.requirements ## compile csrc for ARM, musl and macOS with ziglang, and run its tests on musl with libc++
-	-$(PY) -m pip install --quiet -r requirements-cross.txt
+	$(PY) -m pip install --quiet -r requirements-cross.txt
 	$(PY) tools/cross_build.py $(ARGS)
 
 docs: setup $(VENV)/.more ## the documentation, into build/docs
@@ -76,21 +79,21 @@ bench: setup $(VENV)/.more ## kernel microbenchmarks against their peers, then t
 gpu: ## on a machine with a GPU: a test of every kernel, then the benchmarks, within nine minutes (PART=gate|loss|medoids|step|linear|tests|checkers, RESULTS=folder)
 	$(PYTHON) tools/gpu.py $(if $(PART),--part $(PART)) $(if $(RESULTS),--results $(RESULTS))
 
-lint: setup
+lint: setup ## what `make test` does not look at: ruff, mypy, clang-format
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy --strict --follow-imports=silent --cache-dir build/mypy tests/package/typed_snippet.py
 	$(VENV)/bin/clang-format --dry-run --Werror $(CPP_FILES)
 
-format: setup
+format: setup ## most of what lint wants
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
 	$(VENV)/bin/clang-format -i $(CPP_FILES)
 
-setup: $(VENV)/.requirements $(VENV)/.built
+setup: $(VENV)/.requirements $(VENV)/.built ## .venv and the native build, which the others make for themselves
 
 $(VENV)/.build-tools: requirements-build.txt
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 10), f"Python 3.10 or newer is needed, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"make needs Python 3.11 or newer, {sys.version.split()[0]} is {sys.executable}: make PYTHON=..."'
 	$(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --no-compile -r requirements-build.txt
 	touch $@
@@ -109,5 +112,5 @@ $(VENV)/.built: $(VENV)/.build-tools $(NATIVE)
 		$(PY) -m pip install --quiet --no-build-isolation --no-deps --config-settings editable_mode=compat -e .
 	touch $@
 
-clean:
+clean: ## remove .venv and all that was built
 	rm -rf $(VENV) build dist *.egg-info toast_kernels/_C.* toast_kernels/_cuda.*

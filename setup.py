@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent
 
 def find_compiler():
     """The C++ compiler CMake would pick, or None."""
-    if "CXX" in os.environ:
-        return shutil.which(os.environ["CXX"].split()[0])
+    if command := os.environ.get("CXX", "").split():
+        return shutil.which(command[0])
     return next(filter(None, map(shutil.which, ("c++", "g++", "clang++"))), None)
 
 
@@ -30,9 +30,9 @@ def find_nvcc():
     """nvcc of CUDA 12 or later, if there is one and the C++ compiler that it works with."""
     if find_compiler() is None:
         return None
-    homes = [os.path.join(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if name in os.environ]
+    homes = [os.path.join(os.environ[name], "bin") for name in ("CUDA_HOME", "CUDA_PATH") if os.environ.get(name)]
     path = os.pathsep.join([*homes, os.environ.get("PATH", "")])
-    nvcc = shutil.which(os.environ.get("CUDACXX", "nvcc"), path=path)
+    nvcc = shutil.which(os.environ.get("CUDACXX") or "nvcc", path=path)
     version = nvcc and subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout
     release = re.search(r"release (\d+)", version or "")
     return None if release and int(release[1]) < 12 else nvcc
@@ -72,7 +72,7 @@ class CMakeBuild(build_ext):
             self.skip(extension, kernels, f"{kernels.variable}=0" if wanted == "0" else kernels.nothing_found)
         else:
             print(f"toast_kernels: building the {kernels.name} with {compiler}", file=sys.stderr)
-            self.build_with_cmake(extension, compiler)
+            self.build_with_cmake(extension)
 
     def skip(self, extension, kernels, why):
         print(f"toast_kernels: {kernels.name} are not built: {why}. {kernels.instead}", file=sys.stderr)
@@ -80,7 +80,7 @@ class CMakeBuild(build_ext):
         root = ROOT if self.editable_mode else Path(self.build_lib)
         (root / self.get_ext_filename(extension.name)).unlink(missing_ok=True)  # of an earlier build
 
-    def build_with_cmake(self, extension, compiler):
+    def build_with_cmake(self, extension):
         import pybind11
 
         # cmake and ninja installed as Python packages lie beside the interpreter, which need not be on PATH.
@@ -96,7 +96,7 @@ class CMakeBuild(build_ext):
         ]  # fmt: skip
         # A build folder of other compilers or flags starts anew. That of a pip environment that is gone does not: where
         # its tools lay is told anew, and the kernels' objects stay.
-        flags = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS")]
+        flags = [os.environ.get(name, "") for name in ("CXX", "CXXFLAGS", "LDFLAGS", "CUDAHOSTCXX", "CUDAFLAGS")]
         settings = "\n".join([sys.executable, find_compiler(), *flags, *self.cuda_options()])
         record = build / "configured-with"
         fresh = [] if record.exists() and record.read_text() == settings else ["--fresh"]

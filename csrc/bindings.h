@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <stdexcept>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -141,7 +142,9 @@ class BlendedKLLayout {
         {"stats", offsetof(BlendedKL, stats)},
         {"argmax", offsetof(BlendedKL, argmax)},
     };
-    return offsets.at(name);
+    const auto found = offsets.find(name);
+    if (found == offsets.end()) throw std::invalid_argument("bindings.h has no place for the tensor " + name);
+    return found->second;
   }
 
   static double number(pybind11::handle value) { return value.is_none() ? 0 : value.cast<double>(); }

@@ -5,7 +5,7 @@
 // clang-format off
 //   target mass   t_i = (1 - alpha) ((1 - eps) w[y_i] onehot(y_i) + eps / C w) + alpha w[y_i] S[y_i]
 //   class term    a_i = - sum_j t_ij log softmax(z_i)_j
-//   past term     b_i = T^2 sum_j q_j (log q_j - log softmax(z_i / T)_j),  q = Q[r_i]; 0 where r_i = -1
+//   past term     b_i = T^2 sum_j q_j (log q_j - log softmax(z_i / T)_j),  q = Q[r_i]; 0 without a past
 //
 //   loss = sum_i a_i / W + lambda sum_i b_i / P
 //   d loss / d z_i = (sum_j t_ij softmax(z_i) - t_i) / W + lambda T (sum_j q_j softmax(z_i / T) - q) / P
@@ -13,8 +13,11 @@
 //   W = sum_i w[y_i], P = rows with a past ("mean"; else W = P = 1)
 // clang-format on
 //
-// A class whose soft target is not filled takes alpha = 0. With (y_a, y_b, lam) t_i is lam t_i(y_a) + (1 - lam)
-// t_i(y_b). 0 log 0 = 0 and 0 * -inf = 0. An ignored row has loss 0 and gradient 0, whatever its logits hold.
+// With probabilities p, t_i = w ((1 - eps) p_i + eps / C) and W = N. With (y_a, y_b, lam), t_i is lam t_i(y_a) + (1 -
+// lam) t_i(y_b), and W likewise; an ignored label of the two has t_i = 0 and no weight. A class whose soft target is
+// not filled takes alpha = 0. 0 log 0 = 0 and 0 * -inf = 0. A row whose labels are all ignored has loss 0 and gradient
+// 0, whatever its logits hold. Row i has a past where it is not ignored, r_i is not -1 and Q[r_i] is filled. A "mean"
+// with W = 0 is NaN, and the class term has no gradient; with P = 0 the past term is 0.
 #pragma once
 
 #include <cstdint>

@@ -12,7 +12,8 @@ struct PoolRows {
   const void* logits;  // [rows, width], rows contiguous
   std::int64_t rows, width, stride;
   const std::int64_t* labels;  // [rows]
-  const std::int64_t* places;  // [rows]: which row of the pool each goes to; null: to the first free ones, in order
+  const std::int64_t* places;  // [rows]: which row of the pool each goes to, no two to the same, for threads write
+                               // them; null: to the first free ones, in order
   std::int64_t num_classes, ignore_index;
   DType pool_dtype;
   void* pool;                             // [capacity, width]

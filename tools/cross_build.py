@@ -51,7 +51,7 @@ def build(target: str, folder: Path) -> list[Path]:
             (source,) = (ROOT / "csrc" / "cpu").rglob(f"{name}.cpp")
             compile(*ISAS[isa], f"-DTOAST_ISA={isa}", "-c", source, "-o", objects[-1])
     objects.append(folder / "dispatch.o")
-    compile(*(f"-DTOAST_HAS_{isa}" for isa in isas), "-c", ROOT / "csrc" / "cpu" / "dispatch.cpp", "-o", objects[-1])
+    compile(*["-DTOAST_HAS_SIMD"] * (len(isas) > 1), "-c", ROOT / "csrc" / "cpu" / "dispatch.cpp", "-o", objects[-1])
     programs = []
     for name in KERNELS:
         programs.append(folder / f"test_{name}")

@@ -1,6 +1,6 @@
-// blended_kl on the CPU. A row costs about 80 ns besides its logits. It is worked on in chunks of kChunk classes: one
-// sweep for the statistics of each chunk, which are merged in order, and one for the gradient, from what the first
-// kept. Rows go to the threads, or the chunks of a row where rows are few.
+// blended_kl on the CPU. A row is worked on in chunks of kChunk classes: one sweep for the statistics of each chunk,
+// which are merged in order, and one for the gradient, from what the first kept. Rows go to the threads, or the chunks
+// of a row where rows are few.
 #include "blended_kl.h"
 
 #include <limits>
@@ -55,12 +55,11 @@ class Kernel {
 
   void run() {
     std::vector<double> losses(p_.rows);
-    const std::int64_t worth = p_.rows * (p_.classes + kRow) / kGrain;
-    const int threads = int(std::max<std::int64_t>(1, std::min<std::int64_t>(p_.threads, worth)));
+    const int threads = threads_for(p_.rows * (p_.classes + kRow) / kGrain, p_.threads);
     std::vector<Scratch<Real>> scratch;  // made here, where running out of memory can still be thrown
     for (int i = 0; i < threads; ++i)
       scratch.emplace_back(p_.classes, chunks_, p_.gradient != nullptr, p_.past.values != nullptr);
-    if (p_.rows >= 4 * threads || chunks_ == 1)
+    if (threads == 1 || p_.rows >= 4 * threads || chunks_ == 1)
       rows_to_threads(scratch, losses.data());
     else
       chunks_to_threads(scratch, losses.data());
@@ -72,7 +71,7 @@ class Kernel {
     }
     double total = 0;
     for (double x : losses) total += x;
-    const bool nothing_to_average = p_.reduction == Reduction::mean && !rows_.any();
+    const bool nothing_to_average = p_.reduction == Reduction::mean && !rows_.has_class_weight();
     *loss = nothing_to_average ? std::numeric_limits<Real>::quiet_NaN() : Real(total);
   }
 
@@ -147,25 +146,38 @@ class Kernel {
     return total;
   }
 
-  // The sum of mass times (z - max) where a mass of 0 met a logit of -inf: that is 0 here.
-  double guarded_dot(const Row<Real>& r, double max, Scratch<Real>& scratch) const {
+  struct Sums {
+    double mass, dot;  // of t and of t (z - max), with 0 * -inf = 0
+  };
+
+  // Over a row's classes; mass_of(begin, n) returns t of the n classes from begin on.
+  template <class F>
+  Sums guarded_sums(std::int64_t i, double max, F&& mass_of) const {
     using V = Vec<Real>;
-    WideSum<Real> dot;
+    WideSum<Real> mass, dot;
     const V shift = V::broadcast(Real(max)), zero = V::broadcast(0);
     for (std::int64_t begin = 0; begin < p_.classes; begin += kChunk) {
       const std::int64_t n = width(begin);
-      Real* mass = scratch.dense[0];
-      rows_.mass(r, begin, n, mass, scratch.spare);
-      const Input<Real> z = rows_.logits(r.index, begin);
-      const Input<Real> t = in_buffer(mass);
+      const Input<Real> z = rows_.logits(i, begin), t = in_buffer<Real>(mass_of(begin, n));
       each_vec<V::lanes>(0, n, [&](std::int64_t j, int m) TOAST_INLINED {
-        dot.add(fma_nonzero(t.load(j, m), z.load(j, m) - shift, zero));
+        const V here = t.load(j, m);
+        mass.add(here);
+        dot.add(fma_nonzero(here, z.load(j, m) - shift, zero));
       });
     }
-    return dot.total();
+    return {mass.total(), dot.total()};
   }
 
-  void write_stats(const Row<Real>& r, const Statistics* by_chunk, const Statistics& s) const {
+  // Statistics::dot and what the labels and lists add to it, where a mass of 0 met a logit of -inf.
+  double guarded_dot(const Row<Real>& r, double max, Scratch<Real>& scratch) const {
+    const auto mass_of = [&](std::int64_t begin, std::int64_t n) {
+      rows_.mass(r, begin, n, scratch.dense[0], scratch.spare);
+      return scratch.dense[0];
+    };
+    return guarded_sums(r.index, max, mass_of).dot;
+  }
+
+  void write_stats(const Row<Real>& r, const Statistics* by_chunk, const Statistics& s, Scratch<Real>& scratch) const {
     const std::int64_t i = r.index;
     double cross_entropy = 0;
     for (int which = 0; r.used && which < 2 && rows_.labels(which) != nullptr; ++which) {
@@ -174,10 +186,11 @@ class Kernel {
         cross_entropy -= rows_.share_of(i, which) * log_probability(i, y, s);
     }
     if (p_.target == nullptr) {
-      Real buffer[1];
-      for (std::int64_t j = 0; j < p_.classes; ++j)
-        if (const double mass = *r.soft[kSoft].chunk(j, 1, buffer); mass != 0)
-          cross_entropy -= mass * log_probability(i, j, s);
+      const auto mass_of = [&](std::int64_t begin, std::int64_t n) {
+        return r.soft[kSoft].chunk(begin, n, scratch.spare);
+      };
+      const Sums sums = guarded_sums(i, s.max, mass_of);
+      cross_entropy = (sums.mass == 0 ? 0 : sums.mass * std::log(s.sum)) - sums.dot;
     }
     stats_[i] = Real(cross_entropy);
     stats_[p_.rows + i] = Real(s.max + std::log(s.sum));
@@ -221,9 +234,9 @@ class Kernel {
       std::memset(out, 0, bytes);
       return;
     }
-    const auto [ahead, next] = rows_.after(r.index, begin, 1);
-    Output<Real> to{p_.dtype, out, gradient_at(ahead, next)};
-    if (non_temporal_) to.at = scratch.gradient, to.ahead = to.at;
+    const auto [next_row, next_class] = rows_.after(r.index, begin, 1);
+    Output<Real> to{p_.dtype, out, gradient_at(next_row, next_class)};
+    if (non_temporal_) to.at = scratch.gradient, to.prefetch_at = to.at;
 
     const Chunk<Real>& c = scratch.chunk_at(begin);
     const double upstream = upstream_ == nullptr ? 1 : double(upstream_[r.index * p_.upstream_stride]);
@@ -277,7 +290,7 @@ class Kernel {
           Statistics merged;
           const Statistics& s = final_total(r, own.by_chunk.data(), merged, own);
           losses[i] = loss(r, s, own);
-          if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), s);
+          if (stats_ != nullptr) write_stats(r, own.by_chunk.data(), s, own);
           for (std::int64_t k = 0; p_.gradient != nullptr && k < chunks_; ++k) {
             if (!own.whole_row && r.used) statistics(r, k * kChunk, Real(own.by_chunk[k].max), own, again);
             gradient(r, k * kChunk, own.by_chunk[k], s, own);
@@ -307,7 +320,7 @@ class Kernel {
       for (std::int64_t i = 0; i < p_.rows; ++i) {
         totals[i] = final_total(rows[i], &by_chunk[i * chunks_], totals[i], own);
         losses[i] = loss(rows[i], totals[i], own);
-        if (stats_ != nullptr) write_stats(rows[i], &by_chunk[i * chunks_], totals[i]);
+        if (stats_ != nullptr) write_stats(rows[i], &by_chunk[i * chunks_], totals[i], own);
       }
       if (p_.gradient != nullptr) {
 #pragma omp for schedule(static)

@@ -7,12 +7,11 @@
 #include <limits>
 #include <utility>
 
+#include "cpu/chunk.h"
 #include "cpu/convert.h"
 
 namespace toast {
 namespace TOAST_ISA {
-
-constexpr std::int64_t kChunk = 2048;  // classes; a fixed size, so that results do not depend on the threads
 
 // A chunk of a row: logits z, and the mass t_j that class j has: `uniform`, and of each dense table (at most two) a
 // probability times its scale. What few classes have besides (labels, top-k lists) is the row's.
@@ -62,23 +61,6 @@ struct Statistics {
     for (int k = 0; k < 2; ++k) dense[k] += next.dense[k];
   }
 };
-
-template <class Real>
-Real chunk_max(const Input<Real>& z, std::int64_t n) {
-  using V = Vec<Real>;
-  constexpr int lanes = V::lanes;
-  constexpr Real lowest = -std::numeric_limits<Real>::infinity();
-  V m0 = V::broadcast(lowest), m1 = m0, m2 = m0, m3 = m0;
-  std::int64_t j = 0;
-  for (; j + 4 * lanes <= n; j += 4 * lanes) {
-    m0 = max(z.load(j), m0);
-    m1 = max(z.load(j + lanes), m1);
-    m2 = max(z.load(j + 2 * lanes), m2);
-    m3 = max(z.load(j + 3 * lanes), m3);
-  }
-  each_vec<lanes>(j, n, [&](std::int64_t i, int m) TOAST_INLINED { m0 = max(z.load(i, m, lowest), m0); });
-  return lane_max(max(max(m0, m1), max(m2, m3)));
-}
 
 // e^Power
 template <int Power, class V>

@@ -1,6 +1,6 @@
 // What blended_kl computes on, row by row and chunk by chunk: labels, weights, soft targets and past predictions
-// turned into masses, scaled as the reduction wants. A listed class costs some 10 ns, a computed table a sweep of its
-// own.
+// turned into masses, scaled as the reduction wants. Listed classes are worked on one by one; a computed table costs a
+// sweep of its own.
 #pragma once
 
 #include <algorithm>
@@ -110,8 +110,8 @@ class Rows {
     normalise();
   }
 
-  // Whether "mean" has anything to divide by.
-  bool any() const { return class_rows_ != 0; }
+  // Whether the mean of the class term has anything to divide by.
+  bool has_class_weight() const { return class_weight_ != 0; }
 
   Row<Real> row(std::int64_t i) const {
     Row<Real> r;
@@ -147,7 +147,7 @@ class Rows {
     if (r.has_past) {
       const std::int64_t row = p_.past_index[i];
       r.soft[kPast] = SoftRow<Real>(p_.past, row, p_.classes);
-      r.scale[kPast] = Real(past_term_scale_ * p_.past_weight * p_.temperature);
+      r.scale[kPast] = Real(past_scale_ * p_.past_weight * p_.temperature);
       r.past_entropy = double(static_cast<const Real*>(p_.past.entropy)[row]);
     }
     lay_out(r);
@@ -177,8 +177,8 @@ class Rows {
   // it. (Set in place, as Statistics are: a copy would be loaded before what was stored has arrived.)
   void set_chunk(Chunk<Real>& c, const Row<Real>& r, std::int64_t begin, Scratch<Real>& scratch) const {
     c.n = std::min(kChunk, p_.classes - begin);
-    const auto [ahead, next] = after(r.index, begin, p_.classes <= kChunk ? 2 : 1);
-    c.z = {p_.dtype, logits_at(r.index, begin), logits_at(ahead, next)};
+    const auto [next_row, next_class] = after(r.index, begin, p_.classes <= kChunk ? 2 : 1);
+    c.z = {p_.dtype, logits_at(r.index, begin), logits_at(next_row, next_class)};
     c.uniform = Real(r.uniform);
     c.spread = c.uniform != 0;
     for (int k = 0; k < r.tables; ++k) {
@@ -189,7 +189,7 @@ class Rows {
         c.dense[k] = in_buffer<Real>(buffer);
         c.scale[k] = 1;
       } else {
-        c.dense[k] = r.soft[source].chunk(begin, c.n, buffer, table_row(source, r.index, ahead), next);
+        c.dense[k] = r.soft[source].chunk(begin, c.n, buffer, table_row(source, r.index, next_row), next_class);
         c.scale[k] = r.scale[source];
       }
     }
@@ -274,15 +274,15 @@ class Rows {
   void normalise() {
     double past_rows = 0;
     for (std::int64_t i = 0; i < p_.rows; ++i) {
-      if (p_.target == nullptr) class_rows_ += 1;
+      if (p_.target == nullptr) class_weight_ += 1;
       for (int which = 0; which < 2 && labels(which) != nullptr; ++which)
         if (const std::int64_t y = labels(which)[i]; y != p_.ignore_index && share_of(i, which) != 0)
-          class_rows_ += share_of(i, which) * weight_of(y);
+          class_weight_ += share_of(i, which) * weight_of(y);
       past_rows += has_past(i);
     }
     if (p_.reduction != Reduction::mean) return;
-    class_scale_ = class_rows_ == 0 ? 0 : 1 / class_rows_;
-    past_term_scale_ = past_rows == 0 ? 0 : 1 / past_rows;
+    class_scale_ = class_weight_ == 0 ? 0 : 1 / class_weight_;
+    past_scale_ = past_rows == 0 ? 0 : 1 / past_rows;
   }
 
   // Decides how the loops take a row's mass: what is uniform, in a list or in a table is taken as it is; only class
@@ -326,9 +326,9 @@ class Rows {
   const BlendedKL& p_;
   const Real* weight_;
   const Real* lam_;
-  double class_rows_ = 0;  // W
+  double class_weight_ = 0;  // W
   double class_scale_ = 1;
-  double past_term_scale_ = 1;
+  double past_scale_ = 1;
 };
 
 }  // namespace TOAST_ISA

@@ -167,21 +167,17 @@ const Real* as_real(DType dtype, const void* base, std::int64_t begin, std::int6
 }
 
 // (A macro, since the compiler may drop calls of a function that does nothing else.)
-#if defined(__GNUC__)
 #define TOAST_PREFETCH(p) __builtin_prefetch(p, 0, 2)
-#else
-#define TOAST_PREFETCH(p) void(p)
-#endif
 
-// A run of Real (or of a half type, where Real is float) that is read or written a Vec at a time, while `ahead`, as
-// many of the same type, is prefetched: the hardware's prefetch stops at the end of a page. Which type it is is asked
-// each time: a branch that is always foreseen costs nothing beside an exponential, and there is one loop and not one
-// for each combination of types.
+// A run of Real (or of a half type, where Real is float) that is read or written a Vec at a time, while `prefetch_at`,
+// as many of the same type, is prefetched: the hardware's prefetch stops at the end of a page. Which type it is is
+// asked each time: a branch that is always foreseen costs nothing beside an exponential, and there is one loop and not
+// one for each combination of types.
 template <class Real, class Pointer>
 struct Stream {
   DType dtype;
   Pointer* at;
-  const void* ahead;
+  const void* prefetch_at;
 
   static bool takes(DType dtype) { return std::is_same_v<Real, double> == (dtype == DType::float64); }
 
@@ -218,7 +214,7 @@ struct Stream {
     const auto as = [&](auto zero) TOAST_INLINED {
       using T = decltype(zero);
       return f(static_cast<std::conditional_t<std::is_const_v<Pointer>, const T, T>*>(at),
-               static_cast<const T*>(ahead));
+               static_cast<const T*>(prefetch_at));
     };
     if constexpr (std::is_same_v<Real, float>) {
       if (dtype == DType::bfloat16) return as(bfloat16{});

@@ -1,3 +1,4 @@
+// Declares each kernel in the namespace of every instruction set that was built, and calls the one of the best.
 #include "cpu/dispatch.h"
 
 #include <cstdlib>
@@ -10,12 +11,12 @@
 #include "medoids.h"
 #include "softmax_statistics.h"
 
-#if defined(TOAST_HAS_avx2)
+#if defined(TOAST_HAS_SIMD)
 #include <cpuid.h>
 #endif
 
 // Declares NAME(arguments) in the namespace of each instruction set that was built.
-#if defined(TOAST_HAS_avx2)
+#if defined(TOAST_HAS_SIMD)
 #define TOAST_FOR_EACH_ISA(declaration) \
   namespace generic {                   \
   declaration;                          \
@@ -63,7 +64,7 @@ std::int64_t class_medoids_cpu(const ClassMedoids& problem) { TOAST_CALL_BEST(cl
 
 namespace {
 
-#if defined(TOAST_HAS_avx2)
+#if defined(TOAST_HAS_SIMD)
 // GCC before 11 and Clang before 18 do not know "f16c" as an argument of __builtin_cpu_supports.
 bool supports_f16c() {
   unsigned a, b, c, d;
@@ -73,7 +74,7 @@ bool supports_f16c() {
 
 std::vector<Isa> available() {
   std::vector<Isa> isas{Isa::generic};
-#if defined(TOAST_HAS_avx2)
+#if defined(TOAST_HAS_SIMD)
   __builtin_cpu_init();
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && supports_f16c();
   if (avx2) isas.push_back(Isa::avx2);

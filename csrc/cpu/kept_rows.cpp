@@ -1,3 +1,4 @@
+// pool_rows and carry_rows on the CPU: which row goes where is decided in the order of the rows; threads copy them.
 #include "kept_rows.h"
 
 #include <algorithm>
@@ -6,6 +7,7 @@
 #include <vector>
 
 #include "cpu/convert.h"
+#include "cpu/parallel.h"
 #include "softmax_statistics.h"
 
 namespace toast {
@@ -17,11 +19,7 @@ namespace {
 
 // Logits worth a thread of their own.
 constexpr std::int64_t kGrain = 65536;
-constexpr std::int64_t kChunk = 1024;
-
-int threads_for(std::int64_t logits, int threads) {
-  return int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, logits / kGrain)));
-}
+constexpr std::int64_t kConverted = 1024;  // elements that are converted at a time
 
 // n elements of `in` from element `from` on to `out` from element `to` on, converted as torch does: by way of float,
 // or of double where they are double.
@@ -34,10 +32,10 @@ void convert(DType in_dtype, const void* in, std::int64_t from, std::int64_t n, 
   }
   const auto by_way_of = [&](auto zero) {
     using Real = decltype(zero);
-    Real buffer[kChunk];
+    Real buffer[kConverted];
     with_dtype(out_dtype, [&](auto element) {
-      for (std::int64_t k = 0; k < n; k += kChunk) {
-        const std::int64_t some = std::min(kChunk, n - k);
+      for (std::int64_t k = 0; k < n; k += kConverted) {
+        const std::int64_t some = std::min(kConverted, n - k);
         round_to(as_real(in_dtype, in, from + k, some, buffer), some, static_cast<decltype(element)*>(out) + to + k);
       }
     });
@@ -92,7 +90,7 @@ std::int64_t pool_rows(const PoolRows& p) {
   }
   p.counts[1] += p.rows;
   const std::int64_t count = moves.size();
-  const int threads = threads_for(count * p.width, p.threads);
+  const int threads = threads_for(count * p.width / kGrain, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (std::int64_t k = 0; k < count; ++k)
     convert(p.dtype, p.logits, moves[k].row * p.stride, p.width, p.pool_dtype, p.pool, moves[k].to * p.width);
@@ -114,7 +112,7 @@ std::int64_t carry_rows(const CarryRows& p) {
     if (p.labels_b != nullptr) p.slot_labels_b[j] = filled ? p.labels_b[row] : p.ignore_index;
     if (p.lam != nullptr) p.slot_lam[j] = filled ? p.lam[row] : 1;
   }
-  const int threads = threads_for(count * p.classes, p.threads);
+  const int threads = threads_for(count * p.classes / kGrain, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (std::int64_t j = 0; j < count; ++j)
     convert(p.dtype, p.logits, chosen[j].row * p.stride, p.classes, p.dtype, p.slot_logits, j * p.classes);

@@ -1,4 +1,4 @@
-// Which thread this is, and loops over threads whose bodies may throw.
+// Which thread this is, how many to take, and loops over threads whose bodies may throw.
 #pragma once
 
 #include <algorithm>
@@ -18,6 +18,11 @@ inline int thread_number() {
 #else
   return 0;
 #endif
+}
+
+// How many of `threads` have work, where there is enough for `worth` of them: at least one.
+inline int threads_for(std::int64_t worth, int threads) {
+  return int(std::max<std::int64_t>(1, std::min<std::int64_t>(threads, worth)));
 }
 
 // Calls f(i) for each i of [0, n) on up to `threads` threads, a call at a time to each that is free. An exception that

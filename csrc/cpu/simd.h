@@ -16,11 +16,7 @@
 #endif
 
 // For what is called in a loop, a lambda too: the compiler, left alone, makes calls of them that spill every register.
-#if defined(__GNUC__)
 #define TOAST_INLINED __attribute__((always_inline))
-#else
-#define TOAST_INLINED
-#endif
 #define TOAST_INLINE TOAST_INLINED inline
 
 namespace toast {

@@ -59,10 +59,11 @@ class SoftRow {
   }
 
   // Probabilities of the classes [begin, begin + n): where they lie, or written to buffer. To prefetch: those from
-  // class `next` of row `ahead` on.
-  Input<Real> chunk(std::int64_t begin, std::int64_t n, Real* buffer, std::int64_t ahead, std::int64_t next) const {
+  // class next_class of row next_row on.
+  Input<Real> chunk(std::int64_t begin, std::int64_t n, Real* buffer, std::int64_t next_row,
+                    std::int64_t next_class) const {
     if (indices_ == nullptr && rows_->logsumexp == nullptr && Input<Real>::takes(rows_->dtype))
-      return {rows_->dtype, element(start_ + begin), element(ahead * rows_->stride + next)};
+      return {rows_->dtype, element(start_ + begin), element(next_row * rows_->stride + next_class)};
     return in_buffer<Real>(chunk(begin, n, buffer));
   }
   const Real* chunk(std::int64_t begin, std::int64_t n, Real* buffer) const {

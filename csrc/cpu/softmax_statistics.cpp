@@ -6,8 +6,9 @@
 #include <cmath>
 #include <cstdint>
 
-#include "cpu/blended_kl_chunk.h"
+#include "cpu/chunk.h"
 #include "cpu/convert.h"
+#include "cpu/parallel.h"
 
 namespace toast {
 namespace TOAST_ISA {
@@ -41,8 +42,8 @@ Sums chunk_sums(const Real* z, std::int64_t n, Real base, Real inverse_t) {
 
 template <class Real>
 void run(const SoftmaxStatistics& p) {
-  const std::int64_t chunks = (p.classes + kChunk - 1) / kChunk, worth = p.rows * p.classes / kGrain;
-  const int threads = int(std::max<std::int64_t>(1, std::min<std::int64_t>(p.threads, worth)));
+  const std::int64_t chunks = (p.classes + kChunk - 1) / kChunk;
+  const int threads = threads_for(p.rows * p.classes / kGrain, p.threads);
 #pragma omp parallel for num_threads(threads) if (threads > 1)
   for (std::int64_t i = 0; i < p.rows; ++i) {
     Real buffer[kChunk];

@@ -19,7 +19,6 @@ enum class RowKind : int {
   dense,   // and a soft target of C probabilities: it is held too
   any,     // whatever else there is: nothing is held, and everything read three times, element by element
 };
-constexpr int kRowKinds = 5;
 // The fastest kind that can work on rows of this problem, whatever their length.
 RowKind row_kind(const BlendedKL& problem);
 

@@ -92,11 +92,11 @@ class Block {
   __device__ void look_up(std::int64_t i, int turn) {
     if (looks_up() && i < p_.rows) make_row<kind>(p_, i, shared_.scales, shared_.row[turn]);
   }
-  // What is read one by one: of a row that is looked up next, and of this one.
-  __device__ void prefetch_singles(std::int64_t ahead, const Row& row, const T* logits) const {
-    if (threadIdx.x < 3 && ahead < p_.rows) {
+  // The labels of row `next`, which is looked up next, and the logits that this one's labels and lists name.
+  __device__ void prefetch_sparse_classes(std::int64_t next, const Row& row, const T* logits) const {
+    if (threadIdx.x < 3 && next < p_.rows) {
       const std::int64_t* indices = threadIdx.x == 0 ? p_.target : threadIdx.x == 1 ? p_.target_b : p_.past_index;
-      if (indices != nullptr) prefetch(indices + ahead);
+      if (indices != nullptr) prefetch(indices + next);
     }
     if (threadIdx.x < 2 && row.label[threadIdx.x] >= 0) prefetch(logits + row.label[threadIdx.x]);
     if constexpr (Held::kMasses) row.for_each_listed([&](int, auto&, int, int j) { prefetch(logits + j); });
@@ -105,7 +105,7 @@ class Block {
   // --- The exchange
   // Gives this block's statistics of row i to all blocks of the cluster.
   __device__ void give(std::int64_t i, const Row& row, const Base& base, int turn) {
-    prefetch_singles(i + 2 * std::int64_t(task_.clusters), row, held_.span(i).logits);
+    prefetch_sparse_classes(i + 2 * std::int64_t(task_.clusters), row, held_.span(i).logits);
     const bool lists = rank() == 0;
     Stats mine;
     Held::with_past(row, [&](auto past) { mine = RowWork<T, kind, past>(held_, i, row, base).statistics(lists); });

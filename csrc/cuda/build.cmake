@@ -2,11 +2,7 @@
 include(CheckLanguage)
 check_language(CUDA)
 if(NOT CMAKE_CUDA_COMPILER)
-  if(TOAST_CUDA STREQUAL "1")
-    message(FATAL_ERROR "toast_kernels: TOAST_CUDA=1, but no nvcc was found (looked for CMAKE_CUDA_COMPILER, $CUDACXX, nvcc)")
-  endif()
-  message(STATUS "toast_kernels: CUDA kernels are not built: no nvcc was found")
-  return()
+  message(FATAL_ERROR "toast_kernels: TOAST_CUDA needs nvcc, and none was found (looked for CMAKE_CUDA_COMPILER, $CUDACXX, nvcc)")
 endif()
 
 if(NOT TOAST_CUDA_ARCHITECTURES AND NOT CMAKE_CUDA_ARCHITECTURES)

@@ -53,7 +53,7 @@ struct HeldRow {
   }
 
   // Calls f(v, at) for this thread's vectors: its number v is the row's number `at`, if it has as many. By a fold and
-  // TOAST_INLINE, as `#pragma unroll` gives up on long loops, and registers cannot be indexed.
+  // TOAST_INLINED, as `#pragma unroll` gives up on long loops, and registers cannot be indexed.
   template <class F>
   __device__ void for_each_vector(F&& f) const {
     for_each_vector(f, std::make_integer_sequence<int, kVectors>());
@@ -95,12 +95,12 @@ struct HeldRow {
     if constexpr (kPastRow) past[v] = load_from(row.scaled[kPast].values, row.scaled[kPast].is_full(), {});
   }
   __device__ void load(const Span<T>& span, const Row& row) {
-    for_each_vector([&](int v, int at) TOAST_INLINE { load(v, at, span, row); });
+    for_each_vector([&](int v, int at) TOAST_INLINED { load(v, at, span, row); });
   }
 
   // Makes the logits, whatever they are, such that count for nothing.
   __device__ void clear() {
-    for_each_vector([&](int v, int) TOAST_INLINE { z[v] = minus_infinities<T>(); });
+    for_each_vector([&](int v, int) TOAST_INLINED { z[v] = minus_infinities<T>(); });
   }
 
   __device__ float largest() const {

@@ -1,3 +1,4 @@
+// How a row is spread over threads and blocks, from its target and its length alone: host code, which needs no GPU.
 #include <algorithm>
 #include <cstdint>
 

@@ -19,7 +19,7 @@ using SharedType = T;
 namespace toast {
 
 // Of a lambda: its body becomes a part of each call's function.
-#define TOAST_INLINE __attribute__((always_inline))
+#define TOAST_INLINED __attribute__((always_inline))
 
 // 2^x to 2 units in the last place; 0 for -inf.
 __device__ inline float exp2_approx(float x) {

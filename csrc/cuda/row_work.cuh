@@ -106,7 +106,7 @@ class RowWork {
   __device__ __forceinline__ void masses(int v, const MassScales& scales, float (&m)[kW], float& s_sum, float& q_sum) {
 #pragma unroll
     for (float& mass : m) mass = scales.uniform;
-    const auto add = [&](uint4& held, bool logits, float scale, float& sum) TOAST_INLINE {
+    const auto add = [&](uint4& held, bool logits, float scale, float& sum) TOAST_INLINED {
       float s[kW];
       unpack(held, s);
       if (logits)
@@ -127,7 +127,7 @@ class RowWork {
     const MassScales scales = mass_scales(1);
     float soft_sum = 0, past_sum = 0;
     int classes = 0;
-    held_.for_each_vector([&](int v, int at) TOAST_INLINE {
+    held_.for_each_vector([&](int v, int at) TOAST_INLINED {
       if (at >= span_.vectors) return;
       float x[kW], p[kW], e[kW], m[kW];
       exponentials(v, x, p, e);
@@ -191,7 +191,7 @@ class RowWork {
     T* const to = gradient();
     const bool aligned = reinterpret_cast<std::uintptr_t>(to + span_.head) % 16 == 0;
     const MassScales scales = mass_scales(row_.upstream);
-    held_.for_each_vector([&](int v, int at) TOAST_INLINE {
+    held_.for_each_vector([&](int v, int at) TOAST_INLINED {
       if (at < span_.vectors) {
         float x[kW], p[kW], e[kW], m[kW] = {}, unused = 0;
         exponentials(v, x, p, e);

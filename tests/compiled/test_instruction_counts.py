@@ -27,6 +27,7 @@ COUNTS = {
     ("plain", 1000): 5.88,
     ("blended", 1000): 8.99,
     ("blended-bfloat16", 1000): 10.5,
+    ("probabilities with stats", 1000): 11.7,
     ("top-k", 20_000): 5.55,
     ("euclidean", 100): 73.1,
     ("euclidean", 200): 108,

@@ -1,6 +1,8 @@
 // What a kernel made of a problem, against the truth.
 #pragma once
 
+#include <algorithm>
+
 #include "blended_kl_truth.h"
 #include "check.h"
 
@@ -34,4 +36,8 @@ inline void compare(Problem& problem) {
 
 inline bool equal(Elements& a, Elements& b) {
   return a.bytes() == b.bytes() && std::memcmp(a.data(), b.data(), a.bytes()) == 0;
+}
+
+inline bool equal(Guarded<int64_t>& a, Guarded<int64_t>& b) {
+  return a.size() == b.size() && std::equal(a.data(), a.data() + a.size(), b.data());
 }

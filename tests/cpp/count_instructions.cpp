@@ -38,13 +38,15 @@ toast::SoftRows dense(const std::vector<float>& values, int64_t rows, int64_t cl
   return soft;
 }
 
-void loss(const std::string& name, int64_t rows, int64_t classes) {
+// Returns whether there is a case of that name.
+bool loss(const std::string& name, int64_t rows, int64_t classes) {
   constexpr int64_t tables = 8, listed = 64;
   const auto logits = floats(rows * classes, 6, -3, 1);
   const auto values = floats(tables * classes, 2.0 / double(classes), 0, 2);
   const auto entropy = floats(tables, 1, 0, 3);
-  std::vector<float> gradient(rows * classes), mean(1);
-  std::vector<int64_t> target(rows), past_index(rows);
+  const auto probabilities = floats(rows * classes, 2.0 / double(classes), 0, 6);
+  std::vector<float> gradient(rows * classes), mean(1), stats(2 * rows);
+  std::vector<int64_t> target(rows), past_index(rows), argmax(rows);
   for (int64_t i = 0; i < rows; ++i) {
     target[i] = i % tables;
     past_index[i] = i % 2 ? -1 : i % tables;
@@ -61,8 +63,6 @@ void loss(const std::string& name, int64_t rows, int64_t classes) {
   problem.alpha = 0.4;
   problem.loss = mean.data();
   problem.gradient = gradient.data();
-  problem.stats = nullptr;
-  problem.argmax = nullptr;
   problem.non_temporal_from = int64_t(1) << 40;  // the same path whatever cache there is
   std::vector<std::uint16_t> half_logits(rows * classes), half_gradient(rows * classes);
   if (name == "blended-bfloat16") {  // the logits alone: what converting them costs
@@ -78,11 +78,19 @@ void loss(const std::string& name, int64_t rows, int64_t classes) {
     problem.past_index = past_index.data();
     problem.past_weight = 1;
     problem.temperature = 3;
+  } else if (name == "probabilities with stats") {
+    problem.target = nullptr;
+    problem.probabilities = dense(probabilities, rows, classes, entropy);
+    problem.stats = stats.data();
+    problem.argmax = argmax.data();
   } else if (name == "top-k") {
     problem.soft = dense(values, tables, listed, entropy);
     problem.soft.indices = indices.data();
+  } else if (name != "plain") {
+    return false;
   }
   counted([&] { toast::blended_kl_cpu(problem); });
+  return true;
 }
 
 void medoids(toast::Metric metric, int64_t rows, int64_t width) {
@@ -104,13 +112,15 @@ void softmax_statistics(int64_t rows, int64_t classes) {
   });
 }
 
+int usage() {
+  std::fprintf(stderr, "usage: count_instructions CASE ROWS WIDTH, with a CASE of test_instruction_counts.py\n");
+  return 2;
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 4) {
-    std::fprintf(stderr, "usage: count_instructions CASE ROWS WIDTH\n");
-    return 2;
-  }
+  if (count != 4) return usage();
   const std::string name = arguments[1];
   const int64_t rows = std::atoll(arguments[2]), width = std::atoll(arguments[3]);
   const std::map<std::string, toast::Metric> metrics = {{"euclidean", toast::Metric::euclidean},
@@ -122,7 +132,7 @@ int main(int count, char** arguments) {
     medoids(metrics.at(name), rows, width);
   else if (name == "softmax statistics")
     softmax_statistics(rows, width);
-  else
-    loss(name, rows, width);
+  else if (!loss(name, rows, width))
+    return usage();
   return 0;
 }

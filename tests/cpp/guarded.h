@@ -13,7 +13,7 @@
 #endif
 
 // n elements between two guards that AddressSanitizer forbids to touch; intact() sees the writes that it does not
-// instrument (streaming stores). Every byte starts as 0xff: NaN in all floating-point types, -1 in all integers.
+// instrument (non-temporal stores). Every byte starts as 0xff: NaN in all floating-point types, -1 in all integers.
 template <class T>
 class Guarded {
  public:

@@ -30,9 +30,7 @@ inline Row features(Row x, Metric metric) {
   return x;
 }
 
-#if defined(__GNUC__)
 __attribute__((no_sanitize("address", "undefined")))  // the truth is no code under test, and takes most of the time
-#endif
 inline Number distance(const Row& left, const Row& right, Metric metric) {
   const Number *a = left.data(), *b = right.data();
   const std::size_t width = metric == Metric::jeffreys ? left.size() / 2 : left.size();

@@ -1,4 +1,4 @@
-// blended_kl against plain double loops, with 1, 2 and 3 threads, its gradient stored past the caches or not.
+// blended_kl against plain double loops, with 1, 2 and 3 threads, its gradient written by non-temporal stores or not.
 #include "blended_kl_compare.h"
 
 namespace {
@@ -15,6 +15,7 @@ void test(DType dtype, int64_t rows, int64_t classes) {
   compare(problem);
 
   Elements loss = std::move(problem.loss), gradient = std::move(problem.gradient), stats = std::move(problem.stats);
+  Guarded<int64_t> argmax = std::move(problem.argmax);
   for (int threads = 2; threads <= 3; ++threads) {
     problem.make_outputs();
     problem.p.threads = threads;
@@ -22,6 +23,7 @@ void test(DType dtype, int64_t rows, int64_t classes) {
     toast::blended_kl_cpu(problem.p);
     CHECK(problem.intact());
     CHECK(equal(problem.loss, loss) && equal(problem.gradient, gradient) && equal(problem.stats, stats));
+    CHECK(equal(problem.argmax, argmax));
   }
   problem.make_outputs();
   problem.p.gradient = problem.p.stats = nullptr;
@@ -53,6 +55,29 @@ void test_out_of_range() {
       expect_refusal(problem, problem.past_index[3], problem.p.past.rows), ++expected;
   }
   CHECK(refused == expected && expected > 100);
+}
+
+// A row of probabilities that are all 0 has a cross-entropy of 0, whatever its logits: 0 * inf and 0 * NaN are 0 there.
+void test_no_mass() {
+  check::current_case = "probabilities of 0";
+  constexpr int64_t rows = 3, classes = 3;
+  const std::vector<float> probabilities(rows * classes);
+  std::vector<float> logits{1, -INFINITY, 2, -INFINITY, -INFINITY, -INFINITY, 1, NAN, 2}, loss(rows), stats(2 * rows);
+  std::vector<int64_t> argmax(rows);
+  BlendedKL p{};
+  p.dtype = DType::float32;
+  p.logits = logits.data();
+  p.rows = rows;
+  p.classes = p.stride = classes;
+  p.probabilities.values = probabilities.data();
+  p.probabilities.rows = rows;
+  p.probabilities.stride = p.probabilities.width = classes;
+  p.reduction = Reduction::none;
+  p.loss = loss.data();
+  p.stats = stats.data();
+  p.argmax = argmax.data();
+  toast::blended_kl_cpu(p);
+  for (int64_t i = 0; i < rows; ++i) CHECK(stats[i] == 0);
 }
 
 // Where the processor is slow with denormals, a float of the kernel that would be one is 0; those of its caller are
@@ -123,6 +148,7 @@ int main() {
     test(dtype, 0, 5);
   }
   test_out_of_range();
+  test_no_mass();
   test_denormals();
   return check::finish(problems);
 }

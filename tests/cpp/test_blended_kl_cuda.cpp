@@ -3,6 +3,7 @@
 #include "blended_kl_compare.h"
 #include "cuda/blended_kl.h"
 #include "cuda/launch.cuh"
+#include "sanitizers.h"
 
 namespace {
 
@@ -11,14 +12,8 @@ using toast::RowKind;
 
 constexpr DType kDTypes[] = {DType::float32, DType::bfloat16, DType::float16};
 
-#if defined(__SANITIZE_THREAD__)
-constexpr bool kRacesAreWatched = true;
-#else
-constexpr bool kRacesAreWatched = false;
-#endif
-
 unsigned problems = 0;
-int of_kind[toast::kRowKinds];  // how many problems
+int of_kind[int(RowKind::any) + 1];  // how many problems
 
 // A plan for rows of this problem on a cluster of so many threads: what they cannot hold they read.
 Plan spread(const BlendedKL& p, int threads, int cluster) {
@@ -41,13 +36,17 @@ void run(Problem& problem, const Plan& plan, int clusters, unsigned seed, bool g
 
 struct Outputs {
   Elements loss, gradient, stats;
+  Guarded<int64_t> argmax;
 
   explicit Outputs(Problem& problem)
-      : loss(std::move(problem.loss)), gradient(std::move(problem.gradient)), stats(std::move(problem.stats)) {}
+      : loss(std::move(problem.loss)),
+        gradient(std::move(problem.gradient)),
+        stats(std::move(problem.stats)),
+        argmax(std::move(problem.argmax)) {}
   // In what the problem's last run was to give.
   bool equal(Problem& problem) {
     return ::equal(loss, problem.loss) && (problem.p.gradient == nullptr || ::equal(gradient, problem.gradient)) &&
-           (problem.p.stats == nullptr || ::equal(stats, problem.stats));
+           (problem.p.stats == nullptr || (::equal(stats, problem.stats) && ::equal(argmax, problem.argmax)));
   }
 };
 

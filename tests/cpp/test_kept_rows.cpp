@@ -187,16 +187,21 @@ void test_carry(unsigned seed, DType dtype, int64_t new_rows, int64_t others, in
       if (triple) CHECK(slot_labels_b[j] == (is_filled ? labels_b[row] : kIgnore));
       if (triple) CHECK(slot_lam[j] == (is_filled ? lam[row] : 1));
       CHECK(is_filled || std::isnan(slot_logits.get(j * classes)));  // as Elements makes it
-      CHECK((is_filled && statistics) || std::isnan(logsumexp[j]));
+      CHECK((is_filled && statistics) || (std::isnan(logsumexp[j]) && std::isnan(entropy.get(j))));
       if (!is_filled) continue;
-      long double top = -INFINITY, sum = 0;
+      long double top = -INFINITY, sum = 0, dot = 0;
       for (int64_t k = 0; k < classes; ++k) {
         CHECK(slot_logits.get(j * classes + k) == logits.get(row * stride + k));
         top = std::max<long double>(top, logits.get(row * stride + k));
       }
-      for (int64_t k = 0; k < classes; ++k) sum += std::exp((logits.get(row * stride + k) - top) / 3);
-      const double wanted = double(top / 3 + std::log(sum));
+      for (int64_t k = 0; k < classes; ++k) {
+        const long double d = (logits.get(row * stride + k) - top) / 3;
+        sum += std::exp(d);
+        dot += std::exp(d) * d;
+      }
+      const double wanted = double(top / 3 + std::log(sum)), wanted_entropy = double(std::log(sum) - dot / sum);
       if (statistics) CHECK(std::fabs(logsumexp[j] - wanted) <= 0x1p-19 + 0x1p-50 * std::fabs(wanted));
+      if (statistics) CHECK(std::fabs(entropy.get(j) - wanted_entropy) <= 0x1p-19 * (1 + wanted_entropy));
     }
   }
 }

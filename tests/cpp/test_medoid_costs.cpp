@@ -161,7 +161,7 @@ void test_whatever_may_win_is_kept() {
   const double cost[] = {10.2, 10.0, 10.5, 12.0, 40.0}, bound[] = {0.3, 0.1, 1.0, 0.1, INFINITY};
   std::copy(cost, cost + 5, some.cost.data());
   std::copy(bound, bound + 5, some.bound.data());
-  CHECK(narrow(one.c, Metric::euclidean, some.candidates(), 1) == 4);
+  CHECK(drop_losers(one.c, Metric::euclidean, some.candidates(), 1) == 4);
   for (int64_t i = 0; i < 4; ++i) {
     const int64_t kept = i < 3 ? i : 4;
     CHECK(some.positions[i] == kept && some.cost[i] == cost[kept] && some.bound[i] == bound[kept]);

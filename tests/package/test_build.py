@@ -121,6 +121,16 @@ def test_an_nvcc_that_is_too_old_is_not_used(source):
     assert "no nvcc of CUDA 12" in run.stderr
 
 
+def test_a_variable_that_is_empty_is_as_good_as_unset(source):
+    (source / "bin").mkdir()
+    for tool in ("c++", "nvcc", "bin/nvcc"):
+        (source / tool).write_text("#!/bin/sh\nexit 1\n")
+        (source / tool).chmod(0o755)
+    empty = dict.fromkeys(("CXX", "CUDACXX", "CUDA_HOME", "CUDA_PATH"), "")
+    run = python(source, "setup.py", "build_ext", compiler=False, TOAST_CUDA="1", TOAST_CPU="0", **empty)
+    assert f"building the CUDA kernels with {source / 'nvcc'}" in run.stderr
+
+
 def test_an_nvcc_that_fails_is_an_error(source):
     run = python(source, "setup.py", "build_ext", TOAST_CUDA="1", TOAST_CPU="0", CUDACXX=shutil.which("false"))
     assert run.returncode != 0

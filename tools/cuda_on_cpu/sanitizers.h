@@ -24,10 +24,12 @@
 #define CUDA_ON_CPU_RACES 0
 #endif
 
+constexpr bool kRacesAreWatched = CUDA_ON_CPU_RACES;
+
 #if CUDA_ON_CPU_ASAN
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
-#else
+#elif !defined(ASAN_POISON_MEMORY_REGION)
 #define ASAN_POISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(address, size) ((void)(address), (void)(size))
 #endif

@@ -10,7 +10,7 @@
 #include <vector>
 
 #include "check.h"
-#include "cuda_launch.h"
+#include "test_launch.h"
 
 namespace cg = cooperative_groups;
 

@@ -14,6 +14,14 @@ NO_SHARE = (
 )
 
 FAULTS = {
+    "csrc/cpu/chunk.h": [
+        (
+            "the largest logit is not looked for among a row's last lanes",
+            "m0 = max(z.load(i, m, lowest), m0);",
+            "if (m == lanes) m0 = max(z.load(i, m, lowest), m0);",
+            WIDTHS,
+        ),
+    ],
     "csrc/cpu/blended_kl_chunk.h": [
         (
             "the lanes beyond a row's end count as logits of 0",
@@ -38,12 +46,6 @@ FAULTS = {
             "to.store_and_prefetch(g, j, n);",
             "to.store_and_prefetch(g, j, V::lanes);",
             CPP,
-        ),
-        (
-            "the largest logit is not looked for among a row's last lanes",
-            "m0 = max(z.load(i, m, lowest), m0);",
-            "if (m == lanes) m0 = max(z.load(i, m, lowest), m0);",
-            WIDTHS,
         ),
         ("chunks are merged without rescaling the sum", "low.sum * low.relative_to(high)", "low.sum", CPP),
         (
@@ -153,7 +155,9 @@ FAULTS = {
         ),
         ("listed mass is left for the next row", "std::exchange(here, Real(0))", "here", CPP),
         ("0 * -inf is NaN", "if (dot != dot) dot = guarded_dot(r, s.max, scratch);", "", CPP),
-        ("0 * -inf is NaN in the guarded sum", "fma_nonzero(t.load", "fma(t.load", CPP),
+        ("0 * -inf is NaN in the guarded sum", "fma_nonzero(here", "fma(here", CPP),
+        ("probabilities are taken to sum to 1 in the stats", "sums.mass * std::log(s.sum)", "std::log(s.sum)", CPP),
+        ("no mass times an infinite logarithm is NaN in the stats", "sums.mass == 0 ? 0 :", "false ? 0 :", CPP),
         (
             "a row's maximum is taken from the row before",
             "next_max = max(i + 1, 0);",
@@ -207,8 +211,8 @@ FAULTS = {
         ),
         (
             "the mean is divided by the weight of a label without a share",
-            " && share_of(i, which) != 0)\n          class_rows_",
-            ")\n          class_rows_",
+            " && share_of(i, which) != 0)\n          class_weight_",
+            ")\n          class_weight_",
             NO_SHARE + "[cpu-mean-inf]",
         ),
         (
@@ -245,8 +249,8 @@ FAULTS = {
         ),
         (
             "the mean divides by the rows, not by their weights",
-            "class_rows_ += share_of(i, which) * weight_of(y);",
-            "class_rows_ += share_of(i, which);",
+            "class_weight_ += share_of(i, which) * weight_of(y);",
+            "class_weight_ += share_of(i, which);",
             CROSS_ENTROPY + "test_value_and_gradient",
         ),
         (

@@ -216,7 +216,7 @@ FAULTS = {
         ("a run of buckets knows none before it", "sum_before = before(sum);", "sum_before = 0;", CPP),
     ],
     "csrc/cpu/medoids/products.h": [
-        ("the first part of wide rows' products is forgotten", "k == 0, ahead", "true, ahead", COSTS),
+        ("the first part of wide rows' products is forgotten", "k == 0, prefetch", "true, prefetch", COSTS),
         (
             "products of the last columns are forgotten",
             "j < columns; j += step",

@@ -33,7 +33,7 @@ void with_metric(Metric metric, F&& f) {
 
 // Adds the terms of the distance at features k to k + 7. Beyond the width both rows hold zeros.
 template <Metric metric>
-[[gnu::always_inline]] inline void add_terms(Lanes& sum, const double* a, const double* b, int64_t k, int64_t w) {
+TOAST_INLINE void add_terms(Lanes& sum, const double* a, const double* b, int64_t k, int64_t w) {
   const Lanes difference = load(a + k) - load(b + k);
   if constexpr (metric == Metric::cityblock) {
     sum += absolute(difference);
@@ -46,7 +46,7 @@ template <Metric metric>
 }
 
 template <Metric metric>
-[[gnu::always_inline]] inline double finish(const Lanes& sum, const double* a, const double* b, int64_t w) {
+TOAST_INLINE double finish(const Lanes& sum, const double* a, const double* b, int64_t w) {
   const double total = add_lanes(sum);
   if constexpr (metric == Metric::euclidean) return std::sqrt(total);
   if constexpr (metric == Metric::cosine) return a[w] + b[w] > 0 ? 1.0 : 0.5 * total;

@@ -86,7 +86,7 @@ inline int64_t drop_duplicates(const ClassRows& c, const Candidates& all, int th
 }
 
 // Drops the candidates that cannot win and all but the first of equal rows, in place; returns how many are left.
-inline int64_t narrow(const ClassRows& c, Metric metric, const Candidates& all, int threads) {
+inline int64_t drop_losers(const ClassRows& c, Metric metric, const Candidates& all, int threads) {
   const double limit = tie(range_of_minimum(c, all).highest, metric, c.n);
   int64_t kept = 0;
   for (int64_t i = 0; i < all.count; ++i) {
@@ -99,8 +99,8 @@ inline int64_t narrow(const ClassRows& c, Metric metric, const Candidates& all, 
   return kept == 1 ? 1 : drop_duplicates(c, {all.positions, all.cost, all.bound, kept}, threads);
 }
 
-// Position of the winner among narrowed candidates. Exact costs are got in the order of the rows and only until it is
-// certain: a row that ties with the least that any can cost wins over every later one.
+// Position of the winner among the candidates that are left. Exact costs are got in the order of the rows and only
+// until it is certain: a row that ties with the least that any can cost wins over every later one.
 inline int64_t decide(const ClassRows& c, Metric metric, const Candidates& all, int threads) {
   if (all.count == 1) return all.positions[0];
   Range range = range_of_minimum(c, all);

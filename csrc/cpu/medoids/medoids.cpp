@@ -1,3 +1,6 @@
+// class_medoids on the CPU: rows are grouped by class; a fast formula (means.h, euclidean.h, cityblock.h) nominates,
+// with a bound on each cost's error; those that cannot win are dropped and exact costs decide (decide.h, costs.h). In a
+// small class all pairs do (costs.h).
 #include "medoids.h"
 
 #include "cpu/medoids/cityblock.h"
@@ -155,10 +158,10 @@ int64_t class_medoid(const ClassRows& c, Metric metric, int threads) {
   std::vector<double> cost(c.n), bound(c.n);
   Candidates left{positions.data(), cost.data(), bound.data(), c.n};
   nominate(c, metric, false, left, threads);
-  left.count = narrow(c, metric, left, threads);
+  left.count = drop_losers(c, metric, left, threads);
   if (left.count * c.n * c.x.width > few_pairs && has_finer(c, metric)) {
     nominate(c, metric, true, left, threads);
-    left.count = narrow(c, metric, left, threads);
+    left.count = drop_losers(c, metric, left, threads);
   }
   return c.rows[decide(c, metric, left, threads)];
 }

@@ -39,14 +39,15 @@ TOAST_INLINE R fma(R a, R b, R c) {
 #endif
 
 // held_rows of a block, from a on, times registers of another, from b on, over `depth` elements; added to out
-// [held_rows, stride] or, first, written there. Meanwhile `ahead` is asked for, so many elements at each of them.
+// [held_rows, stride] or, first, written there. Meanwhile it prefetches: from `prefetch` on, prefetch_step elements at
+// each of them.
 template <int registers, class Real>
 void multiply_held(const Real* a, const Real* b, int64_t depth, Real* out, int64_t stride, bool first,
-                   const Real* ahead, int64_t ahead_step) {
+                   const Real* prefetch, int64_t prefetch_step) {
   constexpr int64_t lanes = register_lanes<Real>;
   Register<Real> sum[held_rows][registers] = {};
-  for (int64_t k = 0; k < depth; ++k, a += block, b += block, ahead += ahead_step) {
-    __builtin_prefetch(ahead);
+  for (int64_t k = 0; k < depth; ++k, a += block, b += block, prefetch += prefetch_step) {
+    __builtin_prefetch(prefetch);
     Register<Real> factor[registers];
 #pragma GCC unroll 4
     for (int v = 0; v < registers; ++v) factor[v] = load_register(b + v * lanes);
@@ -77,12 +78,12 @@ void multiply(const Real* a, int64_t rows, const Real* b, int64_t columns, int64
   for (int64_t i = 0; i < (width == 0 ? rows : 0); ++i)
     std::fill(out + i * stride, out + i * stride + whole_blocks(columns), Real(0));
   // While a block of columns is multiplied the next is brought into the cache.
-  const int64_t ahead_step = step * held_rows / whole_blocks(rows);
+  const int64_t prefetch_step = step * held_rows / whole_blocks(rows);
   for (int64_t k = 0; k < width; k += depth) {
     const int64_t count = std::min(depth, width - k);
     for (int64_t j = 0; j < columns; j += step) {
       const Real* right = b + (j - j % block) * width + k * block;
-      const Real* ahead = right + (j + block < columns ? block * width : 0) + j % block * count;
+      const Real* prefetch = right + (j + block < columns ? block * width : 0) + j % block * count;
       right += j % block;
       for (int64_t i = 0; i < std::min(rows, j + step - diagonal); i += held_rows) {
         // The first and the end of the registers with columns that row i, or one after it, is needed in.
@@ -90,8 +91,8 @@ void multiply(const Real* a, int64_t rows, const Real* b, int64_t columns, int64
         const int64_t end = std::min<int64_t>(held_registers, (columns - j + lanes - 1) / lanes);
         const auto multiply_some = [&](auto registers) {
           multiply_held<registers.value>(a + (i - i % block) * width + k * block + i % block, right + first * lanes,
-                                         count, out + i * stride + j + first * lanes, stride, k == 0, ahead,
-                                         ahead_step);
+                                         count, out + i * stride + j + first * lanes, stride, k == 0, prefetch,
+                                         prefetch_step);
         };
         if (end - first == held_registers)
           multiply_some(std::integral_constant<int, held_registers>());
@@ -99,7 +100,7 @@ void multiply(const Real* a, int64_t rows, const Real* b, int64_t columns, int64
           multiply_some(std::integral_constant<int, 2>());
         else if (end - first == 1)
           multiply_some(std::integral_constant<int, 1>());
-        ahead += count * ahead_step;
+        prefetch += count * prefetch_step;
       }
     }
   }

@@ -56,7 +56,7 @@ inline void load_row(const Matrix& x, int64_t row, double* out) {
 
 // The begin of a row into the level 1 cache (the processor reads on by itself), some rows before it is read: a class's
 // rows lie anywhere in x. Inlined: GCC takes a call that does nothing else for one that may be left out.
-[[gnu::always_inline]] inline void prefetch_row(const Matrix& x, int64_t row) {
+TOAST_INLINE void prefetch_row(const Matrix& x, int64_t row) {
   const int64_t size = size_of(x.dtype), bytes = x.column_stride == 1 ? std::min<int64_t>(x.width * size, 1024) : 1;
   const char* p = static_cast<const char*>(x.data) + row * x.row_stride * size;
   for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(p + i);

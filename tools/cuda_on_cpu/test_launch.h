@@ -8,8 +8,6 @@
 
 #include "sanitizers.h"
 
-constexpr bool kRacesAreWatched = CUDA_ON_CPU_RACES;
-
 struct Shape {
   dim3 grid, block;
   unsigned cluster = 1;
