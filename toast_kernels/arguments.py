@@ -8,12 +8,10 @@ from torch import Tensor
 
 from .backends import FLOATS
 from .blended_kl.problem import Problem, Table, is_traced, loss_dtype, number
-from .checks import came, check_floating, check_int, check_number, type_of
+from .checks import came, check_floating, check_int64, check_labels, check_number, type_of
 from .mixup import check_lam
 from .native import rows_of, widest
 from .soft_targets import SoftTargets
-
-LABELS = (torch.int64, torch.int32, torch.uint8)
 
 
 class Arguments(NamedTuple):
@@ -43,9 +41,7 @@ def check(given: Arguments) -> None:
     if logits.dim() == 0 or logits.shape[class_dim(logits)] == 0:
         raise ValueError(f"logits must have shape [C], [N, C] or [N, C, d1, ...] with C >= 1, got {list(logits.shape)}")
     num_classes = logits.shape[class_dim(logits)]
-    check_int("ignore_index", ignore_index)
-    if not -(2**63) <= ignore_index < 2**63:
-        raise ValueError(f"ignore_index must fit into int64, got {ignore_index}")
+    check_int64("ignore_index", ignore_index)
     _check_target(given.target, logits, ignore_index)
     check_weight(given.weight, logits, num_classes)
     for name, *interval in (("label_smoothing", 0, 1), ("temperature", 0, math.inf, "()")):
@@ -157,6 +153,7 @@ def to_problem(given: tuple, alpha, past_weight, need_gradient: bool) -> Problem
             past_index = torch.arange(len(rows), dtype=torch.int64, device=rows.device)
         else:
             past_index = _labels(past_index)
+    ignore_index = check_int64("ignore_index", ignore_index)  # NumPy's too
     return Problem(
         rows, target, y_b, lam, weight, soft, alpha, past, past_index, past_weight, None,
         temperature, ignore_index, float(label_smoothing), reduction, need_gradient, bool(need_stats),
@@ -223,13 +220,12 @@ def _check_target(target, logits, ignore_index):
 
 
 def _check_labels(name, labels, logits):
-    if not isinstance(labels, Tensor) or labels.dtype not in LABELS:
-        raise TypeError(f"{name} must hold int64, int32 or uint8 labels, got {type_of(labels)}")
+    check_labels(name, labels)
     check_device(name, labels, logits)
     if labels.shape != label_shape(logits):
         raise ValueError(
-            f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the class "
-            f"dimension), got {list(labels.shape)}"
+            f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the classes', "
+            f"dimension {class_dim(logits)}), got {list(labels.shape)}"
         )
 
 

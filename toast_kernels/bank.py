@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from .annotations import Backend, Metric, Target
 from .arguments import label_shape
 from .backends import BACKENDS, FLOATS, KERNELS
-from .checks import check_floating, check_int, check_number, check_positive
+from .checks import check_floating, check_int, check_int64, check_number, check_positive
 from .distributed import ProcessGroup, Ranks, distributed_class_medoids
 from .functional import class_medoids
 from .medoids.reference import METRICS
@@ -96,19 +96,17 @@ class MedoidBank(nn.Module):
         backend: Backend = "auto",
     ):
         super().__init__()
-        check_int("num_classes", num_classes, 1)
-        check_int("seed", seed)
-        check_int("ignore_index", ignore_index)
-        check_number("min_share", min_share, 0.5, 1, "(]")
+        num_classes, seed = check_int("num_classes", num_classes, 1), check_int("seed", seed)
+        ignore_index = check_int64("ignore_index", ignore_index)
+        pool_rows = check_int("pool_rows", pool_rows, 1, or_none=True)
+        max_rows_per_class = check_int("max_rows_per_class", max_rows_per_class, 1, or_none=True)
+        num_features = check_int("num_features", num_features, 1, or_none=True)
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
         if pool_dtype not in FLOATS:
             raise TypeError(f"pool_dtype must be one of {', '.join(map(str, FLOATS))}, got {pool_dtype}")
         if backend not in BACKENDS:
             raise ValueError(f"backend must be one of {', '.join(map(repr, BACKENDS))}, got {backend!r}")
-        positive = {"pool_rows": pool_rows, "max_rows_per_class": max_rows_per_class, "num_features": num_features}
-        for name, number in positive.items():
-            check_int(name, number, 1, or_none=True)
         if None not in (pool_rows, max_rows_per_class):
             raise ValueError(f"pool_rows is num_classes * max_rows_per_class already, got pool_rows = {pool_rows}")
         if save_pool and pool_rows is max_rows_per_class is None:
@@ -119,7 +117,7 @@ class MedoidBank(nn.Module):
         self.temperature = check_positive("temperature", temperature)
         self.top_k = top_k
         self.correct_only = correct_only
-        self.min_share = min_share
+        self.min_share = check_number("min_share", min_share, 0.5, 1, "(]")
         self.dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
         SoftTargets.empty(0, num_classes, top_k=top_k, dtype=self.dtype)  # checks top_k and dtype
         self.pool_rows = pool_rows

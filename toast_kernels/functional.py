@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, overload
 import torch
 
 from .annotations import Backend, Metric, Reduction, Target
-from .arguments import LABELS, label_shape
+from .arguments import label_shape
 from .backends import FLOATS
 from .blended_kl.plan import PLAIN, blended_kl
-from .checks import check_int, type_of
+from .checks import check_int, check_int64, check_labels, type_of
 from .medoids import chunks
 from .medoids import op as medoids
 from .medoids.reference import METRICS
@@ -220,8 +220,7 @@ def class_medoids(
         raise TypeError(f"x must be a float64, float32, bfloat16 or float16 tensor, got {type_of(x)}")
     if x.dim() != 2:
         raise ValueError(f"x must have shape [N, D], got {list(x.shape)}")
-    if not isinstance(labels, torch.Tensor) or labels.dtype not in LABELS:
-        raise TypeError(f"labels must be an int64, int32 or uint8 tensor, got {type_of(labels)}")
+    check_labels("labels", labels)
     if mask is not None and (not isinstance(mask, torch.Tensor) or mask.dtype != torch.bool):
         raise TypeError(f"mask must be a bool tensor or None, got {type_of(mask)}")
     for name, rows in (("labels", labels), ("mask", mask)):
@@ -229,8 +228,7 @@ def class_medoids(
             raise ValueError(f"{name} must have shape [N] with N = {x.shape[0]} (from x), got {list(rows.shape)}")
         if rows is not None and rows.device != x.device:
             raise ValueError(f"{name} must be on the device of x, {x.device}, got {rows.device}")
-    check_int("num_classes", num_classes, 1)
-    check_int("ignore_index", ignore_index)
+    num_classes, ignore_index = check_int("num_classes", num_classes, 1), check_int64("ignore_index", ignore_index)
     if metric not in METRICS:
         raise ValueError(f"metric must be one of {', '.join(map(repr, METRICS))}, got {metric!r}")
     labels = labels.long() if labels.dtype == torch.uint8 else labels
@@ -240,7 +238,7 @@ def class_medoids(
         return medoids.class_medoids(x.resolve_neg(), *arguments)
     if x.device.type != "cpu":
         raise ValueError(f"x must be on the CPU where chunk_bytes or another device is given, got x on {x.device}")
-    check_int("chunk_bytes", chunk_bytes, or_none=True)
+    chunk_bytes = check_int("chunk_bytes", chunk_bytes, or_none=True)
     if chunk_bytes is None:
         chunk_bytes = chunks.CHUNK_BYTES
     return chunks.class_medoids(x, *arguments, device, chunk_bytes)

@@ -169,7 +169,7 @@ def linear_toast_loss(
     num_classes, width = linear_weight.shape
     dtype = product_dtype(input, linear_weight, linear_bias)
     acc_dtype = check_acc_dtype(acc_dtype, dtype)
-    check_int("return_top_k", return_top_k, 1, num_classes, or_none=True)
+    return_top_k = check_int("return_top_k", return_top_k, 1, num_classes, or_none=True)
     soft_temperature = check_positive("soft_temperature", soft_temperature)
 
     x = input.reshape(math.prod(rows_shape), width).to(dtype)
@@ -295,7 +295,7 @@ def choose_chunk_rows(chunk_bytes, x, num_classes, in_place: bool) -> int:
     num_rows, width = x.shape
     size = x.element_size()
     row = num_classes * size * (1 if in_place else 2)
-    check_int("chunk_bytes", chunk_bytes, or_none=True)
+    chunk_bytes = check_int("chunk_bytes", chunk_bytes, or_none=True)
     if chunk_bytes is None:
         gradients = (num_rows + num_classes) * width * size
         chunk_bytes = max(row, gradients // 4, LEAST_CHUNK.get(x.device.type, LEAST_CHUNK["cuda"]))

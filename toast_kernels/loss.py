@@ -169,6 +169,18 @@ class ToastLoss(EpochState):
     @overload
     def linear(
         self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[True], return_top_k: Literal[False] = ...,
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> tuple[Tensor, ToastStats]: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
+        linear_bias: Tensor | None = ..., *, return_stats: Literal[False] = ..., return_top_k: Literal[True],
+        chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
+    ) -> tuple[Tensor, TopPredictions]: ...  # fmt: skip
+    @overload
+    def linear(
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = ...,
         linear_bias: Tensor | None = ..., *, return_stats: Literal[True], return_top_k: Literal[True],
         chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
     ) -> tuple[Tensor, ToastStats, TopPredictions]: ...  # fmt: skip
@@ -179,18 +191,10 @@ class ToastLoss(EpochState):
         chunk_bytes: int | None = ..., acc_dtype: torch.dtype | None = ...,
     ) -> LinearLoss: ...  # fmt: skip
     def linear(
-        self,
-        input: Tensor,
-        linear_weight: Tensor,
-        target: Target,
-        past: PastPredictions | None = None,
-        linear_bias: Tensor | None = None,
-        *,
-        return_stats: bool = False,
-        return_top_k: bool = False,
-        chunk_bytes: int | None = None,
-        acc_dtype: torch.dtype | None = None,
-    ) -> LinearLoss:
+        self, input: Tensor, linear_weight: Tensor, target: Target, past: PastPredictions | None = None,
+        linear_bias: Tensor | None = None, *, return_stats: bool = False, return_top_k: bool = False,
+        chunk_bytes: int | None = None, acc_dtype: torch.dtype | None = None,
+    ) -> LinearLoss:  # fmt: skip
         """The loss of F.linear(input, linear_weight, linear_bias), as forward gives it, without ever holding it. ::
 
             loss, stats, predictions = criterion.linear(
@@ -209,8 +213,7 @@ class ToastLoss(EpochState):
             linear_weight: [C, D].
             target, past: as in forward.
             linear_bias: [C].
-            return_stats: also return :class:`ToastStats`.
-            return_top_k: also return :class:`TopPredictions` of top_k classes.
+            return_stats, return_top_k: also return :class:`ToastStats`; :class:`TopPredictions` of top_k classes.
             chunk_bytes, acc_dtype: as in :func:`linear_toast_loss`, which has what is raised.
         """
         num_classes, top_k = self.bank.num_classes, self.bank.top_k

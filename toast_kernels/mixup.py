@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .annotations import Target
-from .checks import check_floating, check_number, type_of
+from .checks import check_floating, check_labels, check_number, type_of
 
 
 @torch.no_grad()
@@ -80,9 +80,9 @@ def check_target(target, shape: torch.Size, num_classes: int) -> None:
             expected = "a tensor" if is_triple else "a tensor or a triple (y_a, y_b, lam)"
             raise TypeError(f"{name} must be {expected}, got {type_of(part)}")
         expected = shape
-        if part.is_floating_point():
-            if is_triple:
-                raise TypeError(f"{name} must hold labels, got {type_of(part)}")
+        if is_triple or not part.is_floating_point():
+            check_labels(name, part)
+        else:
             name, expected = "target of class probabilities", (*shape[:1], num_classes, *shape[1:])
         if part.shape != expected:
             raise ValueError(f"{name} must have shape {list(expected)} (from logits), got {list(part.shape)}")
@@ -94,6 +94,8 @@ def check_lam(lam, shape: torch.Size) -> None:
     """A tensor's values are not looked at."""
     if not isinstance(lam, Tensor):
         check_number("target[2] (lam)", lam, 0, 1)
+    elif lam.is_complex() or lam.dtype == torch.bool:
+        raise TypeError(f"target[2] (lam) must be a number or a real tensor, got {type_of(lam)}")
     elif lam.dim() and lam.shape != shape:
         raise ValueError(f"target[2] (lam) must be a number or have shape {list(shape)}, got {list(lam.shape)}")
 

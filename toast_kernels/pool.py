@@ -116,6 +116,8 @@ class Pool:
     def _make_room(self, new_rows: int, device: torch.device) -> None:
         """For so many rows more, all on `device`."""
         if self.capacity is not None:
+            if self.most is not None and self.predictions is None:  # a number of rows that nobody named
+                self._warn_of(self.capacity, "with max_rows_per_class of each class: ToastLoss.linear pools features")
             self._resize(self.capacity, device)
             return
         needed, size = self.at_most + new_rows, len(self.memory.logits)
@@ -124,12 +126,12 @@ class Pool:
             needed = self.at_most + new_rows
         if needed > size:
             size = max(needed, size * 3 // 2)  # by half at least, so that copying stays linear
-            self._warn_of(size)
+            self._warn_of(size, "and grows: max_rows_per_class= or pool_rows= bounds it")
             self._resize(size, device)
         elif self.memory.logits.device != device:
             self._resize(size, device)
 
-    def _warn_of(self, capacity: int) -> None:
+    def _warn_of(self, capacity: int, advice: str) -> None:
         rows, beside = self.memory.logits, self.predictions
         size = capacity * (rows.shape[1] * rows.element_size())
         size += 0 if beside is None else capacity * (beside.shape[1] * beside.element_size())
@@ -137,7 +139,7 @@ class Pool:
             self.may_warn = False
             warn(
                 f"the pool of an epoch's rows, [{capacity}, {rows.shape[1]}] of {rows.dtype}, takes {size / 2**30:.1f} "
-                "GiB and grows: max_rows_per_class= or pool_rows= bounds it"
+                f"GiB {advice}"
             )
 
     @torch.inference_mode(False)

@@ -43,8 +43,7 @@ class PredictionMemory:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ):
-        check_int("num_samples", num_samples, 1)
-        check_int("num_classes", num_classes, 1)
+        num_samples, num_classes = check_int("num_samples", num_samples, 1), check_int("num_classes", num_classes, 1)
         dtype = dtype or (torch.bfloat16 if top_k is None else torch.float32)
         self.top_k = top_k
         with torch.inference_mode(False):

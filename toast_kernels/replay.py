@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from .annotations import Target
 from .carried_rows import CarriedRows, named_leaves, with_leaves
-from .checks import came, check_floating, check_int, check_number, check_positive, type_of
+from .checks import came, check_floating, check_int, check_int64, check_number, check_positive, type_of
 from .kept_rows.op import carry_rows
 from .soft_targets import SoftTargets
 from .top_predictions import TopPredictions
@@ -78,15 +78,12 @@ class HardReplay:
         ignore_index: int = -100,
         collate: Callable[[Any, Any], tuple[Any, Any]] | None = None,
     ):
-        check_int("max_age", max_age, 1)
-        check_int("top_k", top_k, 1, or_none=True)
-        check_int("ignore_index", ignore_index)
         self.fraction = check_number("fraction", fraction, 0, 1)
-        self.max_age = max_age
+        self.max_age = check_int("max_age", max_age, 1)
         self.distil_fraction = check_number("distil_fraction", distil_fraction, 0, 1)
         self.temperature = check_positive("temperature", temperature)
-        self.top_k = top_k
-        self.ignore_index = ignore_index
+        self.top_k = check_int("top_k", top_k, 1, or_none=True)
+        self.ignore_index = check_int64("ignore_index", ignore_index)
         self.collate = collate
         leave_uncompiled(HardReplay, "extend", "keep")
         self.reset()
@@ -269,8 +266,11 @@ class HardReplay:
 
     def load_state_dict(self, state: dict) -> None:
         """Copies the state's rows to memory of their own: a CUDA graph is to be captured after it."""
+        carried = state.get("carried", state)
+        if carried is not None and not isinstance(carried.get("x"), dict):
+            raise ValueError(f"state must be of HardReplay.state_dict, x a dict of tensors by name, got {list(state)}")
         self.reset()
-        if (state := state["carried"]) is not None:
+        if (state := carried) is not None:
             targets = SoftTargets.from_state_dict(state["targets"])
             top_k = targets.values.shape[1] if targets.encoding == "top-k" else None
             for name, of_state in (("temperature", targets.temperature), ("top_k", top_k)):

@@ -159,11 +159,12 @@ class SoftTargets:
         device: torch.device | str | None = None,
     ) -> SoftTargets:
         """A table of rows that are not filled yet: dense, or top-k when top_k is given."""
+        num_rows, num_classes = check_int("num_rows", num_rows, 0), check_int("num_classes", num_classes, 1)
         if dtype not in _PROBABILITY_DTYPES:
             raise TypeError(f"dtype must be one of {', '.join(map(str, _PROBABILITY_DTYPES))}, got {dtype}")
         indices = None
         if top_k is not None:
-            check_int("top_k", top_k, 1, num_classes)
+            top_k = check_int("top_k", top_k, 1, num_classes)
             indices = torch.arange(top_k, dtype=torch.int32, device=device).repeat(num_rows, 1)
         values = torch.zeros(num_rows, num_classes if top_k is None else top_k, dtype=dtype, device=device)
         entropy = values.new_zeros(num_rows, dtype=torch.promote_types(dtype, torch.float32))
@@ -172,20 +173,17 @@ class SoftTargets:
 
     @classmethod
     def from_listed(
-        cls,
-        probs: Tensor,
-        classes: Tensor,
-        num_classes: int,
-        temperature: float | None = None,
-        *,
+        cls, probs: Tensor, classes: Tensor, num_classes: int, temperature: float | None = None, *,
         dtype: torch.dtype = torch.float32,
-    ) -> SoftTargets:
+    ) -> SoftTargets:  # fmt: skip
         """Top-k rows, all filled, given as probs [R, k] of classes [R, k], as :meth:`write_listed` takes them.
         Classes that are not distinct and in [0, num_classes) raise a ValueError; on a GPU they are not checked."""
-        if classes.shape != probs.shape:
-            raise ValueError(f"classes must have shape {list(probs.shape)} (from probs), got {list(classes.shape)}")
+        _check_matrix("probs", probs)
+        num_classes = check_int("num_classes", num_classes, 1)
+        if not isinstance(classes, Tensor) or classes.shape != probs.shape:
+            raise ValueError(f"classes must be a tensor of shape {list(probs.shape)} (from probs), got {came(classes)}")
         if classes.device.type == "cpu" and not is_traced():
-            ranked = classes.sort(dim=1).values
+            ranked = classes.long().sort(dim=1).values
             wrong = (ranked[:, 0] < 0) | (ranked[:, -1] >= num_classes) | (ranked.diff(dim=1) == 0).any(dim=1)
             if wrong.any():
                 expected, row = f"distinct and in [0, {num_classes}) in each row", classes[wrong][0].tolist()

@@ -204,7 +204,7 @@ BAD_CALLS = {
     ),
     "triple of shares": (
         lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS.float(), 0.5)),
-        r"target\[1\] must hold labels, got a torch.float32 tensor",
+        r"target\[1\] must hold int64, int32 or uint8 labels, got a torch.float32 tensor",
     ),
     "triple of rows": (
         lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS[1:], 0.5)),
@@ -213,6 +213,15 @@ BAD_CALLS = {
     "lam": (
         lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS, None)),
         r"target\[2\] \(lam\) must be a number in \[0, 1\], got None",
+    ),
+    "lam of bools": (
+        lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS, torch.tensor(True))),
+        r"target\[2\] \(lam\) must be a number or a real tensor, got a torch.bool tensor",
+    ),
+    "labels of 16 bits": (lambda: MedoidBank(5).update(LOGITS, LABELS.short()), "target must hold int64, int32 or"),
+    "no int64": (
+        lambda: MedoidBank(5, ignore_index=2**63),
+        "ignore_index must fit into int64, got 9223372036854775808",
     ),
     "lam rows": (
         lambda: MedoidBank(5).update(LOGITS, (LABELS, LABELS, torch.ones(7))),

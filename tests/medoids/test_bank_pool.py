@@ -48,6 +48,8 @@ def test_a_large_pool_that_grows_is_warned_of_once(monkeypatch):
         warnings.simplefilter("error")
         bank.update(logits, labels)
         filled_bank(logits, labels, pool_rows=40)
+    with pytest.warns(UserWarning, match=rf"\[{6 * CLASSES}, {CLASSES}\] .* GiB with max_rows_per_class of each class"):
+        filled_bank(logits, labels, max_rows_per_class=6)
 
 
 def test_a_growing_pool_has_no_room_for_ignored_rows():

@@ -40,6 +40,8 @@ def heads(x: Tensor, weight: Tensor, y: Tensor, stats: bool) -> None:
     loss, of_rows, predictions = criterion.linear(x, weight, target, past, return_stats=True, return_top_k=True)
     replay.keep(x, target, predictions, of_rows.cross_entropy)
     assert_type(criterion.linear(x, weight, target, past), Tensor)
+    assert_type(criterion.linear(x, weight, target, past, return_stats=True), tuple[Tensor, ToastStats])
+    assert_type(criterion.linear(x, weight, target, past, return_top_k=True), tuple[Tensor, TopPredictions])
     assert isinstance(criterion.linear(x, weight, target, past, return_stats=stats), tuple)
 
 

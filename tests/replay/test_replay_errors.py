@@ -48,6 +48,11 @@ BAD_CALLS = {
     "y an int": (lambda: kept(y=5), r"y must be a tensor or a triple \(y_a, y_b, lam\), got int"),
     "max_age": (lambda: HardReplay(max_age=0), "max_age must be an int >= 1, got 0"),
     "temperature": (lambda: HardReplay(temperature=0), r"temperature must be a number in \(0, inf\), got 0"),
+    "state": (
+        lambda: HardReplay().load_state_dict({"carried": {"x": X}}),
+        r"state must be of HardReplay.state_dict, x a dict of tensors by name, got \['carried'\]",
+    ),
+    "state of another": (lambda: HardReplay().load_state_dict({"x": X}), r"state must be of .*, got \['x'\]"),
     "rows": (lambda: HardReplay().extend(X, Y[1:]), "y must have as many rows as x, 8, got 7"),
     "ragged": (
         lambda: HardReplay().extend((X, X[1:]), Y),

@@ -302,8 +302,17 @@ BAD_CALLS = {
     ),
     "fewer listed than probabilities": (
         lambda: SoftTargets.from_listed(GOOD + 1 / 3, torch.zeros(2, 1).long(), 5),
-        r"classes must have shape \[2, 3\] \(from probs\), got \[2, 1\]",
+        r"classes must be a tensor of shape \[2, 3\] \(from probs\), got .* of shape \[2, 1\]",
     ),
+    "class listed twice as numbers": (
+        lambda: SoftTargets.from_listed(GOOD + 1 / 3, torch.tensor([[1.0, 1.5, 0], [1, 4, 2]]), 5),
+        r"classes must be distinct and in \[0, 5\) in each row",
+    ),
+    "nothing listed": (
+        lambda: SoftTargets.from_listed(GOOD[:, :0], torch.zeros(2, 0).long(), 5),
+        r"probs must have shape \[R, C\] with C >= 1, got \[2, 0\]",
+    ),
+    "a broken number of classes": (lambda: SoftTargets.empty(2, 5.5), "num_classes must be an int >= 1, got 5.5"),
     "one row": (lambda: SoftTargets.from_logits(GOOD)[0], "rows must be a slice, an index tensor or a bool mask"),
 }
 

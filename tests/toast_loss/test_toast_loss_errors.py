@@ -1,12 +1,14 @@
 """Bad input: each message names the argument, what was expected and what came."""
 
 import math
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from optional import needs_triton
 
-from toast_kernels import SoftTargets, backends, toast_loss
+from toast_kernels import HardReplay, PredictionMemory, SoftTargets, ToastLoss, backends, toast_loss
 from toast_kernels.blended_kl import plan
 
 N, C = 4, 5
@@ -200,6 +202,11 @@ WRONG = {
         ValueError,
         r"temperature must be a number in \(0, inf\), got inf",
     ),
+    "lam a fraction": (
+        {"target": (TARGET, TARGET, Fraction(1, 2))},
+        TypeError,
+        r"target\[2\] \(lam\) must be a number in \[0, 1\], got Fraction",
+    ),
     "lam None": (
         {"target": (TARGET, TARGET, None)},
         TypeError,
@@ -383,6 +390,20 @@ def test_the_arguments_that_the_wrong_ones_differ_from_are_right():
         assert toast_loss(LOGITS, TARGET, torch.ones(C), backend=backend, **everything).isfinite()
         assert toast_loss(LOGITS, PROBABILITIES, ignore_index=-1, backend=backend).isfinite()
         assert toast_loss(LOGITS, (TARGET, TARGET, 1), backend=backend).isfinite()
+
+
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+def test_numpys_numbers_are_numbers(backend):
+    """And are kept as Python's: what reads a setting later meets no surprise."""
+    target = torch.tensor([0, 1, 2, 3])
+    given = {"ignore_index": np.int64(2), "temperature": np.float32(2), "past_weight": np.float64(0.5), "past": LOGITS}
+    plain = {name: value if name == "past" else value.item() for name, value in given.items()}
+    logits = torch.arange(N * C).reshape(N, C).sin()
+    assert toast_loss(logits, target, backend=backend, **given) == toast_loss(logits, target, backend=backend, **plain)
+    assert type(HardReplay(ignore_index=np.int64(-1)).ignore_index) is int
+    criterion = ToastLoss(np.int64(C), ignore_index=np.int64(-1), num_epochs=np.int64(3))
+    assert type(criterion.bank.num_classes) is type(criterion.bank.ignore_index) is int
+    assert type(PredictionMemory(np.int64(2), np.int64(3)).targets.num_classes) is int
 
 
 def test_a_missing_backend_is_asked_for_by_name_or_replaced(monkeypatch):
