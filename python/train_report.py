@@ -70,7 +70,6 @@ def _compare(method: str, ours: list[Record], plain: list[Record]) -> str:
         difference = Difference.of(points)
         mean, margin, sign = difference.mean, difference.half, difference.sign
         basis = f"the {CONFIDENCE:.0%} t interval over {len(points)} seeds"
-        basis += ", too few for a verdict" if len(points) < FEW_SEEDS else ""
     else:
         gains = 100 * (ours[0].test_hits.double() - plain[0].test_hits.double())
         mean, margin = points[0], 2 * gains.std().item() / math.sqrt(len(gains))
@@ -81,6 +80,8 @@ def _compare(method: str, ours: list[Record], plain: list[Record]) -> str:
         -1: f"{name} lost to cross-entropy",
         0: f"{name} and cross-entropy cannot be told apart",
     }[sign]
+    if 1 < len(points) < FEW_SEEDS:
+        outcome = f"{name} beside cross-entropy, too few seeds for a verdict"
     nll = statistics.fmean(a.test["nll"] - b.test["nll"] for a, b in zip(ours, plain, strict=True))
     longer = sum(run.wall_seconds for run in ours) / sum(run.wall_seconds for run in plain)
     replayed = f", {name} {ours[0].replayed_rows:,} replayed rows on top" if ours[0].replayed_rows else ""

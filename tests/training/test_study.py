@@ -164,7 +164,9 @@ def test_the_page_says_what_the_table_does(folder):
         f"at as many forward rows top-1 {longer} points and NLL {nll}, top-1 better / worse in 0 / 1 of 1.\n" in page
     )
     assert "| half of the data | 3 | - | - |" in page
-    assert "Not there yet: epochs-x4, epochs-x8, quarter," in page
+    assert "Not there yet: four times the epochs; eight times the epochs; a quarter of the data;" in page
+    assert "a better top-1 in 1 of 1 comparisons" in page
+    assert "told apart in 0, a worse one in 0." in page
     assert "(../study/benefit.png)" in page
     assert "| TOAST, both stages | base: all data, the usual augmentation | 1.5 | **-4.00" in page
 
@@ -182,6 +184,7 @@ def test_the_best_other_method_has_the_best_average_over_the_most_regimes(tmp_pa
     toast, other = [line for line in page.splitlines() if line.startswith("- **")]
     assert toast.startswith("- **TOAST, both stages**")
     assert other.startswith(f"- **{best}, ")
+    assert f"a worse one in {len(regimes) + 1}: DLB, last mini-batch, under base: all data, the" in page
 
 
 def test_of_mixed_images_no_training_accuracy_is_shown(folder):
@@ -255,7 +258,7 @@ def test_a_page_of_trials_alone_has_no_scores(tmp_path):
     table.append(tmp_path / "results.csv", study_run.COLUMNS, map(result, trials))
     page = study_report.text(tmp_path, tmp_path / "study.md")
     assert "2 runs so far, trials included" in page
-    assert "Not there yet: base, epochs-x4" in page
+    assert "Not there yet: base: all data, the usual augmentation; four times" in page
     assert "### Scores" not in page
 
 
