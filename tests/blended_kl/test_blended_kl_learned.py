@@ -105,7 +105,7 @@ def test_an_alpha_out_of_range_is_seen_though_it_is_learned():
     logits, values, build = problem()
     values["alpha"] = torch.tensor(1.5, requires_grad=True)
     target, keywords = build(values)
-    with pytest.raises(ValueError, match="alpha must be in"):
+    with pytest.raises(ValueError, match="alpha must be a number in"):
         functional.toast_loss(logits, target, backend="reference", **keywords)
 
 
