@@ -256,6 +256,36 @@ def test_the_page_is_what_the_results_make_it():
     assert page.read_text() == study_report.text(root / "study", page)
 
 
+def test_the_readme_says_what_the_study_found():
+    readme = " ".join((PYTHON.parent / "README.md").read_text().split())
+    results = {result.same["classes"]: result for result in study_results.all_results(PYTHON.parent / "study")
+        if result.same["data"] == "glyphs" and result.same["backbone"] == "cnn"}  # fmt: skip
+    few = results[400]
+
+    def points(difference):
+        return f"{100 * abs(difference.mean):.1f} ± {100 * difference.half:.1f}"
+
+    def over_ce(regime, result=few):
+        return points(result.difference(regime, "toast", "top1"))
+
+    def at_equal_rows(method):
+        other = few.of_as_many_rows(method)
+        found = {regime: few.difference(regime, method, "top1", other) for regime in few.regimes if other}
+        return {regime: d for regime, d in found.items() if d and d.pairs >= seeds.FEW_SEEDS}
+
+    signs = [difference.sign for difference in at_equal_rows("toast").values()]
+    every = {method: at_equal_rows(method) for method in few.plan.methods}
+    assert f"gains {points(few.over_regimes('toast', 'top1')[0])} points of top-1 on average of six" in readme
+    assert f"{over_ce('base', results[3250])} with 3,250 classes" in readme
+    assert f"loses {over_ce('noise-40')} with 40% wrong labels" in readme
+    assert f"better in {signs.count(-1)} of {len(signs)} conditions, worse in none" in readme
+    assert 1 not in signs
+    assert f"Of {sum(map(len, every.values()))} comparisons two favour replay, both with 40% wrong labels" in readme
+    won = {(m, regime) for m, found in every.items() for regime, d in found.items() if d.sign > 0}
+    assert won == {("stage2-half", "noise-40"), ("dlb", "noise-40")}
+    assert f"the hard half distilled ({points(every['stage2-half']['noise-40'])})" in readme
+
+
 def test_a_page_of_trials_alone_has_no_scores(tmp_path):
     trials = plan().trials("base", "ce", {})[:2]
     table.append(tmp_path / "results.csv", study_run.COLUMNS, map(result, trials))
