@@ -2,6 +2,7 @@
 
 python python/study.py                                    the core, as much as is not there yet; then the page
 python python/study.py run --hours 2 --regimes base mixup --methods ce toast --seeds 0 1 2 3 4
+python python/study.py repeat --out again                 every run of study/ anew: some 19 hours of one core
 python python/study.py cost                               time and memory of a step of every method
 python python/study.py report                             the page and the pictures anew
 
@@ -28,13 +29,15 @@ from image_data import DataError
 from options import REPOSITORY, number
 from study_cost import COST_COLUMNS, measure
 from study_methods import METHODS
-from study_plan import CORE_METHODS, CORE_REGIMES, SAME, Plan, known, work_of
+from study_plan import CORE_METHODS, CORE_REGIMES, SAME, Plan, Repeat, known, work_of
 from study_regimes import REGIMES
 from study_run import COLUMNS, CURVE_COLUMNS, Run, Spec, load
 from study_table import append, read
 
+STUDY = REPOSITORY / "study"
 
-def run(plan: Plan, folder: Path, data_dir: Path, workers: int, hours: float | None) -> None:
+
+def run(plan: Plan | Repeat, folder: Path, data_dir: Path, workers: int, hours: float | None) -> None:
     """Everything of the plan that is not in folder/results.csv, each in one thread of a worker, until time is up."""
     results, curves = folder / "results.csv", folder / "curves.csv"
     done = known(read(results))
@@ -125,7 +128,9 @@ def _work(pipe: connection.Connection, data_dir: Path) -> None:
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("run", "cost", "report"), default="run", help="default: run")
+    parser.add_argument(
+        "what", nargs="?", choices=("run", "repeat", "cost", "report"), default="run", help="default: run"
+    )
     add = parser.add_argument_group("the grid", "defaults: the core").add_argument
     add("--data", default="glyphs", help="glyphs, all-glyphs, fashion-mnist, digits or folder:PATH")
     add("--classes", type=number(2, kind=int), default=400, help="the first so many")
@@ -141,11 +146,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--workers", type=number(1, kind=int), default=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity")
         else os.cpu_count(), help="runs side by side, of one thread each (default: one a processor)")  # fmt: skip
     add("--data-dir", type=Path, default=REPOSITORY / "data")
-    add("--out", type=Path, default=REPOSITORY / "study", help="folder of the results")
-    add("--page", type=Path, default=REPOSITORY / "docs" / "study.md")
+    add("--out", type=Path, default=STUDY, help="folder of the results, and of the page (study/'s is docs/study.md)")
     options = parser.parse_args(argv)
     if options.image_size % 4:
         parser.error(f"--image-size must be a multiple of 4, got {options.image_size}")
+    options.out = options.out.resolve()
+    if options.what == "repeat" and options.out == STUDY:
+        parser.error("repeat needs --out, the folder for the new results")
     return options
 
 
@@ -153,16 +160,20 @@ def main(argv: list[str] | None = None) -> int:
     options = parse(argv)
     same = {name: getattr(options, name) for name in SAME}
     plan = Plan(same, tuple(options.regimes), tuple(options.methods), tuple(sorted(set(options.seeds))))
+    page = REPOSITORY / "docs" / "study.md" if options.out == STUDY else options.out / "study.md"
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # through finally: the workers end too
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored in background jobs
     try:
         if options.what == "run":
             run(plan, options.out, options.data_dir, options.workers, options.hours)
+        elif options.what == "repeat":
+            repeat = Repeat(tuple(known(read(STUDY / "results.csv"))))
+            run(repeat, options.out, options.data_dir, options.workers, options.hours)
         elif options.what == "cost":
             append(options.out / "cost.csv", COST_COLUMNS, measure(plan.same, options.data_dir))
         import study_report  # not before it is needed: matplotlib takes a second to load, in every worker
 
-        study_report.write(options.out, options.page)
+        study_report.write(options.out, page)
     except (DataError, backbones.BackboneError) as error:
         print(f"study.py: error: {error}", file=sys.stderr)
         return 2

@@ -82,6 +82,19 @@ class Plan:
         return work
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Runs that are known, in their order."""
+
+    specs: tuple[Spec, ...]
+
+    def runs(self, done: dict[Spec, dict]) -> Iterator[Spec]:
+        return iter(self.specs)
+
+    def work(self) -> float:
+        return sum(work_of(spec.regime, spec.method) for spec in self.specs)
+
+
 def work_of(regime: str, method: str) -> float:
     return REGIMES[regime].epochs * METHODS[method].rows * METHODS[method].budget
 

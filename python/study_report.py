@@ -50,7 +50,8 @@ def text(folder: Path, page: Path) -> str:
         "# Does it help?",
         "Cross-entropy beside TOAST and its relatives, all with this library's loss, on images, under conditions that "
         "differ in one factor each. `make study` makes those of its core's runs that are missing, "
-        f'`make study ARGS="--help"` says how to make others; this page is made of `{folder.name}/results.csv`.',
+        f'`make study ARGS="repeat --out again"` makes all of them anew, `ARGS="--help"` says how to make others; this '
+        f"page is made of `{folder.name}/results.csv`.",
     ]
     for result in results[:1]:
         parts += _of_plan(result, where, costs)

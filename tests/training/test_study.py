@@ -302,7 +302,7 @@ def test_a_page_without_results(tmp_path):
 
 SMALL = (
     "--classes 12 --image-size 16 --batch-size 32 --epochs 2 --regimes base --methods ce ps-kd --seeds 0 --workers 1 "
-    "--out {0} --page {0}/page.md"
+    "--out {0}"
 )
 
 
@@ -316,7 +316,7 @@ def handlers(monkeypatch):
     "end",
     [pytest.param(signal.SIGKILL, id="SIGKILL"), pytest.param(signal.SIGINT, id="SIGINT", marks=pytest.mark.more)],
 )
-def test_a_killed_study_goes_on(handlers, tmp_path, capsys, end):
+def test_a_killed_study_goes_on_and_is_repeated(handlers, monkeypatch, tmp_path, capsys, end):
     arguments = SMALL.format(tmp_path).split()
     command = [sys.executable, str(PYTHON / "study.py"), *arguments]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -338,7 +338,12 @@ def test_a_killed_study_goes_on(handlers, tmp_path, capsys, end):
     rows = table.read(tmp_path / "results.csv")
     assert len(rows) == len(study_plan.known(rows)) == 6
     assert "100%" in capsys.readouterr().out.splitlines()[-1]
-    assert "12 classes" in (tmp_path / "page.md").read_text()
+    assert "12 classes" in (tmp_path / "study.md").read_text()
+
+    monkeypatch.setattr(study, "STUDY", tmp_path)
+    assert study.main(["repeat", "--workers", "1", "--out", str(tmp_path / "again")]) == 0
+    again = table.read(tmp_path / "again" / "results.csv")
+    assert [row | {"seconds": 0} for row in again] == [row | {"seconds": 0} for row in rows]
 
 
 def _alive(pid):
@@ -365,6 +370,12 @@ def test_an_image_size_the_networks_cannot_take_is_refused(capsys):
     with pytest.raises(SystemExit):
         study.parse(["--image-size", "18"])
     assert "--image-size must be a multiple of 4, got 18" in capsys.readouterr().err
+
+
+def test_a_study_is_not_repeated_into_itself(capsys):
+    with pytest.raises(SystemExit):
+        study.parse(["repeat"])
+    assert "repeat needs --out" in capsys.readouterr().err
 
 
 @pytest.mark.more
