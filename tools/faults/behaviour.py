@@ -75,6 +75,38 @@ FAULTS = {
             MIXUP + "test_where_nothing_may_wait_a_row_that_is_no_mixture_has_a_nan_loss",
         ),
     ],
+    "toast_kernels/checks.py": [
+        (
+            "checks: NumPy's ints are kept as they come",
+            "return value if isinstance(value, _INTS) else operator.index(value)",
+            "return value",
+            "tests/toast_loss/test_toast_loss_errors.py::test_numpys_numbers_are_numbers",
+        ),
+    ],
+    "toast_kernels/soft_targets.py": [
+        (
+            "checks: classes are looked at before they are ints",
+            "classes.long().sort(dim=1)",
+            "classes.sort(dim=1)",
+            "tests/softmax_statistics/test_soft_targets.py::test_bad_arguments_are_named",
+        ),
+    ],
+    "toast_kernels/prediction_memory.py": [
+        (
+            "memory: whether a row is finite is summed in its dtype",
+            "softmax_statistics(logits, 1.0)[0].isfinite()",
+            "logits.logsumexp(dim=1).isfinite()",
+            "tests/toast_loss/test_prediction_memory.py::test_half_precision_rows_of_very_many_classes_are_kept",
+        ),
+    ],
+    "toast_kernels/pool.py": [
+        (
+            "pool: a large one of so many rows a class comes without a warning",
+            "if self.most is not None and self.predictions is None:",
+            "if False:",
+            "tests/medoids/test_bank_pool.py::test_a_large_pool_that_grows_is_warned_of_once",
+        ),
+    ],
     "toast_kernels/carried_rows.py": [
         (
             "replay: a mapping comes back as a dict",
@@ -84,6 +116,12 @@ FAULTS = {
         ),
     ],
     "toast_kernels/replay.py": [
+        (
+            "replay: a state of another kind is loaded",
+            'if carried is not None and not isinstance(carried.get("x"), dict):',
+            "if False:",
+            REPLAY_ERRORS + "test_bad_arguments_are_named",
+        ),
         (
             "replay: a state of other settings is taken",
             "if of_state != getattr(self, name):",
