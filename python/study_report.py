@@ -150,7 +150,7 @@ def _in_short(result: Results, costs: dict[tuple, dict]) -> Iterable[str]:
         "correction for looking at many differences, of which some are bold by chance. The runs were made in this "
         "order: the core with three seeds; its relatives under two regimes; the core with five; more seeds and regimes "
         "for the reading of stage 2 that had done best; 20% wrong labels; Mixup and CutMix; half of the "
-        "data."
+        "data; eight times the epochs."
     )
     rows = [
         (METHODS[m].title, *_tallies(result, m), *_price(result, m, costs)) for m in result.plan.methods if m != "ce"
