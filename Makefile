@@ -66,7 +66,7 @@ check-more: docs cross ctest-more ## what a release wants besides `make test` an
 	$(PY) -m pytest -q tests/compiled/test_cuda_compiles.py
 	PYTHONPATH=build/oldest-triton $(PY) -m pytest -q -m "" tests/compiled/test_compile_targets.py
 
-faults: setup ## break the code in some 550 ways, one at a time, and see a test fail each time (hours; ARGS="--only TEXT")
+faults: setup ## break the code in some 580 ways, one at a time, and see a test fail each time (hours; ARGS="--only TEXT")
 	$(PY) tools/seeded_faults.py $(ARGS)
 
 # glibc keeps freed memory, for ours and the peers alike: the page faults of fresh memory cost as much as a loss.

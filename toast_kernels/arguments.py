@@ -224,7 +224,7 @@ def _check_labels(name, labels, logits):
     check_device(name, labels, logits)
     if labels.shape != label_shape(logits):
         raise ValueError(
-            f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the classes', "
+            f"{name} must have shape {list(label_shape(logits))} (logits {list(logits.shape)} without the classes, "
             f"dimension {class_dim(logits)}), got {list(labels.shape)}"
         )
 
